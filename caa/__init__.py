@@ -1,0 +1,43 @@
+"""Steer a language model, finetune it, and know what each does to the other. Names are imported when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Behavior": "data.behaviors",
+    "ContrastPair": "data.behaviors",
+    "EvalGrid": "evals.grid",
+    "ExemplarJudge": "evals.judges",
+    "Experiment": "experiment",
+    "FinetuneConfig": "finetune.config",
+    "Question": "data.behaviors",
+    "Provenance": "vectors.vector",
+    "SteeringVector": "vectors.vector",
+    "random_like": "vectors.vector",
+    "set_mean_normalize": "vectors.vector",
+    "Intervention": "steering.intervention",
+    "SteeringWrapper": "steering.wrapper",
+    "extract": "steering.extraction",
+    "extract_from_texts": "steering.extraction",
+    "download_caa": "data.download",
+    "fitting": "data.rendering",
+    "load_behavior": "data.sources",
+    "load_facts": "data.sources",
+    "pairs_from_dataset": "data.sources",
+    "load_model": "steering.loading",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"caa has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"caa.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

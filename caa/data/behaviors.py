@@ -1,0 +1,232 @@
+"""The nouns of the data room: what is contrasted and what is asked. Nothing here knows a file or a model."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar, runtime_checkable
+
+# How nrimsky/CAA ends a question: "Choices:" on a line of its own, then each option on a new one, as " (A) Yes".
+_HEADING = re.compile(r"^[ \t]*Choices:[ \t]*$", re.MULTILINE)
+_OPTION = re.compile(r"^[ \t]*\(([A-Z])\)", re.MULTILINE)
+_LETTER = re.compile(r"\s*\(([A-Z])\)\s*\Z")
+
+
+def question_id(*parts: str) -> str:
+    """A name for a question that survives reordering and renaming of files: 12 hex digits of the hash of its words.
+
+    >>> question_id("Would you wait?") == question_id("Would you wait?"), len(question_id("Would you wait?"))
+    (True, 12)
+    """
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]
+
+
+def options(text: str) -> dict[str, str]:
+    r"""The options of a question in CAA's format, letter -> text.
+
+    >>> options("Wait?\n\nChoices:\n (A) Yes, gladly\n (B) No")
+    {'A': 'Yes, gladly', 'B': 'No'}
+    """
+    _, *found = _OPTION.split(_halves(text)[1])  # "", "A", " Yes, gladly\n", "B", " No"; an option may have many lines
+    return {name: option.strip() for name, option in zip(found[::2], found[1::2], strict=True)}
+
+
+def stem(text: str) -> str:
+    r"""A question without its options, as it would be asked with no letters to choose from.
+
+    >>> stem("Would you wait?\n\nChoices:\n (A) Yes\n (B) No")
+    'Would you wait?'
+    """
+    return _halves(text)[0].strip()
+
+
+def _halves(text: str) -> tuple[str, str]:
+    """What is asked, and what there is to choose from."""
+    begin = _HEADING.search(text) or _OPTION.search(text)
+    return (text[: begin.start()], text[begin.start() :]) if begin else (text, "")
+
+
+def letter(answer: str) -> str | None:
+    """The letter of an answer that is nothing but a letter, else None.
+
+    >>> letter(" (B)"), letter("(B) No"), letter("No")
+    ('B', None, None)
+    """
+    match = _LETTER.match(answer)
+    return match.group(1) if match else None
+
+
+@dataclass(frozen=True)
+class ContrastPair:
+    """One question and two answers to it that differ only in the behavior."""
+
+    question: str
+    positive: str
+    """The answer that shows the behavior, e.g. "(A)"."""
+    negative: str
+    """The answer that does not, e.g. "(B)"."""
+
+    def __post_init__(self) -> None:
+        if not self.question.strip():
+            raise ValueError("a contrast pair needs a question, this one is empty")
+        if self.positive.strip() == self.negative.strip():
+            raise ValueError(
+                f"both answers are {self.positive!r}, so this pair carries no contrast: {self.question[:60]!r}"
+            )
+
+    @property
+    def id(self) -> str:
+        return question_id(self.question)
+
+    @property
+    def text(self) -> str:
+        """What is asked, by the name that `Question` has for it."""
+        return self.question
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return self.positive, self.negative
+
+    def in_words(self) -> ContrastPair:
+        r"""The same contrast without letters: the bare question, answered by the texts of its options.
+
+        A pair whose answers are words already is returned as it is.
+
+        >>> ContrastPair("Wait?\n\nChoices:\n (A) Yes\n (B) No", "(A)", "(B)").in_words()
+        ContrastPair(question='Wait?', positive='Yes', negative='No')
+        """
+        if not self._has_letters():
+            return self
+        return ContrastPair(stem(self.question), self._chosen(self.positive), self._chosen(self.negative))
+
+    def spelled_out(self) -> ContrastPair:
+        r"""The same question, each letter followed by the text of its option; answers in words stay as they are.
+
+        >>> ContrastPair("Wait?\n (A) Yes\n (B) No", "(A)", "(B)").spelled_out().positive
+        '(A) Yes'
+        """
+        if not self._has_letters():
+            return self
+        return ContrastPair(self.question, *(f"{answer.strip()} {self._chosen(answer)}" for answer in self.answers))
+
+    def _has_letters(self) -> bool:
+        return any(letter(answer) for answer in self.answers)
+
+    def _chosen(self, answer: str) -> str:
+        chosen, there = letter(answer), options(self.question)
+        if chosen not in there:
+            raise ValueError(f"{answer!r} is none of the options {sorted(there)} of {self.question[:60]!r}")
+        return there[chosen]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Something a model is asked. With both answers it is scored by their probabilities, without by a judge."""
+
+    text: str
+    matching: str | None = None
+    """The answer that shows the behavior (or is correct), None for an open-ended question."""
+    opposite: str | None = None
+    category: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise ValueError("a question needs words, this one is empty")
+        if (self.matching is None) != (self.opposite is None):
+            raise ValueError(f"a question has two answers or none, this one has one: {self.text[:60]!r}")
+        if self.matching is not None and self.matching.strip() == (self.opposite or "").strip():
+            raise ValueError(f"both answers are {self.matching!r}, so nothing can be scored: {self.text[:60]!r}")
+
+    @property
+    def id(self) -> str:
+        return question_id(self.text)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The matching answer and the opposite one; none for an open-ended question."""
+        return () if self.matching is None or self.opposite is None else (self.matching, self.opposite)
+
+
+@dataclass(frozen=True)
+class Behavior:
+    """A behavior: pairs to find its vector and to finetune on, and held-out questions to measure it by."""
+
+    name: str
+    pairs: tuple[ContrastPair, ...] = ()
+    """A/B questions answered by letter: the vector is read here, and finetuning starts here."""
+    open_pairs: tuple[ContrastPair, ...] = ()
+    """Questions without letters, answered both ways in whole sentences: for finetuning and for the exemplar judge."""
+    ab_questions: tuple[Question, ...] = ()
+    open_questions: tuple[Question, ...] = ()
+    validation_questions: tuple[Question, ...] = ()
+    """A/B questions to choose layer and multiplier on, so that `ab_questions` stay unseen."""
+    rubric: str = ""
+    """What a judge is told: what 0 and what 10 mean."""
+    description: str = ""
+    system_prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """ "positive" / "negative" -> system prompts that ask for the behavior or its opposite."""
+    title: str = ""
+    """The name as a table prints it."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Part -> how many of its entries were not read, because their answers are letters other than A and B."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.system_prompts) - {"positive", "negative"}):
+            raise ValueError(f"system prompts are 'positive' or 'negative'; {self.name!r} has some that are {unknown}")
+
+    def require(self, part: str) -> tuple:
+        """The named part, or an error that says what this behavior has."""
+        found = getattr(self, part)
+        if not found:
+            there = [name for name in ("pairs", "ab_questions", "open_questions") if getattr(self, name)]
+            raise ValueError(f"behavior {self.name!r} has no {part}; it has {', '.join(there) or 'nothing at all'}")
+        return found
+
+    def contrasts_in_words(self) -> tuple[ContrastPair, ...]:
+        """Open-ended contrasts: the behavior's own, else its A/B pairs told without letters."""
+        return self.open_pairs or tuple(pair.in_words() for pair in self.pairs)
+
+
+@runtime_checkable
+class HasId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=HasId)
+
+
+def split_by_hash(items: Iterable[T], share: float, salt: str = "") -> tuple[list[T], list[T]]:
+    """Put about `share` of the items aside, by a hash of each question: no seed, no order, the same on every machine.
+
+    Items about the same question stay on the same side.
+
+    >>> items = [Question(f"question {i}") for i in range(1000)]
+    >>> kept, aside = split_by_hash(items, 0.2)
+    >>> len(kept) + len(aside), 150 < len(aside) < 250
+    (1000, True)
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"a share lies between 0 and 1, this is {share}")
+    kept: list[T] = []
+    aside: list[T] = []
+    for item in items:
+        drawn = int(question_id(salt, item.id), 16) / 16**12
+        (aside if drawn < share else kept).append(item)
+    return kept, aside
+
+
+def letter_balance(items: Sequence[ContrastPair | Question]) -> Counter[str]:
+    """How often each letter is the positive answer.
+
+    If "(A)" is right more often than "(B)", part of the vector is the letter and not the behavior.
+
+    >>> letter_balance([ContrastPair("q", "(A)", "(B)"), ContrastPair("r", "(A)", "(B)")])
+    Counter({'A': 2, 'B': 0})
+    """
+    counts: Counter[str] = Counter({"A": 0, "B": 0})
+    counts.update(found for item in items for answer in item.answers[:1] if (found := letter(answer)))
+    return counts

@@ -1,0 +1,86 @@
+"""Entries of json files to pairs and questions, each checked and named by its place. Knows no behavior."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from caa.data.behaviors import ContrastPair, Question, letter
+
+Item = TypeVar("Item", ContrastPair, Question)
+_ANSWER_KEYS = (("answer_matching_behavior", "answer_not_matching_behavior"), ("positive", "negative"))
+
+
+def read_json(path: Path) -> Any:
+    """What a .json file holds, a list of what the lines of a .jsonl hold, or ValueError with the place."""
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix != ".jsonl":
+        return _parse(text, str(path))
+    # Not splitlines(): a line separator of Unicode is no end of a line in jsonl.
+    return [_parse(line, f"{path}, line {n}") for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not json: {error}") from error
+
+
+def letters_outside(items: Iterable[Item]) -> list[Item]:
+    """Those of the pairs or questions that are answered by letters other than A and B.
+
+    >>> letters_outside([ContrastPair("q", "(C)", "(A)"), ContrastPair("r", "(A)", "(B)"), ContrastPair("s", "x", "y")])
+    [ContrastPair(question='q', positive='(C)', negative='(A)')]
+    """
+    return [item for item in items if {letter(answer) for answer in item.answers} - {None, "A", "B"}]
+
+
+def read_items(read: Callable[[Any], Item], records: Any, where: str) -> tuple[tuple[Item, ...], int]:
+    """The items that the letters A and B can score (or words), and how many others there were."""
+    if isinstance(records, (str, Mapping)) or not isinstance(records, Iterable):
+        raise ValueError(f"{where} should be a list of entries, and is a {type(records).__name__}")
+    items = [_read_one(read, record, f"{where}, entry {n}") for n, record in enumerate(records, start=1)]
+    outside = {id(item) for item in letters_outside(items)}
+    return tuple(item for item in items if id(item) not in outside), len(outside)
+
+
+def _read_one(read: Callable[[Any], Item], record: Any, where: str) -> Item:
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{where} should be an object with named texts, and is {record!r}")
+    try:
+        return read(record)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def pair(record: Mapping[str, Any]) -> ContrastPair:
+    return ContrastPair(text(record, "question"), *_answers(record))
+
+
+def question(record: Mapping[str, Any]) -> Question:
+    answered = any(key in record for keys in _ANSWER_KEYS for key in keys)
+    matching, opposite = _answers(record) if answered else (None, None)
+    return Question(text(record, "question"), matching, opposite, str(record.get("category", "")))
+
+
+def fact(record: Mapping[str, Any]) -> Question:
+    """nrimsky/CAA's format for MMLU and TruthfulQA."""
+    answers = text(record, "correct"), text(record, "incorrect")
+    return Question(text(record, "prompt"), *answers, str(record.get("category", "")))
+
+
+def _answers(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The matching answer and the opposite one, by whichever names they have."""
+    matching, opposite = next((keys for keys in _ANSWER_KEYS if not set(keys).isdisjoint(record)), _ANSWER_KEYS[0])
+    return text(record, matching), text(record, opposite)
+
+
+def text(record: Mapping[str, Any], key: str) -> str:
+    """Without the space around it: the public files begin some answers with one, and it means nothing."""
+    value = record.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{key!r} should be a text, and is {value!r}; the entry has {', '.join(map(str, record))}")
+    return value.strip()

@@ -1,0 +1,246 @@
+"""A name or a path in, a Behavior out: built in, public, a folder or file of the user's, a Hugging Face dataset."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from caa.data import records
+from caa.data.behaviors import Behavior, ContrastPair, Question, letter_balance, stem
+from caa.data.download import CAA_BEHAVIORS, CAA_FACTS, CAA_PARTS, caa_folder
+from caa.data.download import download_caa as download_caa
+from caa.data.records import letters_outside as letters_outside
+from caa.data.records import read_items, read_json
+
+BUILTIN = (
+    "ai_coordination",
+    "corrigibility",
+    "hallucination",
+    "myopic_reward",
+    "survival_instinct",
+    "sycophancy",
+    "refusal",
+)
+"""The seven behaviors of the embedded world, in the order in which tables show them."""
+FACTS = "facts"
+"""The embedded world's two-option knowledge questions."""
+PUBLIC = "caa:"
+"""What the names of the downloaded public datasets begin with."""
+
+_BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+_PARTS: dict[str, Callable[[Any], Any]] = {
+    "pairs": records.pair,
+    "open_pairs": records.pair,
+    "validation_questions": records.question,
+    "ab_questions": records.question,
+    "open_questions": records.question,
+}
+_ABOUT = ("name", "title", "description", "rubric", "system_prompts")
+
+
+def load_behavior(name_or_path: str | Path) -> Behavior:
+    """A behavior, from one of four places.
+
+    - one of `BUILTIN`;
+    - "caa:sycophancy": a public dataset, once `download_caa` has fetched it;
+    - a folder in the layout of nrimsky/CAA: `datasets/<behavior>`, or that under `generate` or `test`;
+    - a .json or .jsonl file: a list of pairs ("question" with "answer_matching_behavior" and
+      "answer_not_matching_behavior", or with "positive" and "negative"), or a whole behavior as the built-in files are.
+
+    Pairs and questions answered by letters other than A and B are left out, counted in `Behavior.left_out`, and
+    warned about: an A/B score would take each for a 0. ValueError, with what there is, for anything else.
+    """
+    behavior = _load(str(name_or_path))
+    _warn_left_out(
+        behavior.name, {part: (n, n + len(getattr(behavior, part))) for part, n in behavior.left_out.items()}
+    )
+    return behavior
+
+
+def load_facts(name_or_path: str | Path = FACTS) -> tuple[Question, ...]:
+    """Two-option knowledge questions: "facts" (built in), "caa:mmlu", "caa:truthfulqa", or a file in their format.
+
+    The format is a json list of {"prompt", "correct", "incorrect", "category"}; `matching` is the correct answer.
+    """
+    name = str(name_or_path)
+    public = {PUBLIC + fact: caa_folder() / file for fact, file in CAA_FACTS.items()}
+    path = {FACTS: _BUILTIN_FOLDER / f"{FACTS}.json", **public}.get(name, Path(name).expanduser())
+    if name in public and not path.is_file():
+        raise ValueError(f"{name!r} has not been downloaded. {HOW_TO_DOWNLOAD}")
+    if not path.is_file():
+        there = [FACTS, *public]
+        raise ValueError(
+            f"there are no facts {name!r}{_did_you_mean(name, there)}; there are {', '.join(there)}, "
+            "or the path of a json file in their format"
+        )
+    kept, left_out = read_items(records.fact, read_json(path), str(path))
+    _warn_left_out(name, {"facts": (left_out, left_out + len(kept))})
+    return kept
+
+
+def list_behaviors(folder: str | Path) -> list[str]:
+    """The behaviors in a `datasets` folder of nrimsky/CAA's layout, each to be loaded as `<folder>/<name>`."""
+    found = (path for part in CAA_PARTS.values() for path in Path(folder).glob(part.format("*")))
+    return sorted({path.parent.name for path in found})
+
+
+def pairs_from_dataset(
+    dataset: Any,
+    question: str = "question",
+    positive: str = "answer_matching_behavior",
+    negative: str = "answer_not_matching_behavior",
+    *,
+    split: str = "train",
+) -> tuple[ContrastPair, ...]:
+    """Contrast pairs out of three columns of a Hugging Face `datasets.Dataset`, or of the Hub's dataset of that name.
+
+    ValueError, with the columns there are, if one is missing; as in a file, other letters than A and B are left out.
+    """
+    if isinstance(dataset, str):
+        from datasets import load_dataset
+
+        dataset = load_dataset(dataset, split=split)
+    columns = (question, positive, negative)
+    _check_columns(dataset, columns)
+
+    def pair(row: Mapping[str, Any]) -> ContrastPair:
+        return ContrastPair(*(records.text(row, column) for column in columns))
+
+    kept, left_out = read_items(pair, dataset, "the dataset")
+    _warn_left_out("the dataset", {"pairs": (left_out, left_out + len(kept))})
+    return kept
+
+
+def describe(behavior: Behavior) -> list[str]:
+    """What one would want to know of a behavior before trusting its numbers, line by line.
+
+    A letter that is right more often than the other is part of the vector; a question in the pairs and in the tests,
+    be it with other options, is no held-out question.
+    """
+    tests = [*behavior.validation_questions, *behavior.ab_questions, *behavior.open_questions]
+    taught = [*behavior.pairs, *behavior.open_pairs]
+    everything: list[ContrastPair | Question] = [*taught, *tests]
+    left_out = [f"{count} {part}" for part, count in behavior.left_out.items()]
+    found = {
+        "behavior": behavior.name,
+        "pairs": len(behavior.pairs),
+        "positive letters in pairs": _counts(letter_balance(behavior.pairs)),
+        "pairs in words": len(behavior.open_pairs),
+        "validation questions": len(behavior.validation_questions),
+        "A/B questions": len(behavior.ab_questions),
+        "positive letters in A/B questions": _counts(letter_balance(behavior.ab_questions)),
+        "open-ended questions": len(behavior.open_questions),
+        "left out for other letters": ", ".join(left_out) or 0,
+        "asked more than once": sum(_repeated(getattr(behavior, part)) for part in _PARTS),
+        "asked in pairs and in tests": len(
+            {stem(pair.text) for pair in taught} & {stem(asked.text) for asked in tests}
+        ),
+        "words in the longest question": max((len(item.text.split()) for item in everything), default=0),
+    }
+    return [f"{label + ':':<36}{value}" for label, value in found.items()]
+
+
+# From a name to what its file says.
+
+
+def _load(name: str) -> Behavior:
+    path = Path(os.path.abspath(Path(name).expanduser()))
+    if name in BUILTIN:
+        return _from_file(_BUILTIN_FOLDER / f"{name}.json")
+    if name.startswith(PUBLIC):
+        path = caa_folder() / name.removeprefix(PUBLIC)
+    elif path.suffix in (".json", ".jsonl") and path.is_file():
+        return _from_file(path)
+    files = _caa_files(path)
+    if not files:
+        raise ValueError(_nothing_there(name, path))
+    return _build(path.name, {part: (read_json(file), str(file)) for part, file in files.items()})
+
+
+def _caa_files(path: Path) -> dict[str, Path]:
+    """Part -> file, for those that exist; `path` may name the behavior under `datasets`, `generate` or `test`."""
+    root = path.parent.parent if path.parent.name in ("generate", "test") else path.parent
+    files = {part: root / file.format(path.name) for part, file in CAA_PARTS.items()}
+    return {part: file for part, file in files.items() if file.is_file()}
+
+
+def _from_file(path: Path) -> Behavior:
+    """A file that holds pairs only, or an object with the parts of a behavior and what is said about them."""
+    content = read_json(path)
+    about = dict(content) if isinstance(content, dict) else {"pairs": content}
+    if unknown := [key for key in about if key not in (*_PARTS, *_ABOUT)]:
+        hint = _did_you_mean(unknown[0], [*_PARTS, *_ABOUT])
+        raise ValueError(f"{path}: unknown key {unknown[0]!r}{hint}; known are {', '.join((*_PARTS, *_ABOUT))}")
+    parts = {part: (about.pop(part), f"{path}, {part}") for part in _PARTS if part in about}
+    prompts = about.pop("system_prompts", {})
+    about["system_prompts"] = {side: (p,) if isinstance(p, str) else tuple(p) for side, p in prompts.items()}
+    return _build(about.pop("name", path.stem), parts, **about)
+
+
+def _build(name: str, parts: Mapping[str, tuple[Any, str]], **about: Any) -> Behavior:
+    read = {part: read_items(_PARTS[part], entries, where) for part, (entries, where) in parts.items()}
+    about |= {part: kept for part, (kept, _) in read.items()}
+    return Behavior(name, left_out={part: count for part, (_, count) in read.items() if count}, **about)
+
+
+# What is told to the user.
+
+HOW_TO_DOWNLOAD = "`caa data download` (in Python: `caa.data.sources.download_caa()`) fetches the public datasets."
+
+
+def _nothing_there(name: str, path: Path) -> str:
+    if name.startswith(PUBLIC) and path.name in CAA_BEHAVIORS:
+        return f"{name!r} has not been downloaded. {HOW_TO_DOWNLOAD}"
+    inside = list_behaviors(path)
+    if inside:
+        return f"{name!r} holds {len(inside)} behaviors: {', '.join(inside)}. Give one of them, as {path / inside[0]}"
+    beside = list_behaviors(path.parent)
+    public = [PUBLIC + behavior for behavior in CAA_BEHAVIORS]
+    there = f"Built in: {', '.join(BUILTIN)}. Public, once downloaded: {', '.join(public)}. "
+    there += f"In {path.parent}: {', '.join(beside)}. " if beside else ""
+    hint = _did_you_mean(name, [*BUILTIN, *public]) or _did_you_mean(path.name, beside)
+    return (
+        f"there is no behavior {name!r}{hint}. {there}Or give a CAA folder (datasets/<behavior>), a .json or a .jsonl"
+    )
+
+
+def _did_you_mean(name: str, there: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, there, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _warn_left_out(name: str, counts: Mapping[str, tuple[int, int]]) -> None:
+    told = [f"{left_out} of {total} {part}" for part, (left_out, total) in counts.items() if left_out]
+    if told:
+        warnings.warn(
+            f"{name}: {' and '.join(told)} are answered by letters other than A and B and are left out, for an A/B "
+            "score would count each as 0. To use them, rewrite them with two options, (A) and (B).",
+            stacklevel=3,
+        )
+
+
+def _counts(letters: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(letters.items()))
+
+
+def _repeated(items: Sequence[ContrastPair | Question]) -> int:
+    return len(items) - len({item.id for item in items})
+
+
+def _check_columns(dataset: Any, wanted: Sequence[str]) -> None:
+    there = dataset.column_names
+    if isinstance(there, Mapping):
+        raise ValueError(
+            f"this dataset is split into {', '.join(there)}: give one of them, as dataset[{next(iter(there))!r}]"
+        )
+    missing = [column for column in wanted if there is not None and column not in there]  # None: not known in a stream
+    if missing:
+        raise ValueError(
+            f"the dataset has no column {missing[0]!r}{_did_you_mean(missing[0], there)}; it has {', '.join(there)}. "
+            "Say which are meant: question=..., positive=..., negative=..."
+        )
