@@ -1,0 +1,132 @@
+"""Reading and writing the residual stream of a live model: the only file that registers hooks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+Edit = Callable[[Tensor], Tensor]
+"""resid [row, position, d_model] -> resid, the same shape and dtype."""
+
+
+def _resid(output: Any) -> Tensor:
+    """transformers 5 blocks return a bare tensor, some families still a tuple. `output[0]` alone would be a row."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _with_resid(output: Any, resid: Tensor) -> Any:
+    return resid if isinstance(output, Tensor) else (resid, *output[1:])
+
+
+@contextmanager
+def reading(
+    blocks: nn.ModuleList, layers: Sequence[int], at: Int[Tensor, "row 2"] | None = None
+) -> Iterator[dict[int, Tensor]]:
+    """Collect what the blocks write: layer -> [row, position, d_model] of the last forward pass, filled as it runs.
+
+    With `at`, only those (row, position) places are kept, [place, d_model]: memory holds no more than is wanted.
+    """
+    found: dict[int, Tensor] = {}
+
+    def reader(layer: int) -> Callable:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            resid = _resid(output).detach()
+            found[layer] = resid if at is None else resid[at[:, 0].to(resid.device), at[:, 1].to(resid.device)]
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(blocks[layer].register_forward_hook(reader(layer)).remove)
+        yield found
+
+
+def writing(blocks: nn.ModuleList, edits: Mapping[int, Edit]) -> ExitStack:
+    """Edit what the blocks write until the returned stack is closed. It is a context manager; hooks of others stay."""
+
+    def writer(edit: Edit) -> Callable:
+        return lambda module, args, output: _with_resid(output, edit(_resid(output)))
+
+    with ExitStack() as stack:
+        for layer, edit in edits.items():
+            # prepend: transformers collects output_hidden_states with hooks of its own, and they must see the edit.
+            stack.callback(blocks[layer].register_forward_hook(writer(edit), prepend=True).remove)
+        return stack.pop_all()
+
+
+class TokenClock:
+    """Knows, for the running forward pass, the position of every token and where each row's prompt ends.
+
+    Hooked in front of the decoder. The first pass over a text (empty cache) is the prompt, unless `prompt_lengths`
+    says where the prompt ends; later passes continue it. Positions come from `position_ids`, else from the attention
+    mask, else from the cache's length: never from the shape of what happens to be passed this time.
+    """
+
+    def __init__(self) -> None:
+        self.prompt_lengths: Int[Tensor, " row"] | None = None
+        """Set by whoever knows how many tokens of each row are prompt; None to let the first pass decide."""
+        self._positions: Int[Tensor, "row position"] | None = None
+        self._last_prompt: Int[Tensor, "row 1"] | None = None
+
+    def hooked(self, owner: nn.Module) -> Any:
+        """Start; returns the handle that stops it."""
+        signature = inspect.signature(owner.forward)
+
+        def tick(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._tick(signature.bind_partial(*args, **kwargs).arguments)
+
+        return owner.register_forward_pre_hook(tick, prepend=True, with_kwargs=True)
+
+    def _tick(self, inputs: Mapping[str, Any]) -> None:
+        inputs = {**inputs, **inputs.get("kwargs", {})}
+        tokens = inputs.get("input_ids")
+        tokens = inputs["inputs_embeds"][..., 0] if tokens is None else tokens
+        cache = inputs.get("past_key_values")
+        seen = cache.get_seq_length() if cache is not None else 0
+        mask = inputs.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._positions = _positions(tokens, inputs.get("position_ids"), mask, int(seen))
+        if self.prompt_lengths is not None:
+            self._last_prompt = self.prompt_lengths.to(tokens.device)[:, None] - 1
+        elif seen == 0:
+            self._last_prompt = _last_real(self._positions, mask)
+
+    def now(self) -> tuple[Int[Tensor, "row position"], Int[Tensor, "row 1"]]:
+        """The position of every token, and of each row's last prompt token; beams of one prompt share its place."""
+        if self._positions is None or self._last_prompt is None:
+            raise RuntimeError("a block ran without its decoder, so nobody knows which tokens it was given")
+        return self._positions, repeat_rows(self._last_prompt, len(self._positions), "prompt lengths")
+
+
+def repeat_rows(values: Tensor, rows: int, what: str) -> Tensor:
+    """Values given per prompt, [prompt, ...], for the rows that generate makes of them: [row, ...].
+
+    >>> repeat_rows(torch.tensor([1, 2]), 4, "multipliers")
+    tensor([1, 1, 2, 2])
+    """
+    if rows % len(values):
+        raise ValueError(f"{len(values)} {what} do not fit a batch of {rows} rows: give one, or one for each prompt")
+    return values.repeat_interleave(rows // len(values), dim=0)
+
+
+def _positions(tokens: Tensor, position_ids: Tensor | None, mask: Tensor | None, seen: int) -> Tensor:
+    rows, columns = tokens.shape
+    if position_ids is not None:
+        flat = position_ids[0] if position_ids.ndim == 3 else position_ids  # 3: one plane for each axis of a picture
+        return flat.expand(rows, columns)
+    if mask is not None:
+        return (mask.long().cumsum(1) - 1).clamp(min=0)[:, -columns:]
+    return torch.arange(seen, seen + columns, device=tokens.device).expand(rows, columns)
+
+
+def _last_real(positions: Tensor, mask: Tensor | None) -> Tensor:
+    """The largest position among the tokens that the mask lets be seen, which is the last one's."""
+    if mask is not None:
+        positions = positions * mask[:, -positions.shape[1] :]
+    return positions.max(dim=1, keepdim=True).values

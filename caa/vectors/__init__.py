@@ -1,0 +1,1 @@
+"""Directions: tensors with a history. This room knows no model."""

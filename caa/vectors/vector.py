@@ -1,0 +1,195 @@
+"""SteeringVector: one direction per layer, and where they came from. Algebra, norms, a safetensors file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from caa.files import replacing
+
+FORMAT = "caa.vector.v1"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a vector came from. Whatever is not known is left empty, nothing is read from a file's name."""
+
+    model: str = ""
+    adapter: str = ""
+    """The LoRA adapter that was active while the activations were read, empty for none."""
+    behavior: str = ""
+    method: str = ""
+    n_pairs: int = 0
+    token: str = ""
+    """The token whose activations were read, e.g. "parting": the first at which the two answers differ."""
+    site: str = "block output"
+    history: tuple[str, ...] = ()
+    """What was done to the vector afterwards, oldest first."""
+
+    def then(self, step: str) -> Provenance:
+        return replace(self, history=(*self.history, step))
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVector:
+    """One direction per layer. Vectors add, subtract and scale; every step is kept in `source.history`.
+
+    >>> v = SteeringVector({13: torch.tensor([3.0, 4.0])})
+    >>> (2 * v).norms(), v.unit().at(13), (v - v).norms()
+    ({13: 10.0}, tensor([0.6000, 0.8000]), {13: 0.0})
+    """
+
+    directions: Mapping[int, Tensor]
+    """layer -> float32 [d_model], in residual-stream units. Layer i is the output of block i, counted from 0."""
+    source: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        if not self.directions:
+            raise ValueError("a steering vector needs at least one layer")
+        clean = {int(layer): _clean(layer, self.directions[layer]) for layer in sorted(self.directions)}
+        widths = {layer: direction.shape[0] for layer, direction in clean.items()}
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"all layers of a vector have one width, these have {widths}")
+        object.__setattr__(self, "directions", clean)
+
+    @property
+    def layers(self) -> list[int]:
+        return list(self.directions)
+
+    @property
+    def width(self) -> int:
+        """d_model of the network that the vector was read in."""
+        return next(iter(self.directions.values())).shape[0]
+
+    def at(self, layer: int) -> Float[Tensor, " d_model"]:
+        """The direction of one layer; KeyError, with the layers there are, if it has none."""
+        if layer not in self.directions:
+            raise KeyError(
+                f"no direction for layer {layer}: this {self.source.behavior or 'unnamed'!r} vector holds layers "
+                f"{self.layers}. Extract again with layers=[..., {layer}]."
+            )
+        return self.directions[layer]
+
+    def norms(self) -> dict[int, float]:
+        """layer -> Euclidean norm, in residual-stream units."""
+        return {layer: direction.norm().item() for layer, direction in self.directions.items()}
+
+    def cosine(self, other: SteeringVector) -> dict[int, float]:
+        """layer -> cosine with the other vector's direction, for the layers that both have."""
+        shared = [layer for layer in self.layers if layer in other.directions]
+        return {i: torch.cosine_similarity(self.at(i), other.at(i), dim=0).item() for i in shared}
+
+    def unit(self) -> SteeringVector:
+        """The same directions, each of norm 1."""
+        return self._each({layer: v / v.norm() for layer, v in self.directions.items()}, "unit norm")
+
+    def __mul__(self, factor: float) -> SteeringVector:
+        return self._each({layer: factor * v for layer, v in self.directions.items()}, f"times {factor:g}")
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> SteeringVector:
+        return self * (1 / divisor)
+
+    def __neg__(self) -> SteeringVector:
+        return self * -1
+
+    def __add__(self, other: SteeringVector) -> SteeringVector:
+        return self._with(other, 1)
+
+    def __sub__(self, other: SteeringVector) -> SteeringVector:
+        return self._with(other, -1)
+
+    def _with(self, other: SteeringVector, sign: int) -> SteeringVector:
+        if self.layers != other.layers or self.width != other.width:
+            raise ValueError(
+                f"vectors add layer by layer: one holds layers {self.layers} of width {self.width}, "
+                f"the other {other.layers} of width {other.width}"
+            )
+        verb = "plus" if sign > 0 else "minus"
+        summed = {layer: v + sign * other.at(layer) for layer, v in self.directions.items()}
+        return self._each(summed, f"{verb} {other.source.behavior or 'another vector'}")
+
+    def _each(self, directions: Mapping[int, Tensor], step: str) -> SteeringVector:
+        return SteeringVector(directions, self.source.then(step))
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file, atomically; its metadata holds the provenance as JSON."""
+        tensors = {f"layer.{layer}": v.contiguous() for layer, v in self.directions.items()}
+        metadata = {"format": FORMAT, "source": json.dumps(asdict(self.source))}
+        with replacing(path) as scratch:
+            save_file(tensors, scratch, metadata=metadata)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SteeringVector:
+        """Read a file that `save` wrote; ValueError for anything else."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no steering vector at {path}; `caa extract` writes one")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file, or a damaged one ({error})") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is not a {FORMAT} file; it says its format is {metadata.get('format')!r}")
+        return cls({int(name.removeprefix("layer.")): v for name, v in tensors.items()}, _provenance(metadata))
+
+
+def _clean(layer: int, direction: Tensor) -> Tensor:
+    if direction.ndim != 1 or not torch.isfinite(direction).all():
+        raise ValueError(f"layer {layer} needs finite numbers of shape [d_model], this has {list(direction.shape)}")
+    return direction.detach().to("cpu", torch.float32)
+
+
+def _provenance(metadata: Mapping[str, str]) -> Provenance:
+    known: dict[str, Any] = json.loads(metadata["source"])
+    known["history"] = tuple(known.get("history", ()))
+    return Provenance(**known)
+
+
+def set_mean_normalize(vectors: Mapping[str, SteeringVector]) -> dict[str, SteeringVector]:
+    """Rescale each vector, layer by layer, to the mean norm of the set (nrimsky/CAA, normalize_vectors.py).
+
+    "Multiplier 1" then means the same push for every behavior of the set, and nothing outside the set.
+
+    >>> pair = {"a": SteeringVector({0: torch.tensor([1.0, 0.0])}), "b": SteeringVector({0: torch.tensor([0.0, 3.0])})}
+    >>> {name: v.at(0).tolist() for name, v in set_mean_normalize(pair).items()}
+    {'a': [2.0, 0.0], 'b': [0.0, 2.0]}
+    """
+    if not vectors:
+        raise ValueError("there are no vectors to normalize")
+    layers = reduce(
+        lambda shared, v: shared & set(v.layers), vectors.values(), set(next(iter(vectors.values())).layers)
+    )
+    norms = {name: v.norms() for name, v in vectors.items()}
+    means = {layer: sum(norms[name][layer] for name in vectors) / len(vectors) for layer in layers}
+    step = f"rescaled to the mean norm of {', '.join(vectors)}"
+    return {
+        name: v._each({layer: v.at(layer) * (means[layer] / norms[name][layer]) for layer in sorted(layers)}, step)
+        for name, v in vectors.items()
+    }
+
+
+def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
+    """A control: at each layer a direction drawn uniformly from the sphere, of the same norm as the vector's.
+
+    >>> v = SteeringVector({0: torch.tensor([3.0, 4.0])})
+    >>> round(random_like(v, seed=0).norms()[0], 4)
+    5.0
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {layer: torch.randn(vector.width, generator=generator) for layer in vector.layers}
+    scaled = {layer: drawn[layer] * (vector.at(layer).norm() / drawn[layer].norm()) for layer in vector.layers}
+    return vector._each(scaled, f"replaced by a random direction of the same norm, seed {seed}")

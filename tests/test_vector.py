@@ -1,0 +1,107 @@
+"""SteeringVector: algebra, history, and a file that survives everything but a lie."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import SHARED, needs_shared
+
+from caa import Provenance, SteeringVector, random_like, set_mean_normalize
+
+
+def some(seed: int = 0, layers=(1, 3)) -> SteeringVector:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {layer: torch.randn(8, generator=generator) for layer in layers}
+    return SteeringVector(drawn, Provenance(behavior=f"b{seed}", n_pairs=3))
+
+
+def test_algebra_is_that_of_its_directions_and_is_remembered():
+    v, w = some(0), some(1)
+    mixed = (2 * v - w / 4 + -v).unit()
+    expected = 2 * v.at(3) - w.at(3) / 4 - v.at(3)
+    torch.testing.assert_close(mixed.at(3), expected / expected.norm())
+    assert mixed.source.history == ("times 2", "minus b1", "plus b0", "unit norm")
+    assert v.source.history == ()
+
+
+def test_only_vectors_of_one_shape_add():
+    with pytest.raises(ValueError, match=r"layers \[1, 3\] of width 8, the other \[1\] of width 8"):
+        some() + some(layers=(1,))
+
+
+@pytest.mark.parametrize("bad", [torch.ones(2, 2), torch.tensor([1.0, float("nan")]), torch.tensor([float("inf")])])
+def test_a_direction_is_one_row_of_finite_numbers(bad):
+    with pytest.raises(ValueError, match="finite numbers of shape"):
+        SteeringVector({0: bad})
+
+
+def test_all_layers_have_one_width_and_there_is_at_least_one():
+    with pytest.raises(ValueError, match="one width"):
+        SteeringVector({0: torch.ones(2), 1: torch.ones(3)})
+    with pytest.raises(ValueError, match="at least one layer"):
+        SteeringVector({})
+
+
+def test_a_missing_layer_says_which_there_are():
+    with pytest.raises(KeyError, match=r"no direction for layer 2: this 'b0' vector holds layers \[1, 3\]"):
+        some().at(2)
+
+
+def test_saved_and_loaded_to_the_bit(tmp_path):
+    v = (some() * 0.1).unit()
+    loaded = SteeringVector.load(v.save(tmp_path / "deep" / "v.safetensors"))
+    assert loaded.source == v.source
+    assert all(torch.equal(loaded.at(layer), v.at(layer)) for layer in v.layers)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["v.safetensors"]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = some(0).save(tmp_path / "v.safetensors")
+    before = path.read_bytes()
+
+    def dies(tensors, where, metadata):
+        where.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("caa.vectors.vector.save_file", dies)
+    with pytest.raises(KeyboardInterrupt):
+        some(1).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_foreign_and_damaged_files_are_refused(tmp_path):
+    save_file({"w": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"not a caa.vector.v1 file; it says its format is None"):
+        SteeringVector.load(tmp_path / "other.safetensors")
+    path = some().save(tmp_path / "v.safetensors")
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="damaged"):
+        SteeringVector.load(path)
+    with pytest.raises(FileNotFoundError, match="caa extract"):
+        SteeringVector.load(tmp_path / "none.safetensors")
+
+
+def test_a_random_control_has_the_norms_but_not_the_direction():
+    v = SteeringVector({layer: torch.randn(512, generator=torch.Generator().manual_seed(layer)) for layer in (0, 1)})
+    control = random_like(v, seed=1)
+    assert control.norms() == pytest.approx(v.norms(), rel=1e-5)
+    assert all(abs(cosine) < 0.2 for cosine in v.cosine(control).values())
+    assert torch.equal(control.at(1), random_like(v, seed=1).at(1))
+    assert not torch.equal(control.at(1), random_like(v, seed=2).at(1))
+    assert not torch.equal(control.at(0), control.at(1))
+
+
+@needs_shared
+def test_set_mean_normalization_gives_the_published_normalized_vectors():
+    raw, published = SHARED / "data" / "caa" / "vectors", SHARED / "data" / "caa" / "normalized_vectors"
+    for layer in (10, 13, 16):
+        name = f"vec_layer_{layer}_Llama-2-7b-chat-hf.pt"
+        read = {
+            folder.name: SteeringVector({layer: torch.load(folder / name, weights_only=True, map_location="cpu")})
+            for folder in raw.iterdir()
+        }
+        for behavior, vector in set_mean_normalize(read).items():
+            expected = torch.load(published / behavior / name, weights_only=True, map_location="cpu").float()
+            torch.testing.assert_close(vector.at(layer), expected, atol=1e-5, rtol=1e-3)

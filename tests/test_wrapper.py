@@ -1,0 +1,287 @@
+"""Steering against its slow definition: one row, no padding, no cache, a plain hook; on every family of models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import FAMILIES, random_ids, tiny_lora, tiny_model
+
+from caa import Intervention, Provenance, SteeringVector, SteeringWrapper
+from caa.steering.batching import pad
+from caa.steering.blocks import decoder_blocks
+from caa.steering.scopes import everywhere
+
+PROMPTS = [random_ids(1, length, seed=length)[0].tolist() for length in (9, 5, 1)]
+
+
+def vector(seed: int = 0, width: int = 32) -> SteeringVector:
+    generator = torch.Generator().manual_seed(seed)
+    return SteeringVector({layer: torch.randn(width, generator=generator) for layer in range(4)})
+
+
+@torch.no_grad()
+def by_hand(model, ids: list[int], layer: int, push: torch.Tensor, start: int) -> torch.Tensor:
+    """Logits [position, vocab] with `push` added to the output of block `layer` from token `start` on."""
+
+    def hook(module, args, output):
+        resid = output if isinstance(output, torch.Tensor) else output[0]
+        resid = torch.cat([resid[:, :start], resid[:, start:] + push], dim=1)
+        return resid if isinstance(output, torch.Tensor) else (resid, *output[1:])
+
+    handle = decoder_blocks(model)[layer].register_forward_hook(hook)
+    try:
+        return model(torch.tensor([ids])).logits[0]
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def greedy_by_hand(model, prompt: list[int], layer: int, push: torch.Tensor, steps: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(steps):
+        ids.append(by_hand(model, ids, layer, push, len(prompt) - 1)[-1].argmax().item())
+    return ids[len(prompt) :]
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_row_of_a_padded_batch_is_steered_as_if_alone(family, side):
+    model, v = tiny_model(family), vector()
+    wrapper = SteeringWrapper(model, Intervention(v, layer=1, multiplier=2.5))
+    ids, mask = pad(PROMPTS, 0, side)
+    batch = wrapper(ids, mask).logits.detach()
+    wrapper.unsteer()
+    for row, prompt in enumerate(PROMPTS):
+        expected = by_hand(model, prompt, 1, 2.5 * v.at(1), len(prompt) - 1)
+        last = -1 if side == "left" else len(prompt) - 1
+        assert (expected[-1] - model(torch.tensor([prompt])).logits[0, -1]).abs().max() > 1e-2, "steering does nothing"
+        close(batch[row, last], expected[-1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_inside_the_text_is_steered_from_the_last_prompt_token_on(family):
+    model, v = tiny_model(family), vector()
+    texts = [random_ids(1, n, seed=n)[0].tolist() for n in (10, 6)]
+    ids, mask = pad(texts, 0, "right")
+    wrapper = SteeringWrapper(model, Intervention(v, 2, -1.5))
+    logits = wrapper(ids, mask, prompt_lengths=torch.tensor([7, 2])).logits.detach()
+    wrapper.unsteer()
+    for row, (text, start) in enumerate(zip(texts, (6, 1), strict=True)):
+        close(logits[row, : len(text)], by_hand(model, text, 2, -1.5 * v.at(2), start))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_with_a_cache_equals_recomputing_everything(family):
+    model, v = tiny_model(family), vector()
+    model.generation_config.eos_token_id = None
+    ids, mask = pad(PROMPTS, 0, "left")
+    with SteeringWrapper(model).steer(Intervention(v, 1, 3.0)):
+        written = SteeringWrapper(model).model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    for row, prompt in enumerate(PROMPTS):
+        assert written[row, ids.shape[1] :].tolist() == greedy_by_hand(model, prompt, 1, 3.0 * v.at(1), 6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_multiplier_zero_is_bit_identical(family):
+    model, v = tiny_model(family), vector()
+    ids, mask = pad(PROMPTS, 0, "left")
+    wrapper = SteeringWrapper(model)
+    plain = wrapper(ids, mask).logits
+    with wrapper.steer(Intervention(v, 1, 0.0), Intervention(v, 2, 0.0, where=everywhere)):
+        assert torch.equal(wrapper(ids, mask).logits, plain)
+    with wrapper.steer(Intervention(v, 1, [0.0, 1.0, 0.0])):
+        mixed = wrapper(ids, mask).logits
+    assert torch.equal(mixed[[0, 2]], plain[[0, 2]])
+    assert not torch.equal(mixed[1], plain[1])
+
+
+def test_each_row_has_its_own_multiplier_also_in_generation():
+    model, v = tiny_model(), vector()
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor([PROMPTS[0]] * 3)
+    wrapper = SteeringWrapper(model)
+    with wrapper.steer(Intervention(v, 1, [-3.0, 0.0, 3.0])):
+        together = wrapper.generate(ids, max_new_tokens=5, do_sample=False)
+    for row, multiplier in enumerate((-3.0, 0.0, 3.0)):
+        with wrapper.steer(Intervention(v, 1, multiplier)):
+            alone = wrapper.generate(ids[:1], max_new_tokens=5, do_sample=False)
+        assert torch.equal(together[row], alone[0])
+    assert len({tuple(row.tolist()) for row in together}) == 3
+
+
+def test_beams_and_samples_of_a_prompt_share_its_multiplier():
+    model, v = tiny_model(), vector()
+    ids, mask = pad(PROMPTS[:2], 0, "left")
+    wrapper = SteeringWrapper(model)
+    options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3, "num_return_sequences": 2, "eos_token_id": None}
+    with wrapper.steer(Intervention(v, 1, [2.0, -2.0])):
+        together = wrapper.generate(ids, mask, **options)
+    with wrapper.steer(Intervention(v, 1, -2.0)):
+        alone = wrapper.generate(torch.tensor([PROMPTS[1]]), **options)
+    assert torch.equal(together[2:, -4:], alone[:, -4:])
+    with (
+        wrapper.steer(Intervention(v, 1, [1.0, 2.0, 3.0])),
+        pytest.raises(ValueError, match="3 multipliers do not fit"),
+    ):
+        wrapper(ids, mask)
+
+
+def test_scope_everywhere_edits_the_prompt_too():
+    model, v = tiny_model(), vector()
+    wrapper = SteeringWrapper(model)
+    with wrapper.steer(Intervention(v, 1, 2.0, where=everywhere)):
+        logits = wrapper(torch.tensor([PROMPTS[0]])).logits[0]
+    close(logits, by_hand(model, PROMPTS[0], 1, 2.0 * v.at(1), 0))
+
+
+def test_several_interventions_add_up_and_nest():
+    model, v, w = tiny_model(), vector(0), vector(1)
+    ids = torch.tensor([PROMPTS[0]])
+    wrapper = SteeringWrapper(model)
+    with wrapper.steer(Intervention(v, 1, 2.0), Intervention(w, 1, -1.0), Intervention(w, 3, 0.5)):
+        at_once = wrapper(ids).logits
+    with wrapper.steer(Intervention(w, 3, 0.5)), wrapper.steer(Intervention(2.0 * v - w, 1, 1.0)):
+        assert len(wrapper.interventions) == 2
+        nested = wrapper(ids).logits
+    close(at_once, nested)
+    assert wrapper.interventions == ()
+    with wrapper.steer(Intervention(v, 2, 1.0, source_layer=1)):
+        transferred = wrapper(ids).logits[0]
+    close(transferred, by_hand(model, PROMPTS[0], 2, v.at(1), len(PROMPTS[0]) - 1))
+
+
+def test_hidden_states_show_the_steered_stream():
+    model, v = tiny_model(), vector()
+    ids = torch.tensor([PROMPTS[0]])
+    plain = model(ids, output_hidden_states=True).hidden_states
+    with SteeringWrapper(model).steer(Intervention(v, 1, 1.0)):
+        steered = model(ids, output_hidden_states=True).hidden_states
+    close(steered[2][0, -1] - plain[2][0, -1], v.at(1))
+    assert torch.equal(steered[1], plain[1])
+    assert torch.equal(steered[2][0, :-1], plain[2][0, :-1])
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPT2", "Gemma2", "Mixtral"])
+def test_lora_put_on_before_or_after_steering_or_merged_makes_no_difference(family):
+    v, ids = vector(), torch.tensor([PROMPTS[0]])
+    before = SteeringWrapper(tiny_lora(tiny_model(family)), Intervention(v, 1, 2.0))
+    expected = before(ids).logits
+    wrapper = SteeringWrapper(tiny_model(family), Intervention(v, 1, 2.0))
+    without = wrapper(ids).logits
+    wrapper.model = tiny_lora(wrapper.model)
+    assert torch.equal(wrapper(ids).logits, expected)
+    assert not torch.allclose(expected, without, atol=1e-2), "this LoRA does nothing"
+    with wrapper.finetune(None):
+        assert torch.equal(wrapper(ids).logits, without)
+    assert torch.equal(wrapper(ids).logits, expected), "the adapter did not come back"
+    merged = SteeringWrapper(wrapper.model.merge_and_unload())
+    close(merged(ids).logits, expected)
+
+
+def test_switching_finetunes():
+    model = tiny_lora(tiny_lora(tiny_model(), "positive", seed=1).unload(), "positive", seed=1)
+    torch.manual_seed(2)
+    from peft import LoraConfig
+
+    model.add_adapter("negative", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    wrapper, ids = SteeringWrapper(model), torch.tensor([PROMPTS[0]])
+    seen = {}
+    for name in ("positive", "negative", None):
+        with wrapper.finetune(name):
+            seen[name] = wrapper(ids).logits
+    assert torch.equal(seen[None], tiny_model()(ids).logits)
+    assert not torch.equal(seen["positive"], seen["negative"])
+    assert model.active_adapters == ["positive"]
+    with (
+        pytest.raises(ValueError, match=r"holds no adapter 'neutral'; it holds \['positive', 'negative'\]"),
+        wrapper.finetune("neutral"),
+    ):
+        pass
+    with pytest.raises(ValueError, match="it holds none"), SteeringWrapper(tiny_model()).finetune("positive"):
+        pass
+
+
+def test_taking_all_adapters_off_gives_the_base_back():
+    base, ids = tiny_model(), torch.tensor([PROMPTS[0]])
+    plain, wrapper = base(ids).logits, SteeringWrapper(tiny_lora(base))
+    assert not torch.equal(wrapper(ids).logits, plain)
+    wrapper.unload_adapters()
+    assert wrapper.model is base
+    assert wrapper.adapters == []
+    assert torch.equal(wrapper(ids).logits, plain)
+    assert list(base.state_dict()) == list(tiny_model().state_dict())
+
+
+def test_an_intervention_says_what_it_does():
+    named = SteeringVector({2: torch.ones(32)}, Provenance(behavior="patience"))
+    assert str(Intervention(named, 2, -1.5)) == "patience x -1.5, layer 2"
+    assert str(Intervention(named, 2, [0.0, 1.0])) == "patience x 0/+1, layer 2"
+
+
+def test_no_hook_is_left_behind_and_none_of_others_taken():
+    model = tiny_model()
+    block = decoder_blocks(model)[1]
+    mine = block.register_forward_hook(lambda *_: None)
+    wrapper = SteeringWrapper(model)
+    with pytest.raises(RuntimeError, match="boom"), wrapper.steer(Intervention(vector(), 1, 1.0)):
+        assert len(block._forward_hooks) == 2
+        raise RuntimeError("boom")
+    assert list(block._forward_hooks) == [mine.id]
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    handle = wrapper.steer(Intervention(vector(), 1, 1.0))
+    handle.close()
+    handle.close()
+    assert list(block._forward_hooks) == [mine.id]
+
+
+def test_an_operator_that_fails_leaves_no_trace():
+    model, ids = tiny_model(), torch.tensor([PROMPTS[0]])
+    plain = model(ids).logits
+
+    def broken(resid, direction, strength):
+        raise ZeroDivisionError
+
+    wrapper = SteeringWrapper(model)
+    with pytest.raises(ZeroDivisionError), wrapper.steer(Intervention(vector(), 1, 1.0, operator=broken)):
+        wrapper(ids, prompt_lengths=torch.tensor([3]))
+    assert torch.equal(wrapper(ids).logits, plain)
+    assert wrapper._clock.prompt_lengths is None
+
+
+def test_parameters_keep_their_names_and_values():
+    model = tiny_model()
+    names = list(model.state_dict())
+    with SteeringWrapper(model).steer(Intervention(vector(), 1, 1.0)):
+        model(torch.tensor([PROMPTS[0]]))
+        assert list(model.state_dict()) == names
+    for name, tensor in tiny_model().state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_half_precision_follows_the_stream_and_gradients_flow():
+    model, v = tiny_model().to(torch.bfloat16), vector()
+    wrapper, ids = SteeringWrapper(model), torch.tensor([PROMPTS[0]])
+    with wrapper.steer(Intervention(v, 1, 2.0)):
+        logits = wrapper(ids).logits
+    assert logits.dtype == torch.bfloat16
+    logits.float().logsumexp(-1).sum().backward()
+    assert decoder_blocks(model)[0].mlp.down_proj.weight.grad.abs().max() > 0
+
+
+def test_clear_errors():
+    wrapper = SteeringWrapper(tiny_model())
+    with pytest.raises(ValueError, match="no layer 4: this model has layers 0 to 3"):
+        wrapper.steer(Intervention(vector(), 4))
+    with pytest.raises(ValueError, match="this vector is 16 wide and the model 32"):
+        wrapper.steer(Intervention(vector(width=16), 1))
+    with pytest.raises(KeyError, match="no direction for layer 2"):
+        wrapper.steer(Intervention(SteeringVector({1: torch.ones(32)}), 2))
+    with pytest.raises(ValueError, match="pad prompts on the left"):
+        wrapper.generate(*pad(PROMPTS, 0, "right"))
+    with pytest.raises(TypeError, match="needs a causal LM"):
+        SteeringWrapper(torch.nn.Linear(2, 2))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in wrapper.model.modules())
