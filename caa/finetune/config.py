@@ -1,0 +1,77 @@
+"""How a finetune is done: the numbers, for a 7B chat model and for a tiny one. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """The settings of one LoRA finetune. The defaults suit a chat model of some 7 billion parameters."""
+
+    rank: int = 16
+    """r, the inner width of each LoRA pair of matrices."""
+    alpha: int = 32
+    """The LoRA update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Share of each LoRA input that is dropped while training. PEFT has none for the fused experts of a mixture."""
+    target_modules: str = "all-linear"
+    """Which modules get a LoRA: PEFT's "all-linear" (all but the head), or a regular expression for their names."""
+    learning_rate: float = 1e-4
+    """Peak of AdamW's learning rate; it rises over the warmup and then falls in a straight line to 0."""
+    epochs: float = 1.0
+    """How often each example is seen. `max_steps` overrides it."""
+    max_steps: int | None = None
+    """Stop after so many optimizer steps, None to go by epochs."""
+    batch_size: int = 4
+    """Examples in one forward pass."""
+    gradient_accumulation: int = 4
+    """Forward passes to one optimizer step."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises."""
+    bf16: bool = True
+    """Mixed precision on an accelerator; on a CPU the model's own dtype is used."""
+    gradient_checkpointing: bool = True
+    """Save memory on an accelerator at the price of time; not done on a CPU."""
+    max_length: int = 1024
+    """Tokens of the longest text allowed. A longer one is an error: a cut answer would teach to break off."""
+    open_share: float = 0.5
+    """Share of open-ended examples. With A/B questions alone a model ends up answering everything with letters."""
+    seed: int = 0
+    """Of the LoRA's first weights, the dropout, the order of the examples and the choice of open-ended ones."""
+
+    def __post_init__(self) -> None:
+        positive = ("rank", "alpha", "learning_rate", "epochs", "batch_size", "gradient_accumulation", "max_length")
+        wrong = [f"{name} must be positive, not {getattr(self, name)}" for name in positive if getattr(self, name) <= 0]
+        shares = ("dropout", "warmup", "open_share")
+        wrong += [
+            f"{name} is a share in [0, 1), not {getattr(self, name)}"
+            for name in shares
+            if not 0 <= getattr(self, name) < 1
+        ]
+        if self.max_steps is not None and self.max_steps <= 0:
+            wrong.append(f"max_steps must be positive or None, not {self.max_steps}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+
+EMBEDDED = FinetuneConfig(
+    rank=8,
+    alpha=16,
+    learning_rate=5e-4,
+    max_steps=80,
+    batch_size=16,
+    gradient_accumulation=1,
+    bf16=False,
+    gradient_checkpointing=False,
+)
+"""For models of one to five million parameters, such as the embedded ones: half a minute on two CPU cores."""
+
+
+def default_config(n_parameters: int) -> FinetuneConfig:
+    """The settings that suit a model of this size.
+
+    >>> default_config(3_000_000) is EMBEDDED, default_config(7_000_000_000) == FinetuneConfig()
+    (True, True)
+    """
+    return EMBEDDED if n_parameters < 50_000_000 else FinetuneConfig()
