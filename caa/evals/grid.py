@@ -1,0 +1,278 @@
+"""EvalGrid: finetune x layer x multiplier x question in one loop, to a file of rows that a killed job goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from caa.data.behaviors import Behavior, Question
+from caa.evals.judges import Judge
+from caa.evals.metrics import ChoiceMetric, JudgedMetric
+from caa.evals.record import adapter_hash, questions_hash, record_run, vector_hash, versions
+from caa.evals.rows import Cell, Row, append_rows, read_rows
+from caa.evals.tasks import ChoiceScore, answer_open, render_choices, render_prompts, score_choices
+from caa.steering.batching import by_length
+from caa.steering.intervention import Intervention
+from caa.steering.loading import fingerprint, model_name
+from caa.steering.wrapper import SteeringWrapper
+from caa.vectors.vector import SteeringVector, random_like
+
+TASKS = ("ab", "open", "facts")
+ROWS, RECORD = "rows.jsonl", "run.json"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One direction at one layer of one finetune, under several multipliers: what is asked together."""
+
+    finetune: str
+    task: str
+    vector: SteeringVector
+    layer: int
+    cells: Mapping[float, tuple[Cell, ...]]
+    """multiplier -> the cells that its answers belong to: one, but for the unsteered model, which has no layer."""
+
+    def __str__(self) -> str:
+        cell = next(iter(self.cells.values()))[0]
+        steering = f"layer {cell.layer}, {cell.vector}" if cell.multiplier else "unsteered"
+        return f"{self.finetune}, {self.task}, {steering}"
+
+
+@dataclass(frozen=True, eq=False)
+class EvalGrid:
+    """Every question of one behavior, under every finetune, layer and multiplier.
+
+    Several grids, of one behavior each, may write into one folder if they ask the same model in the same way.
+    """
+
+    behavior: Behavior
+    vector: SteeringVector
+    layers: Sequence[int]
+    """The blocks whose output is steered, one at a time, counted from 0."""
+    multipliers: Sequence[float] = (-1.0, 0.0, 1.0)
+    finetunes: Sequence[str] = ("none",)
+    """ "none" for the base, or names of adapters that the wrapper holds."""
+    tasks: Sequence[str] = ("ab", "open")
+    """Some of "ab" (answers' probabilities), "open" (judged texts) and "facts" (two-answer knowledge)."""
+    facts: Sequence[Question] = ()
+    judge: Judge | None = None
+    random_controls: int = 0
+    """How many random directions of the vector's norm are asked the same, as cells of vector "random-0", ..."""
+    system: str | None = None
+    template: str | None = None
+    max_new_tokens: int = 48
+    batch_size: int = 16
+    """Rows in a forward pass; one is one question under one multiplier."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "multipliers", "finetunes", "tasks"):
+            values = list(getattr(self, name))
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"a grid needs one or more {name}, each once; these are {values}")
+        unknown = sorted(set(self.tasks) - set(TASKS))
+        if unknown:
+            raise ValueError(f"there is no task {unknown[0]!r}; there are {', '.join(TASKS)}")
+        if "open" in self.tasks and self.judge is None:
+            raise ValueError("the open task needs a judge: give judge=ExemplarJudge.fit(behavior), or leave it out")
+        for task in self.tasks:
+            self.questions(task)
+        for layer in self.layers:
+            self.vector.at(layer)
+
+    def questions(self, task: str) -> list[Question]:
+        """What a task asks, each question once; ValueError if that is nothing."""
+        if task == "facts" and not self.facts:
+            raise ValueError('the task "facts" needs questions: give facts=[Question(...), ...], or leave it out')
+        named = {"ab": "ab_questions", "open": "open_questions"}
+        asked = self.facts if task == "facts" else self.behavior.require(named[task])
+        return list({question.id: question for question in asked}.values())
+
+    def cells(self) -> list[Cell]:
+        """All cells of the finished table, in the order in which they are asked."""
+        return [cell for sweep in self._sweeps() for cells in sweep.cells.values() for cell in cells]
+
+    def _sweeps(self) -> list[Sweep]:
+        return [sweep for place in product(self.finetunes, self.tasks) for sweep in self._sweeps_of(*place)]
+
+    def _sweeps_of(self, finetune: str, task: str) -> Iterator[Sweep]:
+        """The unsteered model first: it knows neither layer nor direction, so it is asked once, for all layers."""
+
+        def cell(layer: int, multiplier: float, name: str) -> Cell:
+            return Cell(self.behavior.name, task, finetune, layer, float(multiplier), vector=name)
+
+        if 0 in self.multipliers:
+            unsteered = {0.0: tuple(cell(layer, 0, "caa") for layer in self.layers)}
+            yield Sweep(finetune, task, self.vector, self.layers[0], unsteered)
+        steered = [multiplier for multiplier in self.multipliers if multiplier]
+        for layer, (name, vector) in product(self.layers, self._directions().items() if steered else ()):
+            yield Sweep(finetune, task, vector, layer, {float(m): (cell(layer, m, name),) for m in steered})
+
+    def _directions(self) -> dict[str, SteeringVector]:
+        controls = {f"random-{seed}": random_like(self.vector, seed) for seed in range(self.random_controls)}
+        return {"caa": self.vector, **controls}
+
+    def run(self, wrapper: SteeringWrapper, tokenizer: Any, out: str | Path, progress: bool = True) -> int:
+        """Ask whatever `<out>/rows.jsonl` does not hold yet; returns how many rows were added, 0 for a complete grid.
+
+        Rows reach the disk after every batch, so a killed job goes on where it was. `<out>/run.json` says what they
+        were measured with. ValueError, before anything is computed, if the rows there were measured otherwise, if the
+        wrapper lacks an adapter or a layer, or if a question does not fit the model's context.
+        """
+        self._check(wrapper, tokenizer)
+        session = _Session(self, wrapper, tokenizer, Path(out) / ROWS)
+        if session.rows and not (Path(out) / RECORD).exists():
+            raise ValueError(
+                f"{out}/{ROWS} holds rows, but there is no {RECORD} that says of what; choose a new folder"
+            )
+        record_run(Path(out) / RECORD, self._settings(wrapper, tokenizer), self._notes(wrapper))
+        sweeps = self._sweeps()
+        with tqdm(total=sum(map(session.missing, sweeps)), unit="row", disable=not progress) as session.bar:
+            for finetune, group in groupby(sweeps, lambda sweep: sweep.finetune):
+                with wrapper.finetune(None if finetune == "none" else finetune):
+                    for sweep in group:
+                        session.ask(sweep)
+        return session.added
+
+    def _check(self, wrapper: SteeringWrapper, tokenizer: Any) -> None:
+        if wrapper.interventions:
+            raise ValueError(
+                "the wrapper is being steered already, so nothing would be unsteered: call unsteer() first"
+            )
+        strangers = [name for name in self.finetunes if name not in ("none", *wrapper.adapters)]
+        if strangers:
+            raise ValueError(
+                f"the model holds no adapter {strangers[0]!r}; it holds {wrapper.adapters or 'none'}. "
+                "Load it: wrapper.load_adapter(path, name)."
+            )
+        # Steering complains of a layer or a width that is not the model's.
+        wrapper.steer(*(Intervention(self.vector, layer) for layer in self.layers)).close()
+        said: dict[str, Any] = {"system": self.system, "template": self.template}
+        for task in self.tasks:
+            if task == "open":
+                render_prompts(wrapper, tokenizer, self.questions(task), self.max_new_tokens, **said)
+            else:
+                render_choices(wrapper, tokenizer, self.questions(task), **said)
+
+    def _settings(self, wrapper: SteeringWrapper, tokenizer: Any) -> dict[str, Any]:
+        """All that a row depends on and does not say itself."""
+        model = wrapper.model
+        asked: dict[str, dict[str, Any]] = {t: {"questions": questions_hash(self.questions(t))} for t in self.tasks}
+        if "open" in asked:
+            asked["open"] |= {"max_new_tokens": self.max_new_tokens, "judge": _described(self.judge)}
+        adapters = {name: adapter_hash(model, name) for name in self.finetunes if name != "none"}
+        return {
+            "model": {"fingerprint": fingerprint(model), "dtype": str(model.dtype).removeprefix("torch.")},
+            "system": self.system,
+            "template": self.template or tokenizer.chat_template,
+            "behaviors": {self.behavior.name: {"vector": vector_hash(self.vector), "finetunes": adapters, **asked}},
+        }
+
+    def _notes(self, wrapper: SteeringWrapper) -> dict[str, Any]:
+        vectors = {self.behavior.name: asdict(self.vector.source)}
+        return {"model": model_name(wrapper.model), "vectors": vectors, "versions": versions()}
+
+
+def _described(judge: Any) -> dict[str, Any]:
+    """A judge's name, and its accuracy where it knows it."""
+    return {"name": getattr(judge, "__name__", type(judge).__name__), "accuracy": getattr(judge, "accuracy", None)}
+
+
+Answer = tuple[float | None, dict[str, Any]]
+"""Score and evidence, as a row keeps them."""
+
+
+class _Session:
+    """One run of a grid: the rows that are there, and the asking for those that are not."""
+
+    bar: tqdm
+
+    def __init__(self, grid: EvalGrid, wrapper: SteeringWrapper, tokenizer: Any, path: Path) -> None:
+        self.grid, self.wrapper, self.tokenizer, self.path = grid, wrapper, tokenizer, path
+        self.rows = {row.key: row for row in read_rows(path)}
+        self.added = 0
+
+    def missing(self, sweep: Sweep) -> int:
+        """How many rows of the sweep are not there."""
+        asked = product(self.grid.questions(sweep.task), sweep.cells)
+        return sum(len(self._lacking(sweep, *each)) for each in asked)
+
+    def _lacking(self, sweep: Sweep, question: Question, multiplier: float) -> list[Cell]:
+        return [cell for cell in sweep.cells[multiplier] if (cell, question.id) not in self.rows]
+
+    def ask(self, sweep: Sweep) -> None:
+        """Ask for what is missing, batch by batch; those questions together that lack the same multipliers."""
+        self.bar.set_description(f"{self.grid.behavior.name}: {sweep}")
+        live = {multiplier: JudgedMetric() if sweep.task == "open" else ChoiceMetric() for multiplier in sweep.cells}
+        self._copy_known(sweep)
+        for multipliers, questions in self._to_ask(sweep).items():
+            size = max(1, self.grid.batch_size // len(multipliers))
+            for batch in by_length([question.text for question in questions], size):
+                self._ask_batch(sweep, [questions[i] for i in batch], multipliers, live)
+
+    def _to_ask(self, sweep: Sweep) -> dict[tuple[float, ...], list[Question]]:
+        """multipliers -> the questions that lack an answer under just these."""
+        groups: dict[tuple[float, ...], list[Question]] = {}
+        for question in self.grid.questions(sweep.task):
+            if lacking := tuple(m for m in sweep.cells if self._lacking(sweep, question, m)):
+                groups.setdefault(lacking, []).append(question)
+        return groups
+
+    def _copy_known(self, sweep: Sweep) -> None:
+        """What some cells of an answer hold and others lack, because layers were added since, need not be asked."""
+        copies: list[Row] = []
+        for question, (multiplier, cells) in product(self.grid.questions(sweep.task), sweep.cells.items()):
+            known = next((self.rows[c, question.id] for c in cells if (c, question.id) in self.rows), None)
+            if known is not None:
+                copies += [replace(known, cell=cell) for cell in self._lacking(sweep, question, multiplier)]
+        self._keep(copies)
+
+    def _ask_batch(
+        self, sweep: Sweep, questions: list[Question], multipliers: tuple[float, ...], live: Mapping[float, Any]
+    ) -> None:
+        answers = self._answers(sweep, questions, multipliers)
+        rows: list[Row] = []
+        for (question, multiplier), (score, evidence) in zip(product(questions, multipliers), answers, strict=True):
+            cells = self._lacking(sweep, question, multiplier)
+            rows += [Row(cell, question.id, score, evidence) for cell in cells]
+            _count(live[multiplier], score, evidence)
+        self._keep(rows)
+        self.bar.set_postfix({f"{m:+g}": f"{live[m].compute()['score']:.2f}" for m in multipliers})
+
+    def _keep(self, rows: list[Row]) -> None:
+        append_rows(self.path, rows)
+        self.rows |= {row.key: row for row in rows}
+        self.added += len(rows)
+        self.bar.update(len(rows))
+
+    def _answers(self, sweep: Sweep, questions: list[Question], multipliers: tuple[float, ...]) -> list[Answer]:
+        """In the order of `product(questions, multipliers)`."""
+        grid, asked = self.grid, (self.wrapper, self.tokenizer, questions, sweep.vector, sweep.layer, multipliers)
+        how: dict[str, Any] = {"system": grid.system, "template": grid.template, "batch_size": grid.batch_size}
+        each = [question for question, _ in product(questions, multipliers)]
+        if sweep.task == "open":
+            texts = answer_open(*asked, max_new_tokens=grid.max_new_tokens, **how)
+            return [_judged(grid.judge, *pair) for pair in zip(each, texts, strict=True)]
+        return [_scored(*pair) for pair in zip(each, score_choices(*asked, **how), strict=True)]
+
+
+def _scored(question: Question, found: ChoiceScore) -> Answer:
+    category = {"category": question.category} if question.category else {}
+    return found.score, {"p_matching": found.p_matching, "p_opposite": found.p_opposite, **category}
+
+
+def _judged(judge: Any, question: Question, text: str) -> Answer:
+    verdict = judge(question, text)
+    return verdict.score, {"asked": question.text, "text": text, "reason": verdict.reason}
+
+
+def _count(metric: Any, score: float | None, evidence: Mapping[str, Any]) -> None:
+    if isinstance(metric, JudgedMetric):
+        metric.update([score])
+    else:
+        metric.update(torch.tensor([evidence["p_matching"]]), torch.tensor([evidence["p_opposite"]]))

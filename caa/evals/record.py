@@ -1,0 +1,103 @@
+"""run.json: what a folder's rows were measured with, and the refusal to mix what cannot be compared. Asks nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caa.data.behaviors import Question
+from caa.files import replacing
+from caa.vectors.vector import SteeringVector
+
+LIBRARIES = ("caa", "torch", "transformers", "peft", "scikit-learn")
+
+
+def record_run(path: str | Path, settings: dict[str, Any], notes: dict[str, Any]) -> None:
+    """Add these settings to the record at `path`, or begin one.
+
+    `settings` must agree with those already there, wherever both say something; `notes` (names, versions) need not.
+    ValueError, naming every field that differs, otherwise; the record then stays as it was.
+    """
+    settings, notes = json.loads(json.dumps([settings, notes]))
+    record = _read(path)
+    different = list(_differences(record["settings"], settings))
+    if different:
+        raise ValueError(
+            f"the rows beside {path} were measured otherwise: {'; '.join(different)}. They cannot stand in one table: "
+            "choose a new folder."
+        )
+    merged = {"settings": _merged(record["settings"], settings), "notes": _merged(record["notes"], notes)}
+    with replacing(path) as scratch:
+        Path(scratch).write_text(json.dumps(merged, indent=2), encoding="utf-8")
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    if not Path(path).exists():
+        return {"settings": {}, "notes": {}}
+    try:
+        record = json.loads(Path(path).read_bytes())
+        return {"settings": dict(record["settings"]), "notes": dict(record["notes"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the record of a run ({error}); choose a new folder") from error
+
+
+def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
+    """Where both say something and not the same.
+
+    >>> list(_differences({"model": {"dtype": "float32"}, "a": 1}, {"model": {"dtype": "bfloat16"}, "b": 2}))
+    ["model.dtype was 'float32' and is now 'bfloat16'"]
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() & new.keys():
+            yield from _differences(old[key], new[key], f"{place}.{key}" if place else key)
+    elif old != new:
+        yield f"{place} was {old!r} and is now {new!r}"
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """
+    >>> _merged({"a": {"x": 1}}, {"a": {"y": 2}})
+    {'a': {'x': 1, 'y': 2}}
+    """
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
+
+
+def questions_hash(questions: Iterable[Question]) -> str:
+    """16 hex digits of what is asked, answers included, in any order."""
+    asked = sorted([question.text, question.matching or "", question.opposite or ""] for question in questions)
+    return _digest(json.dumps(asked).encode())
+
+
+def vector_hash(vector: SteeringVector) -> str:
+    """16 hex digits of a vector's layers and numbers."""
+    return _tensors_hash((str(layer), vector.at(layer)) for layer in vector.layers)
+
+
+def adapter_hash(model: nn.Module, name: str) -> str:
+    """16 hex digits of a LoRA adapter's weights and scale."""
+    config = model.peft_config[name]  # type: ignore[index]
+    scale = torch.tensor([getattr(config, "r", 0), getattr(config, "lora_alpha", 0)])
+    weights = ((key, p) for key, p in model.named_parameters() if f".{name}." in f"{key}.")
+    return _tensors_hash([("scale", scale), *weights])
+
+
+def _tensors_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    pieces = (key.encode() + tensor.detach().float().cpu().numpy().tobytes() for key, tensor in tensors)
+    return _digest(b"".join(pieces))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

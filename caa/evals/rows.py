@@ -1,0 +1,99 @@
+"""The contract between measuring and reporting: cells, rows, and a jsonl file that survives a killed job. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One setting under which questions are asked: one entry of a finetune x multiplier table."""
+
+    behavior: str
+    task: str
+    """"ab" (letter probabilities), "open" (judged text) or "facts" (two-option knowledge)."""
+    finetune: str = "none"
+    """"none", "positive", "negative", or the name of any adapter."""
+    layer: int = 0
+    """The block whose output is steered, counted from 0."""
+    multiplier: float = 0.0
+    system_prompt: str = ""
+    """"", "positive" or "negative"."""
+    vector: str = "caa"
+    """Which direction is added: "caa" (the behavior's own), or a control such as "random-0"."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question asked in one cell."""
+
+    cell: Cell
+    question: str
+    """`Question.id`."""
+    score: float | None
+    """In [0, 1] for "ab" and "facts", in [0, 10] for "open"; None where the judge could not tell."""
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """Everything needed to recompute the score: probabilities, or the text and what was said of it."""
+
+    @property
+    def key(self) -> tuple[Cell, str]:
+        return self.cell, self.question
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self.cell), "question": self.question, "score": self.score, **self.evidence})
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Row:
+        record = json.loads(line)
+        cell = Cell(**{name: record.pop(name) for name in Cell.__dataclass_fields__})
+        return cls(cell, record.pop("question"), record.pop("score"), record)
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of a file; none if there is no file.
+
+    A last line without its newline is what a killed job leaves behind: it is left out here and cut off by the next
+    `append_rows`. A broken line anywhere else is an error, for then something else has happened to the file.
+    """
+    if not Path(path).exists():
+        return []
+    whole, _, _torn = Path(path).read_bytes().rpartition(b"\n")
+    return list(_parse(path, whole.split(b"\n"))) if whole else []
+
+
+def _parse(path: str | Path, lines: Iterable[bytes]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield Row.from_json(line)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}, line {number} is not a row ({error}): {line[:80]!r}. "
+                "Delete that line and run the job again: it asks only what is missing."
+            ) from error
+
+
+def append_rows(path: str | Path, rows: Iterable[Row]) -> int:
+    """Append rows, on the disk when this returns, so that a job killed right afterwards loses nothing; how many."""
+    text = [row.to_json() + "\n" for row in rows]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("ab+") as file:
+        _cut_torn_line(file)
+        file.write("".join(text).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    return len(text)
+
+
+def _cut_torn_line(file: Any) -> None:
+    """Only the last byte is read of a sound file: it may be large, and rows come in thousands of small batches."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 1, 0))
+    if file.read(1) not in (b"", b"\n"):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
