@@ -1,0 +1,99 @@
+"""The nouns of a printed table: entries, lines, a table. Numbers in, short texts out; no format is known here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from caa.evals.rows import Cell
+from caa.reports.naming import signed
+from caa.reports.statistics import Estimate
+
+Mark = Literal["", "highest", "lowest"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of a table, with where it came from."""
+
+    cell: Cell
+    estimate: Estimate
+    mark: Mark = ""
+
+    @property
+    def text(self) -> str:
+        """The mean with two decimals; "?" if the judge could tell nothing."""
+        return f"{self.estimate.mean:.2f}" if self.estimate.n else "?"
+
+    @property
+    def spread(self) -> str:
+        """Half the width of the interval, ±.05 or ±1.5; empty where there is none."""
+        half = self.estimate.half_width
+        if math.isnan(half):
+            return ""
+        return f"±{half:.1f}" if half >= 0.995 else f"±{half:.2f}".replace("0.", ".")
+
+    @property
+    def unjudged(self) -> str:
+        """How many answers the judge could not tell, in percent; empty for none. Never rounded to 0."""
+        share = self.estimate.share_unjudged
+        return f"{max(1, round(100 * share))}%?" if share else ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table: a behavior, a control below it, or a layer."""
+
+    name: str
+    entries: tuple[Entry | None, ...]
+    """One for each column of the table, None where nothing was measured."""
+    control: bool = False
+    """Whether this line belongs to the one above it."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finetune x multiplier table, ready to be written in any format."""
+
+    title: str
+    stub: str
+    """What the lines are: "behavior" or "layer"."""
+    columns: tuple[tuple[str, float], ...]
+    """(finetune, multiplier) of each column; columns of one finetune stand together."""
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for line in self.lines:
+            if len(line.entries) != len(self.columns):
+                raise ValueError(f"{line.name!r} has {len(line.entries)} entries for {len(self.columns)} columns")
+
+    @property
+    def groups(self) -> list[tuple[str, list[str]]]:
+        """The two levels of the header: each finetune with its multipliers, as text."""
+        names = list(dict.fromkeys(finetune for finetune, _ in self.columns))
+        return [(name, [signed(m) for finetune, m in self.columns if finetune == name]) for name in names]
+
+    def only(self, finetune: str) -> Table:
+        """The columns of one finetune; marks still compare all of them."""
+        kept = [i for i, (name, _) in enumerate(self.columns) if name == finetune]
+        lines = tuple(replace(line, entries=tuple(line.entries[i] for i in kept)) for line in self.lines)
+        return replace(self, columns=tuple(self.columns[i] for i in kept), lines=lines)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All entries there are, line by line."""
+        return [entry for line in self.lines for entry in line.entries if entry is not None]
+
+
+def marked(entries: tuple[Entry | None, ...]) -> tuple[Entry | None, ...]:
+    """The same entries with the highest and the lowest marked, ties too; none where all are equal.
+
+    What counts is the mean as printed: two numbers that look alike are marked alike.
+    """
+    printed = {entry.text for entry in entries if entry and entry.estimate.n}
+    if len(printed) < 2:
+        return entries
+    marks: dict[str, Mark] = {max(printed, key=float): "highest", min(printed, key=float): "lowest"}
+    return tuple(entry and replace(entry, mark=marks.get(entry.text, "")) for entry in entries)

@@ -1,0 +1,76 @@
+"""Means and intervals: known answers, another method's answer, and how often the truth lies inside."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from caa.reports.statistics import Estimate, mean_interval, paired_difference
+
+
+def test_the_interval_is_near_the_one_of_normal_theory():
+    scores = np.random.default_rng(0).normal(5, 2, 400)
+    low, high = stats.t.interval(0.95, 399, scores.mean(), stats.sem(scores))
+    estimate = mean_interval(scores.tolist())
+    assert estimate.mean == pytest.approx(scores.mean())
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.03)
+
+
+def test_the_truth_lies_inside_about_as_often_as_promised():
+    draws = np.random.default_rng(1).random((100, 30))
+    inside = [(e := mean_interval(draw.tolist(), confidence=0.8)).low <= 0.5 <= e.high for draw in draws]
+    assert 0.68 <= np.mean(inside) <= 0.9
+
+
+def test_a_higher_confidence_is_a_wider_interval_and_a_seed_repeats():
+    scores = [0.0, 0.2, 0.9, 1.0, 0.4]
+    assert mean_interval(scores, 0.99).half_width > mean_interval(scores, 0.8).half_width > 0
+    assert mean_interval(scores, seed=3) == mean_interval(scores, seed=3)
+
+
+def test_none_and_nan_are_left_out_and_counted():
+    assert mean_interval([1.0, None, math.nan, 1.0]) == Estimate(1.0, 1.0, 1.0, n=2, unjudged=2)
+    assert mean_interval([1.0, None, math.nan, 1.0]).share_unjudged == 0.5
+
+
+@pytest.mark.parametrize("scores", [[], [None, None]])
+def test_without_scores_nothing_is_known(scores):
+    estimate = mean_interval(scores)
+    assert estimate.n == 0
+    assert estimate.unjudged == len(scores)
+    assert all(map(math.isnan, (estimate.mean, estimate.low, estimate.high)))
+
+
+def test_one_score_has_a_mean_and_no_interval():
+    estimate = mean_interval([0.7])
+    assert (estimate.mean, estimate.n) == (0.7, 1)
+    assert math.isnan(estimate.low)
+    assert math.isnan(estimate.half_width)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 95])
+def test_a_confidence_is_a_share(confidence):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        mean_interval([0.0, 1.0], confidence)
+
+
+def test_pairing_takes_out_what_the_questions_differ_in():
+    easy = {f"q{i}": i / 50 for i in range(50)}
+    harder = {name: score - 0.1 - 0.01 * (i % 2) for i, (name, score) in enumerate(easy.items())}
+    difference = paired_difference(easy, harder)
+    assert difference.mean == pytest.approx(0.105)
+    assert difference.low > 0.1
+    assert difference.half_width < mean_interval(easy.values()).half_width / 10
+
+
+def test_only_shared_questions_are_paired_whatever_their_order():
+    difference = paired_difference({"a": 1.0, "b": 0.0, "c": None}, {"d": 0.3, "c": 1.0, "b": 0.5, "a": 0.5})
+    assert (difference.mean, difference.n, difference.unjudged) == (0.0, 2, 1)
+
+
+def test_nothing_shared_is_an_error():
+    with pytest.raises(ValueError, match="share no question"):
+        paired_difference({"a": 1.0}, {"b": 1.0})
