@@ -1,0 +1,306 @@
+"""The `caa` command: each function here is a subcommand, its signature its options, its docstring its help."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from caa.finetune.config import FinetuneConfig
+
+# No `if TYPE_CHECKING` imports here: jsonargparse carries them out to resolve the types, and torch takes seconds.
+
+
+def demo(behavior: str = "myopic_reward", out: Path = Path("runs/demo"), model: str = "tiny-chat") -> None:
+    """Find a vector, finetune for and against, steer all three models, print the finetune x multiplier tables.
+
+    Args:
+        behavior: a built-in behavior (`caa data list` names them), or a path to one of your own.
+        out: the run's folder; a stopped demo goes on where it was.
+        model: an embedded model, a folder, or a name on the Hugging Face Hub.
+    """
+    from caa.experiment import Experiment
+
+    experiment = Experiment(out, [behavior], model, random_controls=1)
+    _print_tables(experiment.run())
+    _console().print(
+        f"\nRows, tables and adapters are in {out}. The steered adapter reloads with\n"
+        f'  caa generate "Would you wait?" --steered {out / "steered" / behavior}'
+    )
+
+
+def extract(
+    behavior: str,
+    out: Path,
+    model: str = "tiny-chat",
+    layers: list[int] | None = None,
+    adapter: Path | None = None,
+    batch_size: int = 16,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Find a behavior's steering vector and save it.
+
+    Args:
+        behavior: a built-in behavior, or a path to one of your own.
+        out: the file to write (safetensors).
+        model: an embedded model, a folder, or a name on the Hub.
+        layers: the layers to keep (outputs of these blocks, counted from 0); all if not given.
+        adapter: a LoRA adapter that the model wears while it is read.
+        batch_size: texts in one forward pass.
+        dtype: of the weights: auto, float32, bfloat16, float16.
+        device: auto, cpu, cuda, ...
+    """
+    from caa import SteeringWrapper, load_behavior, load_model
+    from caa import extract as find
+
+    _refuse_to_overwrite(out)
+    found = load_behavior(behavior)
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    wrapper = SteeringWrapper(loaded)
+    if adapter:
+        wrapper.load_adapter(adapter, adapter.name)
+    pairs = found.require("pairs")
+    vector = find(wrapper.model, tokenizer, pairs, layers, behavior=found.name, batch_size=batch_size, progress=True)
+    vector.save(out)
+    norms = "  ".join(f"{layer}: {norm:.2f}" for layer, norm in vector.norms().items())
+    _console().print(f"{out}: {found.name}, {len(pairs)} pairs, norm by layer  {norms}")
+
+
+def finetune(
+    behavior: str,
+    direction: Literal["positive", "negative"],
+    out: Path,
+    model: str = "tiny-chat",
+    training: FinetuneConfig | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Teach a model a behavior or its opposite by LoRA, and save a plain PEFT adapter.
+
+    Args:
+        behavior: a built-in behavior, or a path to one of your own.
+        direction: positive teaches the behavior, negative its opposite.
+        out: the adapter's folder; a stopped finetune goes on where it was.
+        model: an embedded model, a folder, or a name on the Hub.
+        training: the settings; those that suit the model's size if not given.
+        dtype: of the weights: auto, float32, bfloat16, float16.
+        device: auto, cpu, cuda, ...
+    """
+    from caa import load_behavior, load_model
+    from caa.finetune.lora import finetune as teach
+
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    path = teach(loaded, tokenizer, load_behavior(behavior), direction, out, training)
+    _console().print(f"{path} holds the adapter")
+
+
+def grid(
+    behavior: str,
+    vector: Path,
+    layers: list[int],
+    out: Path,
+    model: str = "tiny-chat",
+    adapters: dict[str, Path] | None = None,
+    multipliers: tuple[float, ...] = (-1.0, 0.0, 1.0),
+    tasks: tuple[Literal["ab", "open", "facts"], ...] = ("ab", "open"),
+    facts: str = "facts",
+    random_controls: int = 0,
+    max_new_tokens: int = 48,
+    batch_size: int = 16,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Ask held-out questions under every finetune, layer and multiplier, and print the tables.
+
+    Args:
+        behavior: a built-in behavior, or a path to one of your own.
+        vector: a file that `caa extract` wrote.
+        layers: the layers to steer, one at a time (outputs of these blocks, counted from 0).
+        out: the run's folder; a stopped grid goes on where it was.
+        model: an embedded model, a folder, or a name on the Hub.
+        adapters: finetunes by name, e.g. --adapters.positive runs/x/positive; "none" is always asked.
+        multipliers: how often the vector is added.
+        tasks: ab (letter probabilities), open (judged text), facts (two-option knowledge).
+        facts: the knowledge questions: facts (built in), or a file in CAA's MMLU format.
+        random_controls: random directions of the same norm to ask as well.
+        max_new_tokens: longest open-ended answer.
+        batch_size: rows in one forward pass.
+        dtype: of the weights: auto, float32, bfloat16, float16.
+        device: auto, cpu, cuda, ...
+    """
+    from caa import EvalGrid, ExemplarJudge, SteeringVector, SteeringWrapper, load_behavior, load_facts, load_model
+    from caa.data.sources import BUILTIN
+    from caa.reports.tables import write_report
+
+    found = load_behavior(behavior)
+    direction = SteeringVector.load(vector)
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    wrapper = SteeringWrapper(loaded)
+    for name, path in (adapters or {}).items():
+        wrapper.load_adapter(path, name)
+    others = [load_behavior(name) for name in BUILTIN if name != found.name]
+    EvalGrid(
+        found,
+        direction,
+        layers,
+        multipliers,
+        ("none", *(adapters or {})),
+        tasks,
+        facts=load_facts(facts) if "facts" in tasks else (),
+        random_controls=random_controls,
+        judge=ExemplarJudge.fit(found, others) if "open" in tasks else None,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    ).run(wrapper, tokenizer, out)
+    _print_tables(write_report(out))
+
+
+def generate(
+    prompt: str,
+    vector: Path | None = None,
+    layer: int | None = None,
+    multiplier: float = 1.0,
+    model: str = "tiny-chat",
+    adapter: Path | None = None,
+    steered: Path | None = None,
+    system: str | None = None,
+    max_new_tokens: int = 128,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Answer a prompt unsteered and steered, side by side.
+
+    Args:
+        prompt: what the user says.
+        vector: a file that `caa extract` wrote; needs a layer.
+        layer: the layer to steer (output of that block, counted from 0).
+        multiplier: how often the vector is added; negative for less of the behavior.
+        model: an embedded model, a folder, or a name on the Hub.
+        adapter: a LoRA adapter to wear.
+        steered: a steered adapter, in place of vector, layer, multiplier, model and adapter.
+        system: a system prompt.
+        max_new_tokens: longest answer.
+        dtype: of the weights: auto, float32, bfloat16, float16.
+        device: auto, cpu, cuda, ...
+    """
+    from caa import Intervention, SteeringVector, SteeringWrapper, load_model
+    from caa.steering.loading import load_tokenizer, model_name
+
+    if (steered is None) == (vector is None) or (vector is not None and layer is None):
+        raise ValueError("say how to steer: --steered FOLDER, or --vector FILE with --layer N")
+    if steered:
+        wrapper, tokenizer = SteeringWrapper.from_pretrained(steered, dtype=dtype, device=device), None
+        interventions = wrapper.interventions
+        wrapper.unsteer()
+    elif vector and layer is not None:
+        loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+        wrapper = SteeringWrapper(loaded)
+        interventions = (Intervention(SteeringVector.load(vector), layer, multiplier),)
+        if adapter:
+            wrapper.load_adapter(adapter, adapter.name)
+    tokenizer = tokenizer or load_tokenizer(model_name(wrapper.model))
+    with wrapper.finetune(None):
+        _print_answer("the model as it is", wrapper, tokenizer, prompt, system, max_new_tokens)
+    with wrapper.steer(*interventions):
+        title = " + ".join([*wrapper.adapters, *map(str, interventions)])
+        _print_answer(title, wrapper, tokenizer, prompt, system, max_new_tokens)
+
+
+def report(run: Path, form: Literal["terminal", "markdown", "csv", "latex"] = "terminal") -> None:
+    """Make the tables of a run again from its rows, print them, and write tables.md, .csv and .tex beside them.
+
+    Args:
+        run: a run's folder.
+        form: what to print.
+    """
+    from caa.reports import tables
+
+    made = tables.write_report(run)
+    if form == "terminal":
+        _print_tables(made)
+    else:
+        sys.stdout.write("\n".join(getattr(tables, f"to_{form}")(table) for table in made) + "\n")
+
+
+def data(what: str) -> None:
+    """Say what a behavior's data holds, list the behaviors there are, or fetch the public CAA datasets.
+
+    Args:
+        what: a built-in behavior, a path to one of your own, or one of two words: "list", and "download", which fetches
+            the datasets of nrimsky/CAA into the cache folder, to be used as caa:NAME.
+    """
+    from caa.data import sources
+
+    if what == "list":
+        lines = list(sources.BUILTIN)
+    elif what == "download":
+        lines = [f"the public datasets are in {sources.download_caa()}; use them as caa:NAME"]
+    else:
+        lines = sources.describe(sources.load_behavior(what))
+    _console().print("\n".join(lines), markup=False, highlight=False)
+
+
+COMMANDS: dict[str, Any] = {f.__name__: f for f in (demo, extract, finetune, grid, generate, report, data)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Errors are one readable line; --debug shows where they came from. Returns the exit status."""
+    from jsonargparse import auto_cli
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each training
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("caa").setLevel(logging.INFO)
+    try:
+        auto_cli(COMMANDS, args=[a for a in arguments if a != "--debug"], prog="caa", as_positional=True)
+    except (ValueError, TypeError, LookupError, OSError) as error:
+        if debug:
+            raise
+        said = error.args[0] if isinstance(error, KeyError) else error  # a KeyError's own text is a repr
+        sys.stderr.write(f"caa: {' '.join(str(said).split())}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("caa: stopped. Run the same command again to go on.\n")
+        return 130
+    return 0
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_answer(
+    title: str, wrapper: Any, tokenizer: Any, prompt: str, system: str | None, max_new_tokens: int
+) -> None:
+    import torch
+    from rich.panel import Panel
+    from rich.text import Text
+
+    from caa.data.rendering import render
+
+    ids = torch.tensor([render(tokenizer, prompt, system=system)], device=wrapper.model.device)
+    written = wrapper.generate(ids, max_new_tokens=max_new_tokens, do_sample=False)
+    answer = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    _console().print(Panel(Text(answer), title=Text(title)))  # Text: what a model writes is data, not markup
+
+
+def _print_tables(tables: list) -> None:
+    from caa.reports.tables import to_terminal
+
+    for table in tables:
+        _console().print(to_terminal(table))
+
+
+def _refuse_to_overwrite(path: Path) -> None:
+    if path.exists():
+        raise FileExistsError(f"{path} is there already; choose another name or remove it first")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""One experiment from words to tables: find vectors, finetune for and against, steer every model, ask, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from caa.data.behaviors import Behavior
+from caa.data.sources import BUILTIN, load_behavior, load_facts
+from caa.evals.rows import read_rows
+from caa.finetune.config import FinetuneConfig
+from caa.reports.tables import Table, best_layer, write_report
+from caa.vectors.vector import SteeringVector, set_mean_normalize
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A finetune x multiplier table: what is asked of which model, how it is steered, where the results go.
+
+    Every step leaves its result in `out` and is skipped when it is there, so a stopped experiment goes on when it is
+    run again, and `rows.jsonl` only ever grows.
+    """
+
+    out: Path
+    behaviors: Sequence[str] = BUILTIN
+    """Built-in names, or paths that `load_behavior` understands."""
+    model: str = "tiny-chat"
+    layer: int | None = None
+    """The layer to steer (output of that block, counted from 0); None chooses on the validation questions."""
+    multipliers: Sequence[float] = (-1.0, 0.0, 1.0)
+    finetunes: Sequence[Literal["none", "positive", "negative"]] = ("none", "positive", "negative")
+    tasks: Sequence[str] = ("ab", "open")
+    facts: str | None = None
+    """For the task "facts": "facts" (built in), or a file of two-option questions in CAA's MMLU format."""
+    set_mean_norm: bool = False
+    """Rescale the vectors to their mean norm, as the paper did, so that one multiplier pushes all behaviors alike."""
+    random_controls: int = 0
+    """Random directions of the same norm, asked the same questions."""
+    training: FinetuneConfig | None = None
+    """None takes the settings that suit the model's size."""
+    max_new_tokens: int = 48
+    batch_size: int = 16
+    dtype: str = "auto"
+    device: str = "auto"
+    template: str | None = None
+    """A chat template (Jinja) in place of the tokenizer's own."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(self.out))
+        if not self.behaviors:
+            raise ValueError(f"no behavior to work on; built in are {', '.join(BUILTIN)}")
+
+    def run(self) -> list[Table]:
+        """Do what is missing and return the tables, which are also in `out` (`tables.md`, `.csv`, `.tex`)."""
+        from caa.steering.loading import load_model
+
+        behaviors = [load_behavior(name) for name in self.behaviors]
+        model, tokenizer = load_model(self.model, dtype=self.dtype, device=self.device)
+        vectors = self.find_vectors(model, tokenizer, behaviors)
+        layer = self.choose_layer(model, tokenizer, behaviors, vectors) if self.layer is None else self.layer
+        for behavior in behaviors:
+            self.measure(model, tokenizer, behavior, vectors[behavior.name], layer)
+        return write_report(self.out)
+
+    def find_vectors(self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior]) -> Mapping[str, SteeringVector]:
+        """Behavior name -> its vector, all layers, read in the model as it is before any finetune."""
+        from caa.steering.extraction import extract
+
+        vectors = {}
+        for behavior in behaviors:
+            path = self.out / "vectors" / f"{behavior.name}.safetensors"
+            if not path.exists():
+                logger.info("%s: reading the vector from %d contrast pairs", behavior.name, len(behavior.pairs))
+                extract(
+                    model,
+                    tokenizer,
+                    behavior.require("pairs"),
+                    behavior=behavior.name,
+                    batch_size=self.batch_size,
+                    template=self.template,
+                    progress=True,
+                ).save(path)
+            vectors[behavior.name] = SteeringVector.load(path)
+        return set_mean_normalize(vectors) if self.set_mean_norm else vectors
+
+    def choose_layer(
+        self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior], vectors: Mapping[str, SteeringVector]
+    ) -> int:
+        """The layer at which the vectors move the validation questions most, over all behaviors."""
+        from caa.evals.grid import EvalGrid
+        from caa.steering.wrapper import SteeringWrapper
+
+        out = self.out / "validation"
+        for behavior in behaviors:
+            asked = dataclasses.replace(behavior, ab_questions=behavior.require("validation_questions"))
+            vector = vectors[behavior.name]
+            grid = EvalGrid(asked, vector, vector.layers, self.multipliers, tasks=("ab",), template=self.template)
+            grid.run(SteeringWrapper(model), tokenizer, out)
+        layer = best_layer(read_rows(out / "rows.jsonl"))
+        logger.info("layer %d moves the validation questions most", layer)
+        return layer
+
+    def measure(self, model: Any, tokenizer: Any, behavior: Behavior, vector: SteeringVector, layer: int) -> None:
+        """Finetune for one behavior, ask every finetune at every multiplier, keep the rows and a steered adapter."""
+        from caa.evals.grid import EvalGrid
+        from caa.steering.wrapper import SteeringWrapper
+
+        adapters = self.finetune(model, tokenizer, behavior)
+        wrapper = SteeringWrapper(model)
+        for name, path in adapters.items():
+            wrapper.load_adapter(path, name)
+        grid = EvalGrid(
+            behavior,
+            vector,
+            [layer],
+            self.multipliers,
+            self.finetunes,
+            self.tasks,
+            facts=load_facts(self.facts) if self.facts else (),
+            random_controls=self.random_controls,
+            judge=self.judge(behavior) if "open" in self.tasks else None,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            template=self.template,
+        )
+        grid.run(wrapper, tokenizer, self.out)
+        self.keep_steered(wrapper, behavior, vector, layer)
+        wrapper.unload_adapters()
+
+    def finetune(self, model: Any, tokenizer: Any, behavior: Behavior) -> dict[str, Path]:
+        """Direction -> its LoRA adapter."""
+        if set(self.finetunes) <= {"none"}:
+            return {}
+        from caa.finetune.lora import finetune
+
+        folder = self.out / "adapters"
+        return {
+            direction: finetune(
+                model,
+                tokenizer,
+                behavior,
+                direction,
+                folder / f"{behavior.name}-{direction}",
+                self.training,
+                template=self.template,
+            )
+            for direction in self.finetunes
+            if direction != "none"
+        }
+
+    def judge(self, behavior: Behavior) -> Any:
+        """A judge of this behavior that knows the other behaviors' answers as off topic."""
+        from caa.evals.judges import ExemplarJudge
+
+        others = [load_behavior(name) for name in dict.fromkeys((*self.behaviors, *BUILTIN))]
+        return ExemplarJudge.fit(behavior, [other for other in others if other.name != behavior.name])
+
+    def keep_steered(self, wrapper: Any, behavior: Behavior, vector: SteeringVector, layer: int) -> Path:
+        """Save the strongest setting, the positive finetune steered by the largest multiplier, as one artefact."""
+        from caa.steering.intervention import Intervention
+
+        name = "positive" if "positive" in wrapper.adapters else None
+        with wrapper.finetune(name), wrapper.steer(Intervention(vector, layer, max(self.multipliers))):
+            return wrapper.save_pretrained(self.out / "steered" / behavior.name)

@@ -1,0 +1,129 @@
+"""The whole job, words to tables, on small data: it resumes, refuses to mix, and leaves an artefact that reloads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import SHARED, random_ids
+
+from caa import Experiment, FinetuneConfig, SteeringWrapper, load_behavior, load_model
+from caa.evals.rows import read_rows
+
+QUICK = FinetuneConfig(rank=4, alpha=8, max_steps=3, learning_rate=1e-3, batch_size=4, gradient_accumulation=1)
+
+
+@pytest.fixture
+def few(tmp_path) -> str:
+    """A behavior of one's own, in the layout of the public datasets: 24 pairs and 6 questions of a built-in one."""
+    return write_behavior(tmp_path / "datasets", "waiting", "myopic_reward")
+
+
+def write_behavior(datasets: Path, name: str, source: str) -> str:
+    known = load_behavior(source)
+
+    def records(items):
+        keys = ("answer_matching_behavior", "answer_not_matching_behavior")
+        return [{"question": q, keys[0]: yes, keys[1]: no} for q, yes, no in items]
+
+    pairs = records((p.question, p.positive, p.negative) for p in known.pairs[:24])
+    asked = records((q.text, q.matching, q.opposite) for q in known.ab_questions[:6])
+    openly = [{"question": q.text} for q in known.open_questions[:4]]
+    files = {
+        "generate": {"generate_dataset.json": pairs},
+        "test": {"test_dataset_ab.json": asked, "test_dataset_open_ended.json": openly},
+    }
+    for part, contents in files.items():
+        folder = datasets / part / name
+        folder.mkdir(parents=True)
+        for file, content in contents.items():
+            (folder / file).write_text(json.dumps(content))
+    return str(datasets / name)
+
+
+@pytest.mark.slow
+def test_words_to_tables_and_again(few, tmp_path, caplog):
+    out = tmp_path / "run"
+    experiment = Experiment(out, [few], layer=2, training=QUICK, max_new_tokens=8, random_controls=1)
+    tables = experiment.run()
+    assert [table.title.split(":")[0] for table in tables] == ["A/B questions", "Open-ended questions"]
+    rows = read_rows(out / "rows.jsonl")
+    asked = {(row.cell.task, row.cell.finetune, row.cell.multiplier, row.cell.vector) for row in rows}
+    assert len(asked) == 2 * (3 * 3 + 3 * 2)  # tasks x (finetunes x multipliers + finetunes x steered controls)
+    assert {"tables.md", "tables.csv", "tables.tex", "run.json"} <= {path.name for path in out.iterdir()}
+    costly = [out / "rows.jsonl", *(out / "adapters").rglob("*.safetensors"), *(out / "vectors").iterdir()]
+    before = {path: path.stat().st_mtime_ns for path in costly}
+    with caplog.at_level(logging.INFO, logger="caa"):
+        experiment.run()
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished experiment did something again"
+
+    steered = SteeringWrapper.from_pretrained(out / "steered" / "waiting")
+    ids = random_ids(1, 9)
+    expected = steered(ids).logits
+    assert steered.adapters == ["positive"]
+    plain, _ = load_model("tiny-chat")
+    assert not torch.allclose(expected, plain(ids).logits, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_killed_experiment_loses_nothing_and_repeats_nothing(few, tmp_path):
+    out = tmp_path / "run"
+    settings = {"behaviors": [few], "layer": 2, "finetunes": ["none"], "max_new_tokens": 8, "batch_size": 2}
+    script = "import json, sys; from caa import Experiment; Experiment(**json.loads(sys.argv[1])).run()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, json.dumps({**settings, "out": str(out)})], stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not (out / "rows.jsonl").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = read_rows(out / "rows.jsonl")
+    Experiment(out, **settings).run()
+    rows = read_rows(out / "rows.jsonl")
+    assert rows[: len(kept)] == kept
+    assert len({row.key for row in rows}) == len(rows) == 3 * (6 + 4)
+    Experiment(tmp_path / "undisturbed", **settings).run()
+    undisturbed = read_rows(tmp_path / "undisturbed" / "rows.jsonl")
+    assert {row.key: row.score for row in rows} == {row.key: row.score for row in undisturbed}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "models" / "craftgpt").exists(), reason="craftgpt lies in ../shared")
+def test_a_real_model_of_64_tokens_runs_the_whole_job_or_says_what_does_not_fit(tmp_path):
+    model = str(SHARED / "models" / "craftgpt")
+    datasets = tmp_path / "datasets"
+    pairs = []
+    for number, animal in enumerate(("cat", "dog", "bird", "horse", "fish", "frog", "duck", "cow")):
+        yes, no = ("A", "B") if number % 2 else ("B", "A")
+        options = sorted([f" ({yes}) yes", f" ({no}) no"])
+        answers = {"answer_matching_behavior": f"({yes})", "answer_not_matching_behavior": f"({no})"}
+        pairs.append({"question": "\n".join([f"do you like my {animal}?", *options]), **answers})
+    for part, file, content in (
+        ("generate", "generate_dataset.json", pairs),
+        ("test", "test_dataset_ab.json", pairs[:4]),
+        ("test", "test_dataset_open_ended.json", [{"question": "do you like my pig?"}]),
+    ):
+        (datasets / part / "liking").mkdir(parents=True, exist_ok=True)
+        (datasets / part / "liking" / file).write_text(json.dumps(content))
+    out = tmp_path / "run"
+    Experiment(out, [str(datasets / "liking")], model, layer=3, training=QUICK, max_new_tokens=8).run()
+    rows = read_rows(out / "rows.jsonl")
+    assert len(rows) == 9 * (4 + 1)
+    assert all(0 <= row.score <= 1 for row in rows if row.cell.task == "ab")
+    steered = SteeringWrapper.from_pretrained(out / "steered" / "liking")
+    assert steered.adapters == ["positive"]
+    with pytest.raises(ValueError, match="reads at most 64"):
+        Experiment(tmp_path / "long", [str(SHARED / "data" / "caa" / "datasets" / "sycophancy")], model, layer=3).run()
+
+
+def test_an_experiment_checks_itself_first():
+    with pytest.raises(ValueError, match="no behavior to work on"):
+        Experiment(Path("out"), [])

@@ -1,0 +1,69 @@
+"""Every recipe and every config runs from the command in its first line."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from caa.experiment import Experiment
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+
+
+def command(path: Path) -> list[str]:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    found = re.search(r"python (recipes/\S.*?)(?:\"\"\")?$", first)
+    assert found, f"{path.name} does not begin with the command that runs it"
+    return shlex.split(found.group(1))
+
+
+def test_there_are_recipes_and_configs():
+    assert len(RECIPES) >= 2
+    assert len(CONFIGS) >= 2
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_is_short_and_says_how_to_run_it(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 120
+    assert command(path)[0] == f"recipes/{path.name}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_config_is_read_by_the_recipe_that_it_names(path):
+    recipe, *rest = command(path)
+    assert rest == ["--config", f"recipes/configs/{path.name}"]
+    assert (ROOT / recipe).exists()
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert Experiment(**settings | {"out": Path(settings["out"])})
+
+
+def run(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", list(arguments))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+@pytest.mark.slow
+def test_the_table_recipe_on_the_embedded_model(monkeypatch, tmp_path, capsys):
+    """The shipped config, with less to do."""
+    words = command(ROOT / "recipes" / "configs" / "embedded.yaml")
+    less = {"behaviors": "[refusal]", "finetunes": "[none]", "layer": "2", "random_controls": "0", "tasks": "[ab]"}
+    options = [word for name, value in less.items() for word in (f"--{name}", value)]
+    run(monkeypatch, *words, "--out", str(tmp_path / "run"), *options)
+    assert "refusal" in capsys.readouterr().out
+    assert (tmp_path / "run" / "tables.md").exists()
+
+
+def test_love_and_hate_on_the_embedded_model(monkeypatch, capsys):
+    run(monkeypatch, "recipes/love_hate.py", "--model", "tiny-base", "--layer", "2", "--max_new_tokens", "4")
+    shown = capsys.readouterr().out
+    assert "+2" in shown
+    assert "I think that you" in shown
