@@ -13,17 +13,23 @@ from caa.finetune.config import FinetuneConfig
 # No `if TYPE_CHECKING` imports here: jsonargparse carries them out to resolve the types, and torch takes seconds.
 
 
-def demo(behavior: str = "myopic_reward", out: Path = Path("runs/demo"), model: str = "tiny-chat") -> None:
+def demo(
+    behavior: str = "myopic_reward",
+    out: Path = Path("runs/demo"),
+    model: str = "tiny-chat",
+    multipliers: tuple[float, ...] = (-0.4, 0.0, 0.4),
+) -> None:
     """Find a vector, finetune for and against, steer all three models, print the finetune x multiplier tables.
 
     Args:
         behavior: a built-in behavior (`caa data list` names them), or a path to one of your own.
         out: the run's folder; a stopped demo goes on where it was.
         model: an embedded model, a folder, or a name on the Hugging Face Hub.
+        multipliers: how often the vector is added; those of the embedded models are long.
     """
     from caa.experiment import Experiment
 
-    experiment = Experiment(out, [behavior], model, random_controls=1)
+    experiment = Experiment(out, [behavior], model, multipliers=multipliers, random_controls=1, batch_size=64)
     _print_tables(experiment.run())
     _console().print(
         f"\nRows, tables and adapters are in {out}. The steered adapter reloads with\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +30,11 @@ def load_adapter(model: nn.Module, path: str | Path, name: str) -> nn.Module:
     if name in getattr(model, "peft_config", {}):
         raise ValueError(f"the model already holds an adapter {name!r}; give this one another name")
     try:
-        if not isinstance(model, PeftModel):
-            return PeftModel.from_pretrained(model, str(path), adapter_name=name).eval()
-        model.load_adapter(str(path), adapter_name=name)
+        with warnings.catch_warnings():  # PEFT still says gradient_checkpointing, which transformers has renamed
+            warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+            if not isinstance(model, PeftModel):
+                return PeftModel.from_pretrained(model, str(path), adapter_name=name).eval()
+            model.load_adapter(str(path), adapter_name=name)
         model.set_adapter(name, inference_mode=True)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the adapter at {path} does not fit this model: {str(error)[:300]}") from error

@@ -13,6 +13,7 @@ import argparse
 import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -410,11 +411,19 @@ def share_gradients(learner: nn.Module) -> None:
 
 def start(number: int, processes: int, port: int, out: Path, work: Path) -> None:
     """One of several CPU processes with a thread each: they outrun one process with several threads by a third."""
+    threading.Thread(target=leave_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     distributed.init_process_group("gloo", init_method=address, rank=number, world_size=processes)
     run(out, work)
     distributed.destroy_process_group()
+
+
+def leave_with(parent: int) -> None:
+    """End this process when the one that started it is gone, so that a stopped job leaves nothing running."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def free_port() -> int:
@@ -455,7 +464,7 @@ def main(out: Path, work: Path, processes: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "checkpoints", help="folder for tiny-base and tiny-chat")
-    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "pretrain", help="folder for training states")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "pretrain", help="folder for training states")
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="on a CPU")
     options = parser.parse_args()
     main(options.out, options.work, options.processes)
