@@ -78,6 +78,7 @@ def test_the_lora_inside_is_plain_peft(base, tmp_path):
     wrapper = SteeringWrapper(tiny_lora(base))
     expected = wrapper(IDS).logits
     folder = wrapper.save_pretrained(tmp_path / "steered")
+    assert all(path.is_file() for path in folder.iterdir()), "the adapter's own folder was left behind"
     plain = PeftModel.from_pretrained(load_model(str(tmp_path / "base"))[0], str(folder)).eval()
     assert torch.equal(plain(IDS).logits, expected)
 

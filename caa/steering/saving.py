@@ -65,8 +65,11 @@ def _save_adapter(folder: Path, model: Any) -> str:
     if len(active) > 1:
         raise ValueError(f"a steered adapter holds one LoRA; these are active: {active}. Choose with `finetune(name)`")
     model.save_pretrained(folder, selected_adapters=active)
-    for file in (folder / active[0]).glob("*"):  # PEFT puts every adapter but "default" in a folder of its own
-        file.rename(folder / file.name)
+    own = folder / active[0]  # PEFT puts every adapter but "default" in a folder of its own
+    if own.is_dir():
+        for file in own.iterdir():
+            file.rename(folder / file.name)
+        own.rmdir()
     return active[0]
 
 
