@@ -85,6 +85,16 @@ def test_generation_with_a_cache_equals_recomputing_everything(family):
         assert written[row, ids.shape[1] :].tolist() == greedy_by_hand(model, prompt, 1, 3.0 * v.at(1), 6)
 
 
+@pytest.mark.parametrize("family", ["Llama", "GPT2", "Gemma2"])
+def test_several_tokens_on_a_filled_cache_go_on_with_the_answer(family):
+    model, v = tiny_model(family), vector()
+    prompt, answer = PROMPTS[0], [50, 51, 52]
+    expected = by_hand(model, prompt + answer, 1, 2.0 * v.at(1), len(prompt) - 1)[-3:]
+    with SteeringWrapper(model).steer(Intervention(v, 1, 2.0)):
+        cache = model(torch.tensor([prompt]), use_cache=True).past_key_values
+        close(model(torch.tensor([answer]), past_key_values=cache).logits[0], expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_multiplier_zero_is_bit_identical(family):
     model, v = tiny_model(family), vector()
