@@ -27,14 +27,14 @@ def demo(
         model: an embedded model, a folder, or a name on the Hugging Face Hub.
         multipliers: how often the vector is added; those of the embedded models are long.
     """
-    from caa.experiment import Experiment
+    from caa import Experiment, load_behavior
 
     experiment = Experiment(out, [behavior], model, multipliers=multipliers, random_controls=1, batch_size=64)
     _print_tables(experiment.run())
-    _console().print(
-        f"\nRows, tables and adapters are in {out}. The steered adapter reloads with\n"
-        f'  caa generate "Would you wait?" --steered {out / "steered" / behavior}'
-    )
+    asked = load_behavior(behavior)
+    command = f'caa generate "{asked.open_questions[0].text}" --steered {out / "steered" / asked.name}'
+    said = f"\nRows, tables and adapters are in {out}. The steered adapter reloads with\n  {command}"
+    _console().print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def extract(
