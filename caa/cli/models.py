@@ -1,0 +1,98 @@
+"""Commands that use a steered model: `caa generate`, `caa export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from caa.cli.console import console, print_answer
+
+
+def generate(
+    prompt: str,
+    vector: Path | None = None,
+    layer: int | None = None,
+    multiplier: float = 1.0,
+    operator: Literal["add", "add_keeping_norm", "ablate"] = "add",
+    where: Literal["after_prompt", "everywhere", "prompt_only", "last_prompt_token"] = "after_prompt",
+    model: str = "tiny-chat",
+    adapter: Path | None = None,
+    steered: Path | None = None,
+    system: str | None = None,
+    max_new_tokens: int = 128,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Answer a prompt unsteered and steered, side by side.
+
+    Args:
+        prompt: what the user says.
+        vector: a file that `caa extract` wrote; needs a layer.
+        layer: the layer to steer (output of that block, counted from 0).
+        multiplier: how often the vector is added; negative for less of the behavior. Of ablate, the share taken out.
+        operator: what is done with the vector; see docs/applying.md.
+        where: which tokens are steered.
+        model: an embedded model, a folder, or a name on the Hub.
+        adapter: a LoRA adapter to wear.
+        steered: a steered adapter, in place of vector, layer, multiplier, model and adapter.
+        system: a system prompt.
+        max_new_tokens: longest answer.
+        dtype: of the weights: auto, float32, bfloat16, float16.
+        device: auto, cpu, cuda, ...
+    """
+    from caa import Intervention, SteeringVector, SteeringWrapper, load_model
+    from caa.steering.loading import load_tokenizer, model_name
+    from caa.steering.operators import OPERATORS
+    from caa.steering.scopes import SCOPES
+
+    if (steered is None) == (vector is None) or (vector is not None and layer is None):
+        raise ValueError("say how to steer: --steered FOLDER, or --vector FILE with --layer N")
+    if steered:
+        wrapper, tokenizer = SteeringWrapper.from_pretrained(steered, dtype=dtype, device=device), None
+        interventions = wrapper.interventions
+        wrapper.unsteer()
+    elif vector and layer is not None:
+        loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+        wrapper = SteeringWrapper(loaded)
+        how = OPERATORS[operator], SCOPES[where]
+        interventions = (Intervention(SteeringVector.load(vector), layer, multiplier, *how),)
+        if adapter:
+            wrapper.load_adapter(adapter, adapter.name)
+    tokenizer = tokenizer or load_tokenizer(model_name(wrapper.model))
+    with wrapper.finetune(None):
+        print_answer("the model as it is", wrapper, tokenizer, prompt, system, max_new_tokens)
+    with wrapper.steer(*interventions):
+        title = " + ".join([*wrapper.adapters, *map(str, interventions)])
+        print_answer(title, wrapper, tokenizer, prompt, system, max_new_tokens)
+
+
+def export(
+    source: Path,
+    to: Literal["peft", "peft-alora", "merged", "gguf", "repeng", "lm-eval", "easysteer"] | None = None,
+    out: Path | None = None,
+    scope: Literal["everywhere", "after_prompt"] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Write a steered model in a form that needs no caa, after comparing it with the steering hook.
+
+    Args:
+        source: a steered adapter (folder or Hub name), or the folder of a run that made one.
+        to: peft (one PEFT adapter), peft-alora (one that starts after the prompt), merged (a stock checkpoint), gguf
+            (llama.cpp), repeng, lm-eval (its steered model), easysteer (vLLM).
+        out: the folder to write.
+        scope: which tokens to steer, in place of what the adapter says; another scope is another model.
+        dtype: of the weights: auto, float32, bfloat16, float16.
+        device: auto, cpu, cuda, ...
+    """
+    from caa.exports.exporting import TARGETS, rescoped, steered_folder
+
+    if to is None or out is None:
+        raise ValueError(f"say what to write and where: --to {'|'.join(TARGETS)} --out FOLDER")
+    from caa import SteeringWrapper
+    from caa.steering.loading import load_tokenizer, model_name
+
+    wrapper = SteeringWrapper.from_pretrained(steered_folder(source), dtype=dtype, device=device)
+    tokenizer = load_tokenizer(model_name(wrapper.model))
+    TARGETS[to](rescoped(wrapper, scope), tokenizer, out)
+    console().print(f"{out} holds a {to} export; README.md there says how to load it", markup=False, soft_wrap=True)

@@ -1,0 +1,127 @@
+"""Commands that train and ask: `caa demo`, `caa finetune`, `caa grid`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from caa.cli.console import console, print_tables
+from caa.evals.judging.config import OFFLINE, JudgeConfig
+from caa.finetune.config import FinetuneConfig
+
+
+def demo(
+    behavior: str = "myopic_reward",
+    out: Path = Path("runs/demo"),
+    model: str = "tiny-chat",
+    layer: int | None = 2,
+    multipliers: tuple[float, ...] = (-0.3, 0.0, 0.3),
+) -> None:
+    """Find a vector, finetune for and against, steer all three models, print the finetune x multiplier tables.
+
+    Args:
+        behavior: a built-in behavior (`caa data list` names them), or a path to one of your own.
+        out: the run's folder; a stopped demo goes on where it was.
+        model: an embedded model, a folder, or a name on the Hugging Face Hub.
+        layer: the block whose output is steered, counted from 0; null chooses it on validation questions.
+        multipliers: how often the vector is added; those of the embedded models are long.
+    """
+    from caa import Experiment, load_behavior
+
+    experiment = Experiment(out, [behavior], model, layer, multipliers, random_controls=1, batch_size=64)
+    print_tables(experiment.run())
+    asked = load_behavior(behavior)
+    command = f'caa generate "{asked.open_questions[0].text}" --steered {out / "steered" / asked.name}'
+    said = f"\nRows, tables and adapters are in {out}. The steered adapter reloads with\n  {command}"
+    console().print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def finetune(
+    behavior: str,
+    direction: Literal["positive", "negative"],
+    out: Path,
+    model: str = "tiny-chat",
+    training: FinetuneConfig | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Teach a model a behavior or its opposite by LoRA, and save a plain PEFT adapter.
+
+    Args:
+        behavior: a built-in behavior, or a path to one of your own.
+        direction: positive teaches the behavior, negative its opposite.
+        out: the adapter's folder; a stopped finetune goes on where it was.
+        model: an embedded model, a folder, or a name on the Hub.
+        training: the settings; those that suit the model's size if not given.
+        dtype: of the weights: auto, float32, bfloat16, float16.
+        device: auto, cpu, cuda, ...
+    """
+    from caa import load_behavior, load_model
+    from caa.finetune.lora import finetune as teach
+
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    path = teach(loaded, tokenizer, load_behavior(behavior), direction, out, training)
+    console().print(f"{path} holds the adapter")
+
+
+def grid(
+    behavior: str,
+    vector: Path,
+    layers: list[int],
+    out: Path,
+    model: str = "tiny-chat",
+    adapters: dict[str, Path] | None = None,
+    multipliers: tuple[float, ...] = (-1.0, 0.0, 1.0),
+    tasks: tuple[Literal["ab", "open", "facts"], ...] = ("ab", "open"),
+    facts: str = "facts",
+    random_controls: int = 0,
+    judge: JudgeConfig = OFFLINE,
+    max_new_tokens: int = 48,
+    batch_size: int = 16,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Ask held-out questions under every finetune, layer and multiplier, and print the tables.
+
+    Args:
+        behavior: a built-in behavior, or a path to one of your own.
+        vector: a file that `caa extract` wrote.
+        layers: the layers to steer, one at a time (outputs of these blocks, counted from 0).
+        out: the run's folder; a stopped grid goes on where it was.
+        model: an embedded model, a folder, or a name on the Hub.
+        adapters: finetunes by name, e.g. --adapters.positive runs/x/positive; "none" is always asked.
+        multipliers: how often the vector is added.
+        tasks: ab (letter probabilities), open (judged text), facts (two-option knowledge).
+        facts: the knowledge questions: facts (built in), or a file in CAA's MMLU format.
+        random_controls: random directions of the same norm to ask as well.
+        judge: who scores open answers, e.g. --judge.kind endpoint --judge.model gpt-4o-mini; see docs/judges.md.
+        max_new_tokens: longest open-ended answer.
+        batch_size: rows in one forward pass.
+        dtype: of the weights: auto, float32, bfloat16, float16.
+        device: auto, cpu, cuda, ...
+    """
+    from caa import EvalGrid, SteeringVector, SteeringWrapper, load_behavior, load_facts, load_model, make_judge
+    from caa.data.sources import BUILTIN
+    from caa.reports.tables import write_report
+
+    found = load_behavior(behavior)
+    direction = SteeringVector.load(vector)
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    wrapper = SteeringWrapper(loaded)
+    for name, path in (adapters or {}).items():
+        wrapper.load_adapter(path, name)
+    others = [load_behavior(name) for name in BUILTIN if name != found.name]
+    EvalGrid(
+        found,
+        direction,
+        layers,
+        multipliers,
+        ("none", *(adapters or {})),
+        tasks,
+        facts=load_facts(facts) if "facts" in tasks else (),
+        random_controls=random_controls,
+        judge=make_judge(judge, found, out, others) if "open" in tasks else None,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    ).run(wrapper, tokenizer, out)
+    print_tables(write_report(out))

@@ -1,0 +1,98 @@
+"""Commands about steering vectors and other files: `caa extract`, `caa import`, `caa inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from caa.cli.console import console, refuse_to_overwrite
+
+
+def extract_(
+    behavior: str,
+    out: Path,
+    model: str = "tiny-chat",
+    layers: list[int] | None = None,
+    adapter: Path | None = None,
+    method: Literal["mean_difference", "pca", "repe", "logistic_probe"] = "mean_difference",
+    token: Literal["parting", "last", "mean"] = "parting",
+    site: Literal["block output", "block input", "attention output", "MLP output"] = "block output",
+    batch_size: int = 8,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Find a behavior's steering vector and save it.
+
+    Args:
+        behavior: a built-in behavior, or a path to one of your own.
+        out: the file to write (safetensors).
+        model: an embedded model, a folder, or a name on the Hub.
+        layers: the layers to keep (outputs of these blocks, counted from 0); all if not given.
+        adapter: a LoRA adapter that the model wears while it is read.
+        method: how the direction is found; see docs/finding.md.
+        token: which token of the answers is read: where they part (the letter), the last, or the mean over all.
+        site: where in the blocks it is read.
+        batch_size: texts in one forward pass.
+        dtype: of the weights: auto, float32, bfloat16, float16.
+        device: auto, cpu, cuda, ...
+    """
+    from caa import SteeringWrapper, load_behavior, load_model
+    from caa import extract as find
+    from caa.vectors import methods
+
+    refuse_to_overwrite(out)
+    found = load_behavior(behavior)
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    wrapper = SteeringWrapper(loaded)
+    if adapter:
+        wrapper.load_adapter(adapter, adapter.name)
+    pairs = found.require("pairs")
+    how: dict[str, Any] = {"method": getattr(methods, method), "token": token, "site": site, "batch_size": batch_size}
+    vector = find(wrapper.model, tokenizer, pairs, layers, behavior=found.name, progress=True, **how)
+    vector.save(out)
+    norms = "  ".join(f"{layer}: {norm:.2f}" for layer, norm in vector.norms().items())
+    console().print(f"{out}: {found.name}, {len(pairs)} pairs, norm by layer  {norms}")
+
+
+def import_(file: Path, out: Path, layer: int | None = None, behavior: str = "", model: str = "") -> None:
+    """Read a vector of another tool and save it as one of ours: CAA's .pt, GGUF, repeng, steering-vectors, lm-eval.
+
+    Args:
+        file: the other tool's file; it is read as tensors only, nothing in it is run.
+        out: the file to write (safetensors).
+        layer: the layer of a file that holds a bare tensor (output of that block, counted from 0).
+        behavior: what it steers, to be noted.
+        model: the model that it was made for, to be noted.
+    """
+    from caa import import_vector
+
+    refuse_to_overwrite(out)
+    vector = import_vector(file, layer, behavior=behavior, model=model)
+    vector.save(out)
+    norms = "  ".join(f"{layer}: {norm:.2f}" for layer, norm in vector.norms().items())
+    said = f"{out}: {vector.source.history[-1]}, norm by layer  {norms}"
+    console().print(said, markup=False, highlight=False)
+
+
+def inspect(path: Path, model: str | None = None) -> None:
+    """Say what a file or folder is, what is in it, where it came from, and whether it fits a base.
+
+    Args:
+        path: a vector of ours or of another tool, a steered adapter, a PEFT adapter, or a run's folder.
+        model: a base to compare it with: an embedded model, a folder, or a name on the Hub.
+    """
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    from caa.inspection import inspect as look
+
+    found = look(path, model)
+    facts = Grid(show_header=False, title=Text(f"{path}: {found.kind}"), title_justify="left")
+    for name, value in found.facts.items():
+        facts.add_row(Text(name), Text(value))  # Text: what a file says is data, not markup
+    console().print(facts)
+    for name, norms in found.norms.items():
+        shown = "  ".join(f"{layer}: {norm:.3f}" for layer, norm in norms.items())
+        console().print(Text(f"{name} by layer  {shown}"))
+    for fits, why in found.verdicts:
+        console().print(Text(f"{'fits' if fits else 'does NOT fit'}: {why}"))
