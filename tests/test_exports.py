@@ -166,28 +166,23 @@ def test_an_export_says_where_it_came_from_and_is_sealed(tmp_path, target):
         check_seal(out, record)
 
 
-def test_a_stopped_export_leaves_the_old_one_and_a_failed_check_none(tmp_path, monkeypatch):
-    wrapper = steered(tiny_model())
-    out = to_peft(wrapper, tmp_path / "out")
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-
+def test_a_stopped_export_leaves_nothing(tmp_path, monkeypatch):
     def stopped(*logits):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("caa.exports.peft.check_parity", stopped)
-    for place in ("out", "new"):
-        with pytest.raises(KeyboardInterrupt):
-            to_peft(wrapper, tmp_path / place)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
-
-
-def test_other_things_are_not_overwritten(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("years")
-    with pytest.raises(FileExistsError, match="no export"):
+    with pytest.raises(KeyboardInterrupt):
         to_peft(steered(tiny_model()), tmp_path / "out")
-    assert (tmp_path / "out" / "thesis.tex").read_text() == "years"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "export.json"])
+def test_nothing_is_overwritten(tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("years")
+    with pytest.raises(FileExistsError, match="is there already"):
+        to_peft(steered(tiny_model()), tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == "years"
 
 
 def test_a_merged_checkpoint_is_whole(tmp_path):

@@ -130,7 +130,7 @@ def test_the_lora_beside_it_is_plain_peft(tmp_path):
 
     wrapper = steered(tiny_lora(tiny_model()))
     out = export("gguf", wrapper, tmp_path / "out")
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "control-vector.gguf", "lora"]
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "control-vector.gguf", "export.json", "lora"]
     assert "--lora lora.gguf --control-vector control-vector.gguf" in (out / "README.md").read_text()
     wrapper.unsteer()
     plain = PeftModel.from_pretrained(tiny_model(), str(out / "lora")).eval()

@@ -23,25 +23,28 @@ RECORD = "export.json"
 
 @contextmanager
 def new_export(out: str | Path) -> Iterator[Path]:
-    """Yields a scratch folder that becomes `out`, in place of an older export; FileExistsError for anything else."""
+    """Yields a scratch folder that becomes `out` at the end, or vanishes; FileExistsError if something is there."""
     out = Path(out)
-    if out.is_file() or (out.is_dir() and not (out / RECORD).exists() and any(out.iterdir())):
-        raise FileExistsError(f"{out} holds something that is no export; choose a new folder")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise FileExistsError(f"{out} is there already; choose another name or remove it first")
     with replacing_folder(out) as scratch:
         yield scratch
 
 
 def describe_export(
-    folder: Path, target: str, model: Any, interventions: Sequence[Intervention], parity: Parity, use: str
+    folder: Path, target: str, model: Any, interventions: Sequence[Intervention], parity: Parity | None, use: str
 ) -> None:
-    """Write the record, with a hash of every file, and the model card with the way to load it."""
+    """Write the record, with a hash of every file, and the model card with the way to use it.
+
+    Without `parity` the export is a vector that another tool adds: it was read back, and no logits were compared.
+    """
     record = {
         "format": FORMAT,
         "target": target,
         "base": describe(model),
         "finetunes": {name: adapter_record(model, name) for name in active_adapters(model)},
         "interventions": [_origin(intervention) for intervention in interventions],
-        "parity": asdict(parity),
+        "parity": parity and asdict(parity),
         "versions": {name: version(name) for name in ("caa", "torch", "transformers", "peft")},
     }
     (folder / CARD).write_text(_card(record, interventions, parity, use), encoding="utf-8")
@@ -58,9 +61,14 @@ def _origin(intervention: Intervention) -> dict[str, Any]:
     }
 
 
-def _card(record: dict[str, Any], interventions: Sequence[Intervention], parity: Parity, use: str) -> str:
-    library = "transformers" if record["target"] == "merged" else "peft"
+_COMPARED = "it was loaded back and compared with the\nsteering hook, logit by logit: they differ by {}."
+_READ_BACK = "its vector was read back: it is, to the\nbit, what the steering hook adds. The other tool was not run."
+
+
+def _card(record: dict[str, Any], interventions: Sequence[Intervention], parity: Parity | None, use: str) -> str:
+    library = {"merged": "transformers", "peft-alora": "peft"}.get(record["target"], record["target"])
     worn = ", ".join(record["finetunes"]) or "none"
+    checked = _COMPARED.format(parity) if parity else _READ_BACK
     done = "\n".join([f"base:     {record['base']['name']}", f"finetune: {worn}", *map(str, interventions)])
     return f"""---
 library_name: {library}
@@ -72,8 +80,7 @@ tags: {json.dumps(["caa", "activation-steering"])}
 
 {_indented(done)}
 
-Layer L is the output of block L, counted from 0. Before it was written it was loaded back and compared with the
-steering hook, logit by logit: they differ by {parity}.
+Layer L is the output of block L, counted from 0. Before it was written {checked}
 
 {use.strip()}
 

@@ -6,14 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from textwrap import indent
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from caa.exports.folders import describe_export, new_export
 from caa.exports.pushes import check_interventions, name_of, push_of
-from caa.files import replacing
 from caa.steering.blocks import decoder_blocks, text_config
 from caa.steering.loading import model_name
 from caa.steering.lora import active_adapters, save_adapter
@@ -39,7 +38,7 @@ def to_gguf(wrapper: SteeringWrapper, out: str | Path) -> Path:
     lora = f" --lora {LORA}.gguf" if active_adapters(wrapper.model) else ""
     convert = f"python convert_lora_to_gguf.py --base BASE --outfile {LORA}.gguf {LORA}\n" if lora else ""
     command = f"{convert}llama-server --model BASE.gguf{lora} --control-vector {VECTOR}"
-    with _folder(out, wrapper, "llama.cpp", command) as folder:
+    with _export(out, "gguf", wrapper, command) as folder:
         _write_gguf(push, folder / VECTOR, wrapper.model)
     return Path(out)
 
@@ -53,7 +52,7 @@ def to_repeng(wrapper: SteeringWrapper, out: str | Path) -> Path:
         f"{lora if active_adapters(wrapper.model) else ''}model = ControlModel(model, {push.layers})\n"
         f'model.set_control(ControlVector.import_gguf("{VECTOR}"))'
     )
-    with _folder(out, wrapper, "repeng", command) as folder:
+    with _export(out, "repeng", wrapper, command) as folder:
         _write_gguf(push, folder / VECTOR, wrapper.model)
     return Path(out)
 
@@ -64,7 +63,7 @@ def to_lm_eval(wrapper: SteeringWrapper, out: str | Path) -> Path:
     pushes = {hookpoint(wrapper.model, layer): push.at(layer) for layer in push.layers}
     lora = f",peft={LORA}" if active_adapters(wrapper.model) else ""
     command = f"lm_eval --model steered --model_args pretrained=BASE{lora},steer_path=steer.pt --tasks ..."
-    with _folder(out, wrapper, "lm-evaluation-harness", command) as folder:
+    with _export(out, "lm-eval", wrapper, command) as folder:
         _check_written(read_torch(write_lm_eval(pushes, folder / "steer.pt"))[0], push)
     return Path(out)
 
@@ -81,7 +80,7 @@ def to_easysteer(wrapper: SteeringWrapper, out: str | Path) -> Path:
     spec = {"vectors": vectors, "conflict": "sequential"}
     lora = f" --enable-lora --lora-modules {LORA}={LORA}" if active_adapters(wrapper.model) else ""
     command = f"vllm serve BASE{lora} --enable-steer-vector --enforce-eager --steering-config spec.json"
-    with _folder(out, wrapper, "EasySteer", command) as folder:
+    with _export(out, "easysteer", wrapper, command) as folder:
         for name, push in pushes.items():
             _write_gguf(push, folder / f"{name}.gguf", wrapper.model)
         (folder / "spec.json").write_text(json.dumps(spec, indent=2), encoding="utf-8")
@@ -128,19 +127,15 @@ def _check_written(found: Mapping[int, Tensor], push: SteeringVector) -> None:
 
 
 @contextmanager
-def _folder(out: str | Path, wrapper: SteeringWrapper, target: str, command: str) -> Iterator[Path]:
-    """A new folder with the plain LoRA, if one is worn, and a README; it appears when all is in it."""
-    if Path(out).exists():
-        raise FileExistsError(f"{out} is there already; choose another name or remove it first")
-    with replacing(out) as folder:
-        folder.mkdir()
+def _export(out: str | Path, target: str, wrapper: SteeringWrapper, command: str) -> Iterator[Path]:
+    """A new folder with the plain LoRA, if one is worn, and a model card; it appears when all is in it."""
+    interventions = [i for i in wrapper.interventions if i.strengths.any()]
+    with new_export(out) as folder:
         if active_adapters(wrapper.model):
             _save_lora(folder / LORA, wrapper.model)
-        readme = _README.format(
-            target=target, command=command, base=model_name(wrapper.model), does=indent(_does(wrapper), "    ")
-        )
-        (folder / "README.md").write_text(readme, encoding="utf-8")
         yield folder
+        use = _USE.format(base=model_name(wrapper.model), command=command)
+        describe_export(folder, target, wrapper.model, interventions, None, use)
 
 
 def _save_lora(folder: Path, model: Any) -> None:
@@ -151,19 +146,8 @@ def _save_lora(folder: Path, model: Any) -> None:
     save_adapter(model, active[0], folder)
 
 
-def _does(wrapper: SteeringWrapper) -> str:
-    lines = [str(i) for i in wrapper.interventions if i.strengths.any()]
-    return "\n".join([*lines, *(f"LoRA {name}" for name in active_adapters(wrapper.model))])
-
-
-_README = """\
-# For {target}
-
-What this does to the base model (multipliers are in the vectors; layer L is the output of block L, counted from 0):
-
-{does}
-
-BASE is `{base}`. Run in this folder:
+_USE = """\
+The multipliers are in the vectors. BASE is `{base}`. Run in this folder:
 
 ```
 {command}
