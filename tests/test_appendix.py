@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def blocks(text: str) -> tuple[str, list[str]]:
-    """What stands outside of code blocks, and each block, by the rule of CommonMark: a fence as long or longer ends it."""
+    """What stands outside of code blocks, and each block, by the rule of CommonMark: a fence as long ends it."""
     outside, inside, fence = [], [], ""
     for line in text.split("\n"):
         found = re.fullmatch(r"(`{3,})(\w*)", line)

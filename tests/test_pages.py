@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from browser import Window, needs_browser, window
@@ -157,17 +156,17 @@ def test_curves_show_what_is_picked(w):
     assert "mean score, 0 to 10" in svg.text_content()
     markers = svg.locator(".own .mark").evaluate_all("all => all.map(each => each.getAttribute('d'))")
     assert len(set(markers)) == 3, "finetunes differ in their markers too"
-    assert w.page.locator("#layers").is_hidden(), "open questions were asked at one layer"
+    assert w.page.locator("#by-layer").is_hidden(), "open questions were asked at one layer"
     assert not w.troubles
 
 
 def test_curves_by_layer_have_a_line_for_each_multiplier(w):
     points = w.page.locator("#by-layer g[data-tip]")
     assert points.count() == 9
-    assert w.page.locator("#by-layer .legend").inner_text().split("\n")[1:] == ["× -1", "× 0", "× +1"]
+    assert w.page.locator("#by-layer .legend").inner_text().split("\n")[1:] == ["x -1", "x 0", "x +1"]
     assert w.page.locator("#curve-finetune").is_disabled(), "one finetune is no choice"
     points.nth(8).hover()
-    assert tip(w).startswith("× +1, layer 3, multiplier +1: 0.848")
+    assert tip(w).startswith("x +1, layer 3, multiplier +1: 0.848")
 
 
 def test_a_point_and_a_cell_lead_to_their_answers_beside_the_unsteered_ones(w):
@@ -194,7 +193,7 @@ def test_answers_of_any_two_settings(w):
     pick(w, "a-multiplier", "+1")
     assert answers(w)[0].endswith("none 2 1.0 caa 0")
     assert w.page.locator("#a-layer").is_disabled(), "one layer is no choice"
-    assert w.page.locator("#count").inner_text() == "3 questions: none × +1 beside positive × -1, random-0"
+    assert w.page.locator("#count").inner_text() == "3 questions: none x +1 beside positive x -1, random-0"
     pick(w, "behavior", HOSTILE)
     assert answers(w)[0].endswith("none 2 0.0 caa 0")
     assert not w.troubles

@@ -20,7 +20,7 @@ def test_collapse_few_questions_and_a_poor_judge():
 
 
 def lettered(letters: str, p_a: float | None = None, score: float | None = None, **cell: object) -> list[Row]:
-    """Questions that these letters match, answered (A) with probability `p_a` whichever matches, or all scored alike."""
+    """Questions matched by these letters, answered (A) with probability `p_a` whichever matches, or scored alike."""
     scores = [score if p_a is None else p_a if letter == "A" else 1 - p_a for letter in letters]
     named = Cell(**{"behavior": "b", "task": "ab", **cell})
     pairs = enumerate(zip(letters, scores, strict=True))
@@ -61,7 +61,10 @@ def test_a_biased_score_stays_near_one_half():
     """The reason for the limits of mean P(A): outside 0.2 to 0.8 no score is farther than 0.2 from 0.5."""
     for first in range(11):
         for second in range(11):
-            rows = [Row(Cell("b", "ab"), letter, p / 10, {"matching": letter}) for letter, p in (("A", first), ("B", second))]
+            rows = [
+                Row(Cell("b", "ab"), letter, p / 10, {"matching": letter})
+                for letter, p in (("A", first), ("B", second))
+            ]
             [mean] = letter_means(rows).values()
             assert abs((first + second) / 20 - 0.5) <= min(mean, 1 - mean) + 1e-9
 

@@ -147,7 +147,12 @@ def _two_options(cell: Cell, record: Mapping[str, Any], matching: str) -> Row:
     probabilities = {"A": float(record["a_prob"]), "B": float(record["b_prob"])}
     p_matching = probabilities.pop(letter(matching) or "", None)
     if p_matching is None:
-        return Row(cell, question_id(record["question"]), None, {"matching": letter(matching) or matching.strip(), **probabilities})
+        return Row(
+            cell,
+            question_id(record["question"]),
+            None,
+            {"matching": letter(matching) or matching.strip(), **probabilities},
+        )
     [p_opposite] = probabilities.values()
     evidence = choice_evidence(p_matching, p_opposite, matching, record.get("category") or "")
     return Row(cell, question_id(record["question"]), p_matching / (p_matching + p_opposite), evidence)

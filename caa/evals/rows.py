@@ -57,7 +57,7 @@ class Row:
 
 
 def choice_evidence(p_matching: float, p_opposite: float, matching: str | None, category: str = "") -> dict[str, Any]:
-    """What the row of a question with two answers keeps: both probabilities and, if there are such, letter and category.
+    """What the row of a two-answer question keeps: both probabilities; the matching letter and the category, if any.
 
     >>> choice_evidence(0.7, 0.2, "(A)", "true claim")
     {'p_matching': 0.7, 'p_opposite': 0.2, 'matching': 'A', 'category': 'true claim'}
@@ -65,7 +65,9 @@ def choice_evidence(p_matching: float, p_opposite: float, matching: str | None, 
     {'p_matching': 0.7, 'p_opposite': 0.2}
     """
     known = {"matching": letter(matching or ""), "category": category}
-    return {"p_matching": p_matching, "p_opposite": p_opposite} | {name: value for name, value in known.items() if value}
+    return {"p_matching": p_matching, "p_opposite": p_opposite} | {
+        name: value for name, value in known.items() if value
+    }
 
 
 def read_rows(path: str | Path) -> list[Row]:

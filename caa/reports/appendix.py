@@ -1,4 +1,4 @@
-"""The folder of a run in, the appendix of a paper out, in Markdown. What a model wrote stands in fences, never as markup."""
+"""The folder of a run in, the appendix of a paper out, in Markdown. What a model wrote stands in fences."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ LONGEST = 1200
 
 
 def write_appendix(run_folder: str | Path) -> Path:
-    """Write report.md beside a run's rows.jsonl, whole or not at all, and the tables as `write_report` does; its path.
+    """Write report.md beside a run's rows.jsonl, whole or not at all, and the tables as `write_report` does.
 
-    Pictures in its folder `figures` are named by relative paths. Errors as those of `write_report`.
+    Returns its path. Pictures in the folder `figures` are named by relative paths. Errors as those of `write_report`.
     """
     run = read_run(run_folder)
     made = to_appendix(run, write_tables(run))
@@ -76,8 +76,8 @@ def _answers(rows: Iterable[Row]) -> Iterator[str]:
             shown.setdefault((cell.behavior, row.question), {})[cell] = row
     if shown:
         yield (
-            f"The first {SHOWN} questions of each behavior, without a finetune: at multiplier 0, and at the largest and "
-            f"the smallest. Answers longer than {LONGEST:,} characters are cut.\n"
+            f"The first {SHOWN} questions of each behavior, without a finetune: at multiplier 0, and at the largest "
+            f"and the smallest. Answers longer than {LONGEST:,} characters are cut.\n"
         )
     counts: dict[str, int] = {}
     for (behavior, _), answers in shown.items():

@@ -28,7 +28,7 @@ def facts(run: Run) -> dict[str, str]:
         "system prompt": repr(settings.get("system")) if settings.get("system") else "none",
         "letters": letter_facts(rows) or "the rows do not say which letter matches",
         "versions": ", ".join(f"{name} {version}" for name, version in notes.get("versions", {}).items()) or "unknown",
-        "seeds": f"bootstrap 0; random directions {', '.join(_seeds(rows)) or 'none'}; texts are greedy, without a seed",
+        "seeds": f"bootstrap 0; random directions {', '.join(_seeds(rows)) or 'none'}; texts are greedy",
     }
     ways = [f"{how} ({', '.join(names)})" for how, names in _vectors(notes).items()]
     return found | ({"vectors": "; ".join(ways)} if ways else {})

@@ -1,4 +1,4 @@
-"""The folder of a run in, one page out that needs no network: what was run, warnings, curves, tables, texts, and how."""
+"""The folder of a run in, one page out that needs no network: what was run, warnings, curves, tables, texts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _SCRIPTS = ("report.js", "curves.js", "answers.js")
 
 
 def write_html(run_folder: str | Path) -> Path:
-    """Write report.html beside a run's rows.jsonl, whole or not at all, and the tables as `write_report` does; its path.
+    """Write report.html beside a run's rows.jsonl, whole or not at all, and the tables as `write_report` does.
 
-    Pictures and colored tokens in its folder `figures` are put into it. FileNotFoundError if the folder holds no rows,
-    ValueError for a broken row, a broken run.json, a broken CSV of tokens.
+    Returns its path. Pictures and colored tokens in the folder `figures` are put into it. FileNotFoundError if there are
+    no rows, ValueError for a broken row, a broken run.json, a broken CSV of tokens.
     """
     run = read_run(run_folder)
     made = to_html(run, write_tables(run))

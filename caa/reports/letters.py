@@ -1,4 +1,4 @@
-"""Rows of A/B questions in, letters out: how often (A) is the matching one, and how much the model likes it. No torch."""
+"""Rows of A/B questions in, letters out: how often (A) is the matching one, and how much the model likes it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ BALANCED = (0.4, 0.6)
 """Share of a behavior's questions that (A) matches. Outside, a model that says one letter to everything is scored more
 than 0.1 off 0.5: as much as chance alone gives 1 in 20 models over 100 questions."""
 EVEN = (0.2, 0.8)
-"""Mean P(A) of a cell. At 0.8 its score cannot leave 0.3 to 0.7, whatever the behavior: of p and q in [0, 1], P(A) after
-either kind of question, the mean is P(A) and half the difference is what the score is off 0.5."""
+"""Mean P(A) of a cell. At 0.8 its score cannot leave 0.3 to 0.7, whatever the behavior: the mean of two numbers in
+[0, 1], P(A) after either kind of question, is P(A), and half their difference is what the score is off 0.5."""
 
 
 def matching_shares(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
@@ -65,8 +65,8 @@ def _one_sided(behavior: str, task: str, means: Mapping[Cell, float]) -> list[st
     farthest = max(outside, key=lambda cell: abs(outside[cell] - 0.5))
     return [
         f"{behavior} ({task}): in {len(outside)} of {len(means)} cells the model prefers one letter whichever matches; "
-        f"mean P(A) is {outside[farthest]:.2f} in {describe(farthest)}. Such a score says more about letters than about "
-        "the behavior."
+        f"mean P(A) is {outside[farthest]:.2f} in {describe(farthest)}. Such a score says more about letters than "
+        "about the behavior."
     ]
 
 

@@ -95,7 +95,9 @@ def read_tokens(path: Path) -> dict[str, Any]:
         tokens, values = [line[1] for line in lines], [float(line[2]) for line in lines]
         return {"unit": unit, "tokens": shaded(tokens, values)}
     except (ValueError, IndexError, csv.Error) as error:
-        raise ValueError(f"{path} does not hold place, token and number in each line ({error}); draw it again") from error
+        raise ValueError(
+            f"{path} does not hold place, token and number in each line ({error}); draw it again"
+        ) from error
 
 
 def pictures(figures: Path, left_out: Sequence[str] | Mapping[str, Any] = ()) -> dict[str, str]:

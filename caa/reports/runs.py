@@ -20,7 +20,7 @@ class Run:
     folder: Path
     rows: list[Row]
     record: Mapping[str, Any] = field(default_factory=dict)
-    """Its run.json: `settings` that all rows agree in, and `notes` such as names and versions; empty if there is none."""
+    """Its run.json: `settings` that all rows agree in, `notes` such as names and versions; empty if there is none."""
 
     @property
     def model(self) -> str:

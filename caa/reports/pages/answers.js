@@ -19,7 +19,7 @@ function answer(cell, question, label) {
   return box;
 }
 
-const named = cell => `${cell.finetune} × ${cell.multiplier}` + (cell.vector === "caa" ? "" : `, ${cell.vector}`);
+const named = cell => `${cell.finetune} x ${cell.multiplier}` + (cell.vector === "caa" ? "" : `, ${cell.vector}`);
 
 function show(left, right) {
   const questions = unique([left, right].flatMap(cell => Object.keys(cell.answers)));

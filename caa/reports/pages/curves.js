@@ -101,16 +101,17 @@ function byFinetune(entries) {
 function byMultiplier(entries) {
   return unique(rising(entries, "multiplier").map(each => each.multiplier)).map((multiplier, kind) => {
     const own = entries.filter(each => each.multiplier === multiplier);
-    return { name: "× " + multiplier, kind, other: false, entries: own, joined: [] };
+    return { name: "x " + multiplier, kind, other: false, entries: own, joined: [] };
   });
 }
 
 function redraw() {
   const all = narrow("curve", ["behavior", "task", "system"], data.scores.filter(each => each.mean !== null));
   const lines = byFinetune(narrow("curve", ["layer"], all));
-  by("layers").hidden = unique(all.map(each => each.layer)).length < 2;
+  const one = unique(all.map(each => each.layer)).length < 2;
+  by("by-layer").hidden = by("by-layer-of").hidden = one;
   if (lines.length) curve(by("by-multiplier"), lines, "finetune", "multiplier", "multiplier of the vector");
-  if (by("layers").hidden) return;
+  if (one) return;
   const own = narrow("curve", ["finetune"], all.filter(each => each.vector === "caa"));
   curve(by("by-layer"), byMultiplier(own), "multiplier", "layer", "layer (output of block, counted from 0)");
 }
