@@ -15,12 +15,13 @@ pytestmark = [needs_browser, pytest.mark.slow]
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 LONG = "token " * 10_000
+UNBROKEN = "A" * 10_000
 PHONE = {"width": 390, "height": 844}
 
 
 def said(cell: Cell, n: int) -> str:
-    if (cell.finetune, cell.multiplier, n) == ("positive", 1.0, 0):
-        return LONG
+    if (cell.finetune, cell.multiplier) == ("positive", 1.0) and n < 2:
+        return (LONG, UNBROKEN)[n]
     return f"{HOSTILE} {cell.finetune} {cell.layer} {cell.multiplier} {cell.vector} {n}"
 
 
@@ -262,7 +263,7 @@ def test_a_very_long_answer_leaves_a_phone_usable(address):
     with window(**PHONE) as w:
         opened(w, address)
         pick(w, "b-finetune", "positive")
-        assert answers(w)[1] == LONG
+        assert [answers(w)[n] for n in (1, 3)] == [LONG, UNBROKEN]
         assert fits(w)
         assert w.page.locator("#answers .said").nth(1).bounding_box()["height"] < 300, "it scrolls in a box of its own"
         took = w.page.evaluate("""() => {

@@ -26,8 +26,8 @@ _SCRIPTS = ("report.js", "curves.js", "answers.js")
 def write_html(run_folder: str | Path) -> Path:
     """Write report.html beside a run's rows.jsonl, whole or not at all, and the tables as `write_report` does.
 
-    Returns its path. Pictures and colored tokens in the folder `figures` are put into it. FileNotFoundError if there are
-    no rows, ValueError for a broken row, a broken run.json, a broken CSV of tokens.
+    Returns its path. Pictures and colored tokens in the folder `figures` are put into it. FileNotFoundError without any
+    row, ValueError for a broken row, a broken run.json, a broken CSV of tokens.
     """
     run = read_run(run_folder)
     made = to_html(run, write_tables(run))
