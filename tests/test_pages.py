@@ -264,6 +264,7 @@ def test_a_very_long_answer_leaves_a_phone_usable(address):
         opened(w, address)
         pick(w, "b-finetune", "positive")
         assert [answers(w)[n] for n in (1, 3)] == [LONG, UNBROKEN]
+        assert w.page.locator("#answers .said").nth(3).evaluate("text => text.scrollWidth <= text.clientWidth")
         assert fits(w)
         assert w.page.locator("#answers .said").nth(1).bounding_box()["height"] < 300, "it scrolls in a box of its own"
         took = w.page.evaluate("""() => {
@@ -276,7 +277,7 @@ def test_a_very_long_answer_leaves_a_phone_usable(address):
             }
             return (performance.now() - start) / 2;
         }""")
-        assert took < 300, "milliseconds for a change"
+        assert took < 500, "milliseconds for a change"
         w.page.locator("#said").scroll_into_view_if_needed()
         w.screenshot("report-phone-answers", whole=False)
         assert not w.troubles
