@@ -90,7 +90,7 @@ def test_extract_generate_grid_report(tmp_path, capsys):
     assert main(arguments) == 0
     assert (run / "rows.jsonl").read_text() == rows, "a finished grid asked something again"
     capsys.readouterr()
-    assert main(["report", str(run), "--form", "markdown"]) == 0
+    assert main(["report", str(run), "--format", "terminal"]) == 0
     shown = capsys.readouterr().out
     assert "myopic_reward" in shown
     assert "random x1" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -254,11 +255,16 @@ def test_tokens_are_red_below_zero_and_blue_above():
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert "<b>title" not in html
     assert html.count("<span") == 5
-    colors = [part[:7] for part in html.split('<span style="background:')[1:]]
-    red, blue, white = ([int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors[:3])
-    assert red[0] > red[2]
-    assert blue[2] > blue[0]
-    assert min(white) > 240
+    shown = re.findall(r'<span class="(\w+)" style="--share:(\d+)" title="([^"]*)"', html)
+    assert shown == [
+        ("below", "100", "-1.000"),
+        ("above", "100", "+1.000"),
+        ("above", "0", "+0.000"),
+        ("above", "50", "+0.500"),
+        ("below", "50", "-0.500"),
+    ]
+    assert ".below { background: color-mix(in srgb, var(--red)" in html
+    assert ".above { background: color-mix(in srgb, var(--blue)" in html
     figure = texts.token_colors(HOSTILE, values, "title", "n")
     assert figure.data.cosine.tolist() == values
     drawn = "".join(text.get_text() for text in figure.picture.axes[0].texts)

@@ -128,6 +128,8 @@ def test_scores_equal_asking_one_thing_at_a_time(whole):
             if row.cell.task == "ab":
                 (found,) = score_choices(*ask)
                 assert row.score == pytest.approx(found.score, rel=1e-4)
+                letter = {"(A)": "A", "(B)": "B"}[questions[row.question].matching]
+                assert row.evidence.pop("matching") == letter
                 assert row.evidence == pytest.approx(
                     {"p_matching": found.p_matching, "p_opposite": found.p_opposite}, rel=1e-3
                 )
@@ -274,11 +276,23 @@ def test_more_layers_multipliers_finetunes_and_tasks_ask_only_what_is_missing(tm
     same_rows(read_rows(tmp_path / "rows.jsonl"), read_rows(tmp_path / "at once" / "rows.jsonl"))
 
 
+def test_rows_of_before_letters_were_kept_are_gone_on_with(whole, tmp_path, asked):
+    rows = read_rows(whole / "rows.jsonl")
+    old = [replace(r, evidence={k: v for k, v in r.evidence.items() if k != "matching"}) for r in rows[:40]]
+    append_rows(tmp_path / "rows.jsonl", old)
+    (tmp_path / "run.json").write_bytes((whole / "run.json").read_bytes())
+    assert run(make_grid(), tmp_path) == 96 - 40
+    found = read_rows(tmp_path / "rows.jsonl")
+    assert found[:40] == old
+    assert {row.key for row in found} == {row.key for row in rows}
+    assert len(asked) <= 96 - 40, "something was asked whose answer was there"
+
+
 def test_facts_are_asked_with_their_category(tmp_path):
     run(make_grid(tasks=["facts"], facts=FACTS, finetunes=["none"], judge=None), tmp_path)
     rows = read_rows(tmp_path / "rows.jsonl")
     assert len(rows) == 2 * 3 * 2
-    assert {row.evidence.get("category") for row in rows} == {"sums", None}
+    assert {(row.evidence.get("category"), row.evidence["matching"]) for row in rows} == {("sums", "A"), (None, "B")}
     assert {row.cell.task for row in rows} == {"facts"}
 
 

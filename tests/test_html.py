@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import resource
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,7 +15,11 @@ import pytest
 
 from caa.cli import main
 from caa.evals.rows import Cell, Row, append_rows
-from caa.reports.html import again, texts, to_html, warnings, write_html
+from caa.reports.facts import again, facts
+from caa.reports.html import to_html, write_html
+from caa.reports.page_data import read_tokens, texts
+from caa.reports.runs import Run
+from caa.reports.tables import finetune_tables
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7*7 }} & \u2028 'q' \"d\""
 RECORD = {
@@ -103,7 +106,6 @@ def test_the_page_says_what_was_run(run):
 
 
 def test_a_page_needs_nothing_from_outside_and_runs_no_script_but_its_own(run):
-    shutil.copy(Path(__file__), run / "not_a_picture.txt")
     (run / "figures").mkdir()
     (run / "figures" / "fig.png").write_bytes(b"\x89PNG fake")
     page = Page(write_html(run).read_text(encoding="utf-8"))
@@ -120,28 +122,79 @@ def test_a_page_needs_nothing_from_outside_and_runs_no_script_but_its_own(run):
     assert not [k for _, each in page.elements for k in each if k.startswith("on")]
 
 
-def test_what_a_model_wrote_does_no_harm():
+def page_of(rows: list[Row], record: dict, folder: Path = Path("run")) -> Page:
+    run = Run(folder, rows, record)
+    return Page(to_html(run, finetune_tables(rows, **run.captions)))
+
+
+def test_what_a_model_wrote_does_no_harm(tmp_path):
     rows = [*rows_of(HOSTILE, HOSTILE), Row(Cell(HOSTILE, "ab", HOSTILE, 3, 0.0), "q", 0.5, {})]
-    record = {"notes": {"model": HOSTILE, "versions": {HOSTILE: HOSTILE}}, "settings": {"system": HOSTILE}}
-    page = Page(to_html(rows, record, {"model": HOSTILE, "judge_accuracy": {HOSTILE: 0.1}}, title=HOSTILE))
+    judged = {HOSTILE: {"open": {"judge": {"name": HOSTILE, "accuracy": 0.1}}}}
+    record = {
+        "notes": {"model": HOSTILE, "versions": {HOSTILE: HOSTILE}},
+        "settings": {"system": HOSTILE, "behaviors": judged},
+    }
+    page = page_of(rows, record)
     assert len(page.scripts) == 2
     assert not page.all("img")
     assert not [k for _, each in page.elements for k in each if k.startswith("on")]
     assert page.text.count("alert(1)") > 5
     assert "49" not in page.text.replace("7*7", ""), "no text is a template"
     found = json.loads(page.scripts[0])
-    assert found["cells"][0]["behavior"] == HOSTILE
-    assert found["cells"][0]["answers"]["q0"] == [f"{HOSTILE} none -1.0 0", 4.0]
+    cell = found["texts"]["cells"][0]
+    assert cell["behavior"] == HOSTILE
+    assert cell["answers"]["q0"] == [f"{HOSTILE} none -1.0 0", 4.0]
     assert "<" not in page.scripts[0]
 
 
 def test_every_select_has_a_label_and_every_table_headers(run):
     source = write_html(run).read_text(encoding="utf-8")
     page = Page(source)
-    assert len(page.all("select")) == 11
-    assert source.count("<label>") == 11
+    assert len(page.all("select")) == 16
+    assert len(page.all("label")) == 16
     assert len(page.all("caption")) == len(page.all("table")) == 3
     assert all(each.get("tabindex") == "0" for each in page.all("div") if each.get("class") == "wide")
+
+
+def test_the_curves_show_the_numbers_of_the_tables(run):
+    page = Page(write_html(run).read_text(encoding="utf-8"))
+    points = json.loads(page.scripts[0])["scores"]
+    placed = [cell for cell in page.all("td") if "data-place" in cell]
+    assert len(points) == len(placed) == 6
+    for cell in placed:
+        point = points[int(cell["data-place"])]
+        assert point["says"] == cell["title"]
+        assert point["mean"] == 5 + float(point["multiplier"])
+        assert point["low"] == point["high"] == point["mean"], "all three questions have one score"
+
+
+def test_a_point_without_an_interval_or_a_score_is_no_nan():
+    rows = [Row(Cell("b", "ab"), "q", 0.5, {}), Row(Cell("c", "ab"), "q", None, {})]
+    page = page_of(rows, {})
+    assert "NaN" not in page.scripts[0]
+    points = json.loads(page.scripts[0])["scores"]
+    assert [(each["mean"], each["low"]) for each in points] == [(0.5, None), (None, None)]
+
+
+def test_tokens_take_the_place_of_their_picture(run):
+    figures = run / "figures"
+    figures.mkdir()
+    for name in ("tokens-b", "other"):
+        (figures / f"{name}.png").write_bytes(b"\x89PNG fake")
+    (figures / "tokens-b.csv").write_text('place,token,cosine\n0,NA,-0.5\n1,"a ""b""\n<i>",0.25\n', encoding="utf-8")
+    page = Page(write_html(run).read_text(encoding="utf-8"))
+    assert [image["alt"] for image in page.all("img")] == ["other"]
+    spans = [(each["class"], each["style"], each["title"]) for each in page.all("span")]
+    assert spans == [("below", "--share:100", "-0.500"), ("above", "--share:50", "+0.250")]
+    assert 'NAa "b"\n<i>' in page.text
+    assert not page.all("i")
+
+
+@pytest.mark.parametrize("content", ["", "place\n", "place,token,cosine\n0,a\n", "place,token,cosine\n0,a,nan\n"])
+def test_a_broken_csv_of_tokens_says_so(tmp_path, content):
+    (tmp_path / "tokens-b.csv").write_text(content)
+    with pytest.raises(ValueError, match=r"tokens-b\.csv does not hold place, token and number"):
+        read_tokens(tmp_path / "tokens-b.csv")
 
 
 def test_texts_by_cell():
@@ -153,29 +206,26 @@ def test_texts_by_cell():
     assert first["answers"]["q1"] == ["well none -1.0 1", 4.0]
 
 
-def test_without_texts_there_are_no_pickers_and_without_a_record_the_page_says_less(tmp_path):
+def test_without_texts_there_is_nothing_to_read_and_without_a_record_the_page_says_less(tmp_path):
     append_rows(tmp_path / "rows.jsonl", [Row(Cell("b", "ab"), "q", 0.5, {})])
     page = Page(write_html(tmp_path).read_text(encoding="utf-8"))
-    assert not page.scripts
+    assert not [each for each in page.all("section") if each["id"] == "said"]
     assert "unknown model" in page.text
     with pytest.raises(FileNotFoundError, match="holds no rows"):
         write_html(tmp_path / "nowhere")
 
 
-def test_warnings_name_collapse_few_questions_and_a_poor_judge():
-    collapsed = [Row(Cell("b", "open"), f"q{n}", 0.0, {"text": "BBBBBBBB"}) for n in range(40)]
-    found = warnings([*collapsed, Row(Cell("c", "ab"), "q", 0.5, {})], {"b": 0.5, "c": 0.9})
-    assert [line for line in found if "has collapsed" in line]
-    assert [line for line in found if "1 of 2 cells hold fewer than 30" in line and "c (ab)" in line]
-    assert [line for line in found if "The judge of b is right in 50%" in line]
-    assert not [line for line in found if "judge of c" in line]
-    assert warnings([Row(Cell("c", "ab"), f"q{n}", 0.5, {}) for n in range(30)], {}) == []
+def test_the_facts_say_how_letters_lie():
+    rows = [Row(Cell("b", "ab"), f"q{n}", 0.5, {"matching": "AAB"[n % 3]}) for n in range(30)]
+    said = facts(Run(Path("run"), rows))["letters"]
+    assert said == "(A) is the matching answer of 67% of a behavior's questions; the plain model's mean P(A) is 0.50"
+    assert "do not say" in facts(Run(Path("run"), rows_of()))["letters"]
 
 
 def test_the_program_to_run_it_again_says_what_the_rows_say(tmp_path):
     rows = [*rows_of(), Row(Cell("b", "open", multiplier=1.0, layer=3, vector="random-0"), "q0", 1.0, {})]
     seen = {}
-    program = again(rows, RECORD).replace("from caa import Experiment", "")
+    program = again(Run(tmp_path, rows, RECORD)).replace("from caa import Experiment", "")
     exec(
         program, {"Experiment": lambda *a, **k: seen.update(k, out=a) or type("Done", (), {"run": lambda self: None})()}
     )
@@ -192,11 +242,11 @@ def test_the_program_to_run_it_again_says_what_the_rows_say(tmp_path):
     }
 
 
-def test_the_command_writes_the_page(run, capsys):
-    assert main(["report", str(run), "--form", "html"]) == 0
-    assert "report.html" in capsys.readouterr().out
+def test_the_command_writes_the_page_and_the_tables(run, capsys):
+    assert main(["report", str(run)]) == 0
+    assert str(run / "report.html") in capsys.readouterr().out.replace("\n", "")
     assert (run / "report.html").stat().st_size > 5000
-    assert not (run / "tables.md").exists()
+    assert {path.name for path in run.glob("tables.*")} == {"tables.md", "tables.csv", "tables.tex"}
 
 
 def test_ten_thousand_rows_take_less_than_five_seconds_and_no_torch(tmp_path):
@@ -209,29 +259,13 @@ def test_ten_thousand_rows_take_less_than_five_seconds_and_no_torch(tmp_path):
     ]
     assert len(many) >= 10_000
     append_rows(tmp_path / "rows.jsonl", many)
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    tokens = "".join(f"{n},word {n},{n / 10_000 - 0.5}\n" for n in range(10_000))
+    (figures / "tokens-b.csv").write_text("place,token,cosine\n" + tokens)
     write = f"from caa.reports.html import write_html; write_html({str(tmp_path)!r})"
-    script = f"import sys; {write}; sys.exit('torch' in sys.modules)"
+    script = f"import sys; {write}; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime - before.ru_utime < 5, "seconds of computing, start of Python and pandas included"
-
-
-@pytest.mark.skipif(not shutil.which("node"), reason="runs the page's script in node, on a document made of strings")
-def test_the_pickers_show_the_texts_of_any_two_cells(tmp_path):
-    page = Page(to_html(rows_of(said=HOSTILE, per_cell=2), {}, {}))
-    files = {"texts.json": page.scripts[0], "page.js": page.scripts[1]}
-    for name, content in files.items():
-        (tmp_path / name).write_text(content, encoding="utf-8")
-    command = ["node", str(Path(__file__).parent / "dom.js"), *(str(tmp_path / name) for name in files)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
-    multiplier, finetune, count, answers = json.loads(shown[0])
-    assert (multiplier, finetune, count) == ("0", "positive", "2 questions")
-    assert f"{HOSTILE} none 0.0 1" in answers
-    assert f"{HOSTILE} positive 1.0 1" in answers
-    answers, alone, offered = json.loads(shown[1])
-    assert f"{HOSTILE} none 1.0 0" in answers
-    assert f"{HOSTILE} none -1.0 0" in answers
-    assert "positive" not in answers
-    assert alone is True, "one layer is no choice"
-    assert offered == ["-1", "0", "+1"]

@@ -92,6 +92,7 @@ def test_test_gives_the_rows_of_the_grid(tmp_path, fitted):
     for key, row in found.items():
         assert row.evidence.keys() == expected[key].evidence.keys()
         assert row.score == pytest.approx(expected[key].score, abs=1e-5)
+        assert row.evidence["matching"] == expected[key].evidence["matching"]
         assert row.evidence["p_matching"] == pytest.approx(expected[key].evidence["p_matching"], abs=1e-5)
     cell = [row.score for row in module.rows if (row.cell.task, row.cell.finetune) == ("facts", "sft")]
     assert max(cell) - min(cell) > 1e-2, "or nothing was steered"

@@ -117,7 +117,7 @@ def test_the_command_needs_no_torch():
         "sys.exit(code or 'torch' in sys.modules or 'transformers' in sys.modules)"
     )
     folder = FOLDER / "results" / "open_ended_scores" / "sycophancy"
-    command = [sys.executable, "-c", script, "published", str(folder), "--form", "csv"]
+    command = [sys.executable, "-c", script, "published", str(folder), "--format", "csv"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = list(csv.DictReader(io.StringIO(done.stdout)))
@@ -175,9 +175,11 @@ def test_unknown_names_and_answers_without_scores_are_reported(tmp_path, capsys)
     (tmp_path / OPEN_NAME).write_text("[]")
     (tmp_path / "notes.json").write_text("[]")
     found = read_published(tmp_path)
-    assert [row.score for row in found.rows["Llama 2 7B chat"]] == [pytest.approx(0.75)]
+    [row] = found.rows["Llama 2 7B chat"]
+    assert (row.score, row.evidence["matching"]) == (pytest.approx(0.75), "B")
+    assert "left out" not in str(found)
     assert (found.unknown, found.unscored) == ((NAME.replace("7b", "70b"),), (OPEN_NAME,))
-    assert main(["published", str(tmp_path), "--form", "markdown"]) == 0
+    assert main(["published", str(tmp_path), "--format", "md"]) == 0
     shown = capsys.readouterr()
     assert "not read, name unknown: results_layer=13" in shown.err
     assert "not read, without scores: results_layer=13" in shown.err

@@ -35,15 +35,16 @@ def print_tables(tables: list) -> None:
         console().print(to_terminal(table))
 
 
-def print_as(made: list, form: str) -> None:
+def print_as(made: list, format: str) -> None:
     from caa.reports import tables
 
-    if form == "terminal":
+    if format == "terminal":
         print_tables(made)
-    elif form == "csv":
+    elif format == "csv":
         sys.stdout.write(tables.to_csv(*made))
     else:
-        sys.stdout.write("\n".join(getattr(tables, f"to_{form}")(table) for table in made) + "\n")
+        write = {"md": tables.to_markdown, "latex": tables.to_latex}[format]
+        sys.stdout.write("\n".join(map(write, made)) + "\n")
 
 
 def refuse_to_overwrite(path: Path) -> None:

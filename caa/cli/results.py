@@ -9,33 +9,34 @@ from typing import Literal
 from caa.cli.console import console, print_as
 
 
-def report(run: Path, form: Literal["terminal", "markdown", "csv", "latex", "html"] = "terminal") -> None:
-    """Make the tables of a run again from its rows, print them, and write tables.md, .csv and .tex beside them.
+def report(run: Path, format: Literal["html", "md", "terminal", "csv", "latex"] = "html") -> None:
+    """Report a finished run from its rows; its tables are written as tables.md, .csv and .tex in any case.
 
     Args:
         run: a run's folder.
-        form: what to print; html prints nothing and writes report.html, one page that needs no network.
+        format: html writes report.html, one page that needs no network; md writes report.md, the appendix of a paper;
+            terminal, csv and latex print the tables.
     """
-    from caa.reports import html, tables
+    from caa.reports import appendix, html, tables
 
-    if form == "html":
-        console().print(f"{html.write_html(run)} is the report", markup=False, highlight=False, soft_wrap=True)
-        return
-    made = tables.write_report(run)
-    print_as(made, form)
+    if format in ("html", "md"):
+        path = html.write_html(run) if format == "html" else appendix.write_appendix(run)
+        console().print(f"{path} is the report", markup=False, highlight=False, soft_wrap=True)
+    else:
+        print_as(tables.write_report(run), format)
 
 
 def published(
     folder: Path,
     layers: list[int] | None = None,
-    form: Literal["terminal", "markdown", "csv", "latex"] = "terminal",
+    format: Literal["terminal", "md", "csv", "latex"] = "terminal",
 ) -> None:
     """Print the tables of Rimsky et al. (2024) from the result files of nrimsky/CAA, with intervals and interactions.
 
     Args:
         folder: a clone of nrimsky/CAA, or its folder `results`.
         layers: the layers to print (outputs of these blocks, counted from 0); all if not given.
-        form: what to print.
+        format: what to print.
     """
     from caa.evals.published import read_published
     from caa.reports import tables
@@ -48,7 +49,7 @@ def published(
         if (chosen := [row for row in rows if layers is None or row.cell.layer in layers])
         for table in tables.finetune_tables(chosen, model=model)
     ]
-    print_as(made, form)
+    print_as(made, format)
 
 
 def data(what: str) -> None:

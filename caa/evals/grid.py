@@ -16,7 +16,7 @@ from caa.data.rendering import render
 from caa.evals.judges import Judge, Verdict, judge_all
 from caa.evals.metrics import ChoiceMetric, JudgedMetric
 from caa.evals.record import adapter_hash, questions_hash, record_run, vector_hash, versions
-from caa.evals.rows import Cell, Row, append_rows, read_rows
+from caa.evals.rows import Cell, Row, append_rows, choice_evidence, read_rows
 from caa.evals.tasks import ChoiceScore, answer_open, render_choices, render_prompts, score_choices
 from caa.steering.batching import by_length
 from caa.steering.doses import dose, stream_norms
@@ -307,8 +307,7 @@ class _Session:
 
 
 def _scored(question: Question, found: ChoiceScore) -> Answer:
-    category = {"category": question.category} if question.category else {}
-    return found.score, {"p_matching": found.p_matching, "p_opposite": found.p_opposite, **category}
+    return found.score, choice_evidence(found.p_matching, found.p_opposite, question.matching, question.category)
 
 
 def _judged(question: Question, text: str, verdict: Verdict) -> Answer:

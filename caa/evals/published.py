@@ -10,7 +10,7 @@ from typing import Any
 
 from caa.data.behaviors import letter, question_id
 from caa.data.records import read_json
-from caa.evals.rows import Cell, Row
+from caa.evals.rows import Cell, Row, choice_evidence
 
 SCORED_FOLDER = "open_ended_scores"
 """Where the reference keeps open-ended answers with GPT-4's scores; those elsewhere have not been scored."""
@@ -51,7 +51,7 @@ class Published:
 
 
 def _outside(rows: list[Row]) -> str:
-    count = sum("matching" in row.evidence for row in rows)
+    count = sum(row.score is None and "matching" in row.evidence for row in rows)
     return f", {count} of them left out: their matching letter is neither A nor B (the paper counts 0)" if count else ""
 
 
@@ -147,11 +147,14 @@ def _two_options(cell: Cell, record: Mapping[str, Any], matching: str) -> Row:
     probabilities = {"A": float(record["a_prob"]), "B": float(record["b_prob"])}
     p_matching = probabilities.pop(letter(matching) or "", None)
     if p_matching is None:
-        return Row(cell, question_id(record["question"]), None, {"matching": matching.strip(), **probabilities})
+        return Row(
+            cell,
+            question_id(record["question"]),
+            None,
+            {"matching": letter(matching) or matching.strip(), **probabilities},
+        )
     [p_opposite] = probabilities.values()
-    evidence: dict[str, Any] = {"p_matching": p_matching, "p_opposite": p_opposite}
-    if record.get("category"):
-        evidence["category"] = record["category"]
+    evidence = choice_evidence(p_matching, p_opposite, matching, record.get("category") or "")
     return Row(cell, question_id(record["question"]), p_matching / (p_matching + p_opposite), evidence)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from caa.data.behaviors import letter
 from caa.files import append_lines
 
 
@@ -39,7 +40,7 @@ class Row:
     score: float | None
     """In [0, 1] for "ab" and "facts", in [0, 10] for "open"; None where the judge could not tell."""
     evidence: dict[str, Any] = field(default_factory=dict)
-    """Everything needed to recompute the score: probabilities, or the text and what was said of it."""
+    """Everything needed to recompute the score: `choice_evidence`, or the text and what was said of it."""
 
     @property
     def key(self) -> tuple[Cell, str]:
@@ -53,6 +54,20 @@ class Row:
         record = json.loads(line)
         cell = Cell(**{name: record.pop(name) for name in Cell.__dataclass_fields__})
         return cls(cell, record.pop("question"), record.pop("score"), record)
+
+
+def choice_evidence(p_matching: float, p_opposite: float, matching: str | None, category: str = "") -> dict[str, Any]:
+    """What the row of a two-answer question keeps: both probabilities; the matching letter and the category, if any.
+
+    >>> choice_evidence(0.7, 0.2, "(A)", "true claim")
+    {'p_matching': 0.7, 'p_opposite': 0.2, 'matching': 'A', 'category': 'true claim'}
+    >>> choice_evidence(0.7, 0.2, "Yes, gladly")
+    {'p_matching': 0.7, 'p_opposite': 0.2}
+    """
+    known = {"matching": letter(matching or ""), "category": category}
+    return {"p_matching": p_matching, "p_opposite": p_opposite} | {
+        name: value for name, value in known.items() if value
+    }
 
 
 def read_rows(path: str | Path) -> list[Row]:

@@ -12,7 +12,7 @@ from typing import Any
 from caa.data.behaviors import Behavior, Question
 from caa.data.rendering import render
 from caa.evals.damage import perplexities
-from caa.evals.rows import Cell, Row
+from caa.evals.rows import Cell, Row, choice_evidence
 from caa.evals.tasks import answer_open, score_choices
 from caa.steering.doses import multiplier_of, stream_norms
 from caa.steering.intervention import Intervention
@@ -44,12 +44,12 @@ def sweep_rows(
     asked = [*settings, *([()] if 0 in multipliers else [])]
     found = score_choices(wrapper, tokenizer, questions, asked, batch_size=batch_size)
     rows = []
-    for number, (question, setting) in enumerate(product(questions, range(len(asked)))):
+    for score, (question, setting) in zip(found, product(questions, range(len(asked))), strict=True):
         here = [places[setting]] if setting < len(places) else [(layer, 0.0) for layer in layers]
+        evidence = choice_evidence(score.p_matching, score.p_opposite, question.matching, question.category)
         for layer, multiplier in here:
             cell = Cell(behavior.name, "ab", finetune, layer, float(multiplier), vector=name)
-            evidence = {"p_matching": found[number].p_matching, "p_opposite": found[number].p_opposite}
-            rows.append(Row(cell, question.id, found[number].score, evidence))
+            rows.append(Row(cell, question.id, score.score, evidence))
     return rows
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from caa.data.behaviors import Question
-from caa.evals.rows import Cell, Row
+from caa.evals.rows import Cell, Row, choice_evidence
 from caa.steering.intervention import Intervention
 from caa.steering.settings import Setting
 from caa.steering.wrapper import SteeringWrapper
@@ -54,8 +54,8 @@ def asked(
 
 def scored(cell: Cell, question: Question, p: Sequence[float]) -> Row:
     """The row of an A/B question whose matching and opposite answer have these probabilities."""
-    category = {"category": question.category} if question.category else {}
-    return Row(cell, question.id, p[0] / (p[0] + p[1]), {"p_matching": p[0], "p_opposite": p[1], **category})
+    evidence = choice_evidence(p[0], p[1], question.matching, question.category)
+    return Row(cell, question.id, p[0] / (p[0] + p[1]), evidence)
 
 
 def gathered(mine: list[Row]) -> list[Row]:

@@ -80,15 +80,15 @@ def to_markdown(table: Table) -> str:
 
 
 def _md_table(table: Table, level: str) -> str:
-    header = [f"{_md(finetune)} {multiplier}" for finetune, group in table.groups for multiplier in group]
+    header = [f"{in_markdown(finetune)} {multiplier}" for finetune, group in table.groups for multiplier in group]
     lines = [
-        _md_line([_md(table.stub), *header]),
+        _md_line([in_markdown(table.stub), *header]),
         _md_line(["---", *["---:"] * len(header)]),
         *(_md_line([_md_name(line), *map(_md_entry, line.entries)]) for line in table.lines),
     ]
     legend = f"**bold**: {table.bold}" if table.bold else f"**bold**: highest, _italic_: lowest of each {table.stub}."
-    notes = [legend, *map(_md, table.notes)]
-    return "\n".join([f"{level} {_md(table.title)}", "", *lines, "", *(f"- {note}" for note in notes), ""])
+    notes = [legend, *map(in_markdown, table.notes)]
+    return "\n".join([f"{level} {in_markdown(table.title)}", "", *lines, "", *(f"- {note}" for note in notes), ""])
 
 
 def _md_line(cells: list[str]) -> str:
@@ -96,7 +96,7 @@ def _md_line(cells: list[str]) -> str:
 
 
 def _md_name(line: Line) -> str:
-    return f"&nbsp;&nbsp;{_md(line.name)}" if line.control else _md(line.name)
+    return f"&nbsp;&nbsp;{in_markdown(line.name)}" if line.control else in_markdown(line.name)
 
 
 def _md_entry(entry: Entry | None) -> str:
@@ -107,10 +107,10 @@ def _md_entry(entry: Entry | None) -> str:
     return " ".join(part for part in (f"{sign}{entry.text}{sign}", entry.spread, unjudged) if part)
 
 
-def _md(text: str) -> str:
+def in_markdown(text: str) -> str:
     r"""Escaped for Markdown. An underscore inside a word is harmless there, and stays readable.
 
-    >>> _md("a|b *c* ai_coordination _d_")
+    >>> in_markdown("a|b *c* ai_coordination _d_")
     'a\\|b \\*c\\* ai_coordination \\_d\\_'
     """
     return re.sub(r"([\\`*|<>\[\]#~&$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", _one_line(text))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from caa.evals.rows import Cell
 
+SCORES = {"ab": "mean p(matching answer)", "open": "mean score, 0 to 10", "facts": "mean p(correct answer)"}
+"""What the axis of a figure says of a task's scores."""
+
 
 def signed(multiplier: float) -> str:
     """
@@ -22,3 +25,8 @@ def describe(cell: Cell) -> str:
     vector = f", vector {cell.vector}" if cell.vector != "caa" else ""
     where = f"layer {cell.layer}, multiplier {signed(cell.multiplier)}"
     return f"{cell.behavior} ({cell.task}), finetune {cell.finetune}, {where}{prompt}{vector}"
+
+
+def most(task: str) -> float:
+    """The highest score of a task; the lowest is 0."""
+    return 10.0 if task == "open" else 1.0

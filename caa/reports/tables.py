@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from caa.evals.rows import Cell, Row, read_rows
+from caa.evals.rows import Cell, Row
 from caa.files import replacing
 from caa.reports.arranging import arranged, estimates, in_order
 from caa.reports.collapse import collapse_warnings, fray_warnings
@@ -16,6 +15,7 @@ from caa.reports.effects import effect_matrix, effect_tables
 from caa.reports.formats import to_csv, to_latex, to_markdown, to_terminal
 from caa.reports.layout import Table
 from caa.reports.naming import describe, signed
+from caa.reports.runs import Run, read_run
 from caa.reports.stacks import stack_tables
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = [
     "to_markdown",
     "to_terminal",
     "write_report",
+    "write_tables",
 ]
 
 FORMATS = ("md", "csv", "tex")
@@ -220,17 +221,16 @@ def write_report(run_folder: str | Path, formats: Collection[str] = FORMATS) -> 
     Writes tables.md, tables.csv, tables.tex, each whole or not at all, and returns the tables for printing.
     FileNotFoundError if the folder holds no rows, ValueError for a broken row, a broken run.json, an unknown format.
     """
-    folder = Path(run_folder)
+    return write_tables(read_run(run_folder), formats)
+
+
+def write_tables(run: Run, formats: Collection[str] = FORMATS) -> list[Table]:
+    """The same for a run that is read already."""
     if unknown := set(formats) - set(FORMATS):
         raise ValueError(f"unknown format {', '.join(sorted(unknown))}; a report is written as {', '.join(FORMATS)}")
-    rows = read_rows(folder / "rows.jsonl")
-    if not rows:
-        raise FileNotFoundError(
-            f"{folder} holds no rows (rows.jsonl): give the folder of a run, or run `caa grid` first"
-        )
-    tables = [*finetune_tables(rows, **captions(folder / "run.json")), *stack_tables(rows)]
+    tables = [*finetune_tables(run.rows, **run.captions), *stack_tables(run.rows)]
     for suffix in formats:
-        with replacing(folder / f"tables.{suffix}") as scratch:
+        with replacing(run.folder / f"tables.{suffix}") as scratch:
             scratch.write_text(_written(tables, suffix), encoding="utf-8")
     return tables
 
@@ -239,19 +239,3 @@ def _written(tables: Sequence[Table], suffix: str) -> str:
     if suffix == "csv":
         return to_csv(*tables)
     return "\n".join(map({"md": to_markdown, "tex": to_latex}[suffix], tables))
-
-
-def captions(path: Path) -> dict[str, Any]:
-    """What the record of a run says that a caption needs; nothing if there is none."""
-    if not path.exists():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        judges = {name: known.get("open", {}).get("judge") for name, known in record["settings"]["behaviors"].items()}
-        accuracy = {
-            name: judge["accuracy"] for name, judge in judges.items() if judge and judge["accuracy"] is not None
-        }
-        notes = record["notes"]
-        return {"model": notes.get("model", ""), "judge_accuracy": accuracy, "doses": dict(notes.get("doses", {}))}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not the record of a run ({error}); without it the captions say less") from error

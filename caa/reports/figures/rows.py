@@ -10,13 +10,11 @@ from caa.evals.rows import Cell, Row
 from caa.reports.arranging import estimates
 from caa.reports.effects import scores_by_cell
 from caa.reports.figures.plot import COLORS, LAYER, Figure, legend, lines, panels, whole_steps
-from caa.reports.naming import signed
+from caa.reports.naming import SCORES, signed
 from caa.reports.statistics import differences, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_SCORE = {"ab": "mean p(matching answer)", "open": "mean score, 0 to 10", "facts": "mean p(correct answer)"}
 
 
 def effect_by_layer(rows: Iterable[Row], behavior: str) -> Figure:
@@ -35,7 +33,7 @@ def effect_by_layer(rows: Iterable[Row], behavior: str) -> Figure:
     picture, [axes] = panels(6.4, 3.4)
     lines(axes, data[data.multiplier != 0], "layer", "mean", "steering", low="low", high="high")
     _unsteered_line(axes, data[data.multiplier == 0])
-    axes.set(xlabel=LAYER, ylabel=_SCORE.get(task, "mean score"), title=f"{behavior}: effect by layer and multiplier")
+    axes.set(xlabel=LAYER, ylabel=SCORES.get(task, "mean score"), title=f"{behavior}: effect by layer and multiplier")
     whole_steps(axes)
     legend(axes, "multiplier")
     return Figure(f"effect_by_layer-{behavior}", picture, data)
@@ -95,7 +93,7 @@ def transfer(rows: Iterable[Row], by: str, title: str, name: str) -> Figure:
     lines(axes, data, "layer", "mean", by, low="low", high="high")
     axes.axhline(0, color="gray", linewidth=0.8)
     top = data.multiplier.max()
-    unit = _SCORE.get(task, "mean score")
+    unit = SCORES.get(task, "mean score")
     axes.set(xlabel=LAYER, ylabel=f"{unit}\nat {signed(top)} minus at {signed(-top)}", title=title)
     whole_steps(axes)
     legend(axes, by)
@@ -120,7 +118,7 @@ def effect_by_category(rows: Iterable[Row], behavior: str) -> Figure:
     picture, [axes] = panels(6.4, 3.4)
     few = data.category.nunique() <= 4
     lines(axes, data, "multiplier", "mean", "category", **({"low": "low", "high": "high"} if few else {}))
-    axes.set(xlabel="multiplier of the vector", ylabel=_SCORE.get(task, "mean score"))
+    axes.set(xlabel="multiplier of the vector", ylabel=SCORES.get(task, "mean score"))
     axes.set_title(f"{behavior} at layer {layer}: effect by kind of question")
     legend(axes, "kind")
     return Figure(f"effect_by_category-{behavior}", picture, data)
@@ -143,7 +141,7 @@ def dose_response(found: Iterable[Mapping[str, float]], behavior: str, layer: in
     picture, [effect, damage] = panels(5.6, 4.6, rows=2)
     effect.plot(data.dose, data["mean"], marker="o", color=COLORS[0])
     effect.fill_between(data.dose, data.low, data.high, color=COLORS[0], alpha=0.15, linewidth=0)
-    effect.set(ylabel=_SCORE["ab"], title=f"{behavior} at layer {layer}: effect and damage by dose")
+    effect.set(ylabel=SCORES["ab"], title=f"{behavior} at layer {layer}: effect and damage by dose")
     damage.plot(data.dose, data.perplexity, marker="s", color=COLORS[1])
     damage.set(
         ylabel="perplexity of answers\n(for the unsteered model)",

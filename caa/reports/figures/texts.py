@@ -16,10 +16,21 @@ def token_html(tokens: Sequence[str], values: Sequence[float], title: str, unit:
     """One page without scripts: each token on red where its value is negative, on blue where positive (Figure 6)."""
     from caa.reports.pages import page
 
-    shades = [_hex(color) for color in _colors(values)]
-    inks = [ink(color) for color in _colors(values)]
-    lines = zip(tokens, (f"{value:+.3f}" for value in values), shades, inks, strict=True)
-    return page("tokens.html").render(title=title, unit=unit, most=f"{_most(values):.3g}", tokens=list(lines))
+    most = f"{_most(values):.3g}"
+    return page("tokens.html").render(title=title, unit=unit, most=most, tokens=shaded(tokens, values))
+
+
+def shaded(tokens: Sequence[str], values: Sequence[float]) -> list[tuple[str, str, str, int]]:
+    """What the template `colored.html` draws: each token, its number, its side of 0, its share of the deepest color.
+
+    >>> shaded(["good", " bad"], [0.5, -0.25])
+    [('good', '+0.500', 'above', 100), (' bad', '-0.250', 'below', 50)]
+    """
+    most = _most(values)
+    return [
+        (token, f"{value:+.3f}", "below" if value < 0 else "above", round(100 * abs(value) / most))
+        for token, value in zip(tokens, values, strict=True)
+    ]
 
 
 def token_colors(tokens: Sequence[str], values: Sequence[float], title: str, name: str, unit: str = "cosine") -> Figure:
@@ -80,10 +91,6 @@ def _colors(values: Sequence[float]) -> list[tuple[float, ...]]:
 
     most, shade = _most(values), colormaps[RED_TO_BLUE]
     return [shade(0.5 + value / (2 * most)) for value in values]
-
-
-def _hex(color: Sequence[float]) -> str:
-    return "#" + "".join(f"{round(255 * part):02x}" for part in color[:3])
 
 
 def side_by_side(texts: Mapping[str, Mapping[str, str]], title: str, name: str) -> Figure:

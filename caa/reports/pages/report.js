@@ -1,30 +1,8 @@
 "use strict";
-// Two answers to each question beside each other: every text goes in by textContent, so none of it is markup.
-const data = JSON.parse(document.getElementById("texts").textContent);
-const fields = ["finetune", "layer", "multiplier", "vector", "system"];
-const pick = (side, field) => document.getElementById(side + "-" + field);
+// What the parts of the page share. Every text goes in by textContent, so none of it is markup.
+const by = id => document.getElementById(id);
+const data = JSON.parse(by("data").textContent);
 const unique = values => [...new Set(values)];
-const cellsOf = () => data.cells.filter(cell => cell.behavior === document.getElementById("behavior").value);
-
-function fill(select, values, wanted) {
-  const before = values.includes(wanted) ? wanted : values[0];
-  select.replaceChildren(...values.map(value => new Option(value, value, value === before, value === before)));
-  select.disabled = values.length < 2;
-}
-
-function chosen(side) {
-  return cellsOf().find(cell => fields.every(field => cell[field] === pick(side, field).value));
-}
-
-// Each field offers what the cells have that agree with the fields before it.
-function narrow(side, wanted) {
-  let left = cellsOf();
-  for (const field of fields) {
-    const select = pick(side, field);
-    fill(select, unique(left.map(cell => cell[field])), (wanted && wanted[field]) || select.value);
-    left = left.filter(cell => cell[field] === select.value);
-  }
-}
 
 function piece(tag, text, className) {
   const made = document.createElement(tag);
@@ -33,45 +11,71 @@ function piece(tag, text, className) {
   return made;
 }
 
-function answer(cell, question, label) {
-  const box = document.createElement("div");
-  const found = cell && cell.answers[question];
-  box.append(piece("p", label + (found ? ", score " + (found[1] === null ? "?" : found[1]) : ""), "score"));
-  const text = piece("p", found ? found[0] || "(nothing)" : "(not asked)", "said");
-  text.tabIndex = 0;
-  box.append(text);
-  return box;
+function fill(select, values, wanted) {
+  const before = values.includes(wanted) ? wanted : values[0];
+  select.replaceChildren(...values.map(value => new Option(value, value, value === before, value === before)));
+  select.disabled = values.length < 2;
 }
 
-function show() {
-  const [left, right] = [chosen("a"), chosen("b")];
-  const questions = unique([left, right].flatMap(cell => (cell ? Object.keys(cell.answers) : [])));
-  const items = questions.map(question => {
-    const item = document.createElement("li");
-    item.append(piece("p", data.questions[question], "asked"));
-    const pair = document.createElement("div");
-    pair.className = "pair";
-    pair.append(answer(left, question, "first"), answer(right, question, "second"));
-    item.append(pair);
-    return item;
+// Each field offers what the entries have that agree with the fields before it. Returns those that agree in all.
+function narrow(side, fields, entries, wanted) {
+  for (const field of fields) {
+    const select = by(side + "-" + field);
+    fill(select, unique(entries.map(each => each[field])), wanted ? wanted[field] : select.value);
+    entries = entries.filter(each => each[field] === select.value);
+  }
+  return entries;
+}
+
+// One Tab stop for many things; the arrow keys move among them, along a line and from line to line.
+function roam(box, lines) {
+  lines.flat().forEach((each, n) => (each.tabIndex = n ? -1 : 0));
+  box.addEventListener("keydown", event => {
+    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    const from = lines.findIndex(line => line.includes(event.target));
+    if (!step || from < 0) return;
+    const line = lines[from + step[0]] || [];
+    const next = line[Math.min(lines[from].indexOf(event.target) + step[1], step[0] ? line.length - 1 : line.length)];
+    if (!next) return;
+    event.preventDefault();
+    next.focus();
   });
-  document.getElementById("answers").replaceChildren(...items);
-  document.getElementById("count").textContent = questions.length + " questions";
+  box.addEventListener("focusin", event => {
+    if (!lines.some(line => line.includes(event.target))) return;
+    box.querySelector('[tabindex="0"]').tabIndex = -1;
+    event.target.tabIndex = 0;
+  });
 }
 
-function restart() {
-  const cells = cellsOf();
-  narrow("a", cells.find(cell => Number(cell.multiplier) === 0) || cells[0]);
-  narrow("b", cells[cells.length - 1]);
-  show();
+// Numbers on hover and on focus. Without this script they are titles, which a keyboard cannot reach.
+const tip = by("tip");
+let told = null;
+function tell(found) {
+  told = found;
+  tip.hidden = !found;
+  if (!found) return;
+  tip.textContent = found.dataset.tip;
+  found.setAttribute("aria-describedby", "tip");
+  const at = found.getBoundingClientRect();
+  const above = at.top - tip.offsetHeight - 6;
+  tip.style.left = Math.max(4, Math.min(at.left, document.documentElement.clientWidth - tip.offsetWidth - 4)) + "px";
+  tip.style.top = (above < 0 ? at.bottom + 6 : above) + "px";
 }
+for (const kind of ["mouseover", "focusin"]) document.addEventListener(kind, event => tell(event.target.closest("[data-tip]")));
+document.addEventListener("focusout", () => tell(null));
+document.addEventListener("keydown", event => { if (event.key === "Escape") tell(null); });
+document.addEventListener("scroll", () => tell(told), { capture: true, passive: true }); // it stays at what it is about
+for (const each of document.querySelectorAll("[title]")) {
+  each.dataset.tip = each.title;
+  each.removeAttribute("title");
+}
+for (const text of document.querySelectorAll(".colored")) roam(text, [[...text.children]]);
 
-if (data.cells.length) {
-  const behavior = document.getElementById("behavior");
-  fill(behavior, unique(data.cells.map(cell => cell.behavior)), "");
-  behavior.addEventListener("change", restart);
-  for (const side of ["a", "b"])
-    for (const field of fields)
-      pick(side, field).addEventListener("change", () => { narrow(side); show(); });
-  restart();
+// Enter or a click takes the reader from a number to the answers in that setting, where there are any.
+function leadsToAnswers(element, entry) {
+  const cell = answersOf(entry);
+  if (!cell) return;
+  element.classList.add("answered");
+  element.addEventListener("click", () => readAnswers(cell));
+  element.addEventListener("keydown", event => { if (event.key === "Enter") readAnswers(cell); });
 }

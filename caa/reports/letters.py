@@ -1,0 +1,91 @@
+"""Rows of A/B questions in, letters out: how often (A) is the matching one, and how much the model likes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from caa.evals.rows import Cell, Row
+from caa.reports.naming import describe
+
+BALANCED = (0.4, 0.6)
+"""Share of a behavior's questions that (A) matches. Outside, a model that says one letter to everything is scored more
+than 0.1 off 0.5: as much as chance alone gives 1 in 20 models over 100 questions."""
+EVEN = (0.2, 0.8)
+"""Mean P(A) of a cell. At 0.8 its score cannot leave 0.3 to 0.7, whatever the behavior: the mean of two numbers in
+[0, 1], P(A) after either kind of question, is P(A), and half their difference is what the score is off 0.5."""
+
+
+def matching_shares(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
+    """(behavior, task) -> share of its questions that (A) matches, of those whose rows say A or B."""
+    letters: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        if row.evidence.get("matching") in ("A", "B"):
+            letters.setdefault((row.cell.behavior, row.cell.task), {})[row.question] = row.evidence["matching"]
+    return {place: fmean(letter == "A" for letter in each.values()) for place, each in letters.items()}
+
+
+def letter_means(rows: Iterable[Row]) -> dict[Cell, float]:
+    """Cell -> mean P(A) / (P(A) + P(B)), questions that (A) matches weighing as much as those that (B) does.
+
+    So weighed, a model that knows every answer and likes no letter is at 0.5. Cells that lack one of the two kinds are
+    left out.
+
+    >>> says = lambda letter, score: Row(Cell("b", "ab"), letter, score, {"matching": letter})
+    >>> letter_means([says("A", 1.0), says("B", 0.5)])[Cell("b", "ab")]
+    0.75
+    """
+    found: dict[Cell, dict[str, list[float]]] = {}
+    for row in rows:
+        if row.score is not None and row.evidence.get("matching") in ("A", "B"):
+            found.setdefault(row.cell, {"A": [], "B": []})[row.evidence["matching"]].append(row.score)
+    return {
+        cell: (fmean(each["A"]) + 1 - fmean(each["B"])) / 2 for cell, each in found.items() if each["A"] and each["B"]
+    }
+
+
+def letter_warnings(rows: Sequence[Row]) -> list[str]:
+    """One readable line for each behavior whose questions, or whose cells, lean to one letter."""
+    lopsided = [
+        f"{behavior} ({task}): (A) is the matching answer of {share:.0%} of the questions. A liking for a letter moves "
+        "these scores as the behavior does."
+        for (behavior, task), share in matching_shares(rows).items()
+        if not BALANCED[0] <= share <= BALANCED[1]
+    ]
+    by_behavior: dict[tuple[str, str], dict[Cell, float]] = {}
+    for cell, mean in letter_means(rows).items():
+        by_behavior.setdefault((cell.behavior, cell.task), {})[cell] = mean
+    return [*lopsided, *(line for place, means in by_behavior.items() for line in _one_sided(*place, means))]
+
+
+def _one_sided(behavior: str, task: str, means: Mapping[Cell, float]) -> list[str]:
+    outside = {cell: mean for cell, mean in means.items() if not EVEN[0] <= mean <= EVEN[1]}
+    if not outside:
+        return []
+    farthest = max(outside, key=lambda cell: abs(outside[cell] - 0.5))
+    return [
+        f"{behavior} ({task}): in {len(outside)} of {len(means)} cells the model prefers one letter whichever matches; "
+        f"mean P(A) is {outside[farthest]:.2f} in {describe(farthest)}. Such a score says more about letters than "
+        "about the behavior."
+    ]
+
+
+def letter_facts(rows: Sequence[Row]) -> str:
+    """How often (A) matches, and the model's own liking for it; empty if no row says its letter."""
+    shares = matching_shares(rows).values()
+    plain = [mean for cell, mean in letter_means(rows).items() if _is_plain(cell)]
+    liking = f"; the plain model's mean P(A) is {_span(plain, '.2f')}" if plain else ""
+    return f"(A) is the matching answer of {_span(shares, '.0%')} of a behavior's questions{liking}" if shares else ""
+
+
+def _is_plain(cell: Cell) -> bool:
+    return cell.finetune == "none" and not cell.multiplier and not cell.system_prompt
+
+
+def _span(values: Iterable[float], form: str) -> str:
+    """
+    >>> _span([0.5, 0.25], ".0%"), _span([0.5], ".2f")
+    ('25% to 50%', '0.50')
+    """
+    ends = dict.fromkeys(format(end(values), form) for end in (min, max))
+    return " to ".join(ends)

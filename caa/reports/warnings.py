@@ -1,0 +1,53 @@
+"""Rows in, what a reader has to know before believing the tables out. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from caa.evals.rows import Cell, Row
+from caa.reports.collapse import collapse_warnings, fray_warnings
+from caa.reports.letters import letter_warnings
+from caa.reports.naming import describe
+
+FEW = 30
+"""Questions in a cell, fewer of which tell little: with 30 a mean probability is known to about 0.1."""
+POOR_JUDGE = 0.8
+"""Cross-validated accuracy below which a judge's scores should not be believed without a look at the texts."""
+
+
+def warnings(rows: Sequence[Row], judge_accuracy: Mapping[str, float]) -> list[str]:
+    """One readable line for each: collapse, fraying, lopsided letters, few questions, a poor judge.
+
+    Args:
+        rows: of a run.
+        judge_accuracy: behavior -> cross-validated accuracy of its judge in [0, 1], where that is known.
+    """
+    return [
+        *collapse_warnings(rows),
+        *fray_warnings(rows),
+        *letter_warnings(rows),
+        *_few(rows),
+        *_poor_judges(judge_accuracy),
+    ]
+
+
+def _few(rows: Sequence[Row]) -> list[str]:
+    counts: dict[Cell, int] = {}
+    for row in rows:
+        counts[row.cell] = counts.get(row.cell, 0) + (row.score is not None)
+    few = [cell for cell, count in counts.items() if count < FEW]
+    if not few:
+        return []
+    least = min(few, key=lambda cell: counts[cell])
+    return [
+        f"{len(few)} of {len(counts)} cells hold fewer than {FEW} scores; the fewest, {counts[least]}, are in "
+        f"{describe(least)}. Their intervals are wide, and may be too narrow still."
+    ]
+
+
+def _poor_judges(accuracy: Mapping[str, float]) -> list[str]:
+    return [
+        f"The judge of {name} is right in {share:.0%} of its cross-validation: read texts before believing scores."
+        for name, share in accuracy.items()
+        if share < POOR_JUDGE
+    ]
