@@ -19,7 +19,7 @@ from tiny import SHARED, needs_shared, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Behavior, ContrastPair, Question, SteeringVector, SteeringWrapper
 from caa.data.rendering import render
-from caa.evals import grid as grid_module
+from caa.evals import session
 from caa.evals.grid import EvalGrid
 from caa.evals.judges import ExemplarJudge, Verdict
 from caa.evals.rows import Cell, Row, append_rows, read_rows
@@ -91,8 +91,8 @@ def asked(monkeypatch) -> list[tuple[str, int, float]]:
 
         return spy
 
-    monkeypatch.setattr(grid_module, "score_choices", spying(score_choices))
-    monkeypatch.setattr(grid_module, "answer_open", spying(answer_open))
+    monkeypatch.setattr(session, "score_choices", spying(score_choices))
+    monkeypatch.setattr(session, "answer_open", spying(answer_open))
     return log
 
 

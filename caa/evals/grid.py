@@ -3,43 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from caa.data.behaviors import Behavior, Question
 from caa.data.rendering import render
-from caa.evals.judges import Judge, Verdict, judge_all
-from caa.evals.metrics import ChoiceMetric, JudgedMetric
+from caa.evals.judges import Judge
 from caa.evals.record import adapter_hash, questions_hash, record_run, vector_hash, versions
-from caa.evals.rows import Cell, Row, append_rows, choice_evidence, read_rows
-from caa.evals.tasks import ChoiceScore, answer_open, render_choices, render_prompts, score_choices
-from caa.steering.batching import by_length
+from caa.evals.rows import Cell
+from caa.evals.session import Case, Session
+from caa.evals.tasks import render_choices, render_prompts
 from caa.steering.doses import dose, stream_norms
 from caa.steering.intervention import Intervention
 from caa.steering.loading import fingerprint, model_name
 from caa.steering.operators import Operator, add
 from caa.steering.scopes import Scope, after_prompt
-from caa.steering.settings import Setting
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector, random_like
 
 TASKS = ("ab", "open", "facts")
 ROWS, RECORD = "rows.jsonl", "run.json"
-MOST_SHOWN = 4
-"""Scores behind a progress bar."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One setting, and the cells that its answers belong to: one, but for the unsteered model, which has no layer."""
-
-    setting: Setting
-    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +127,7 @@ class EvalGrid:
         wrapper lacks an adapter or a layer, or if a question does not fit the model's context.
         """
         self._check(wrapper, tokenizer)
-        session = _Session(self, wrapper, tokenizer, Path(out) / ROWS)
+        session = Session(self, wrapper, tokenizer, Path(out) / ROWS)
         if session.rows and not (Path(out) / RECORD).exists():
             raise ValueError(
                 f"{out}/{ROWS} holds rows, but there is no {RECORD} that says of what; choose a new folder"
@@ -220,102 +207,3 @@ def _described(judge: Any) -> dict[str, Any]:
     """A judge's name, its accuracy where it knows it, and how it asks; no key is among its settings."""
     name = getattr(judge, "__name__", type(judge).__name__)
     return {"name": name, "accuracy": getattr(judge, "accuracy", None), **getattr(judge, "settings", {})}
-
-
-Answer = tuple[float | None, dict[str, Any]]
-"""Score and evidence, as a row keeps them."""
-
-
-class _Session:
-    """One run of a grid: the rows that are there, and the asking for those that are not."""
-
-    bar: tqdm
-
-    def __init__(self, grid: EvalGrid, wrapper: SteeringWrapper, tokenizer: Any, path: Path) -> None:
-        self.grid, self.wrapper, self.tokenizer, self.path = grid, wrapper, tokenizer, path
-        self.rows = {row.key: row for row in read_rows(path)}
-        self.added = 0
-
-    def missing(self) -> list[tuple[Cell, str]]:
-        """The keys of the rows that are not there."""
-        asked = ((cell, question.id) for cell in self.grid.cells() for question in self.grid.questions(cell.task))
-        return [key for key in asked if key not in self.rows]
-
-    def _lacking(self, case: Case, question: Question) -> list[Cell]:
-        return [cell for cell in case.cells if (cell, question.id) not in self.rows]
-
-    def ask(self, finetune: str, prompt: str, task: str) -> None:
-        """Ask for what is missing, batch by batch; those questions together that lack the same cases."""
-        about = f"{prompt} prompt, {task}" if prompt else task
-        self.bar.set_description(f"{self.grid.behavior.name}: {finetune}, {about}")
-        cases, questions = self.grid.cases(finetune, prompt, task), self.grid.questions(task)
-        self._copy_known(cases, questions)
-        live = [JudgedMetric() if task == "open" else ChoiceMetric() for _ in cases]
-        for lacking, alike in self._to_ask(cases, questions).items():
-            for batch in by_length([question.text for question in alike], self._questions_at_a_time(task, lacking)):
-                self._ask_batch(task, prompt, [alike[i] for i in batch], [(cases[i], live[i]) for i in lacking])
-
-    def _to_ask(self, cases: Sequence[Case], questions: Sequence[Question]) -> dict[tuple[int, ...], list[Question]]:
-        """places of cases -> the questions that lack an answer in just these"""
-        groups: dict[tuple[int, ...], list[Question]] = {}
-        for question in questions:
-            if lacking := tuple(i for i, case in enumerate(cases) if self._lacking(case, question)):
-                groups.setdefault(lacking, []).append(question)
-        return groups
-
-    def _questions_at_a_time(self, task: str, lacking: Sequence[int]) -> int:
-        """So that rows reach the disk often: an open answer is a row of a batch under each setting, a choice is not."""
-        size = self.grid.batch_size
-        return max(1, size // len(lacking)) if task == "open" else size
-
-    def _copy_known(self, cases: Sequence[Case], questions: Sequence[Question]) -> None:
-        """What some cells of an answer hold and others lack, because layers were added since, need not be asked."""
-        copies: list[Row] = []
-        for question, case in product(questions, cases):
-            known = next((self.rows[c, question.id] for c in case.cells if (c, question.id) in self.rows), None)
-            if known is not None:
-                copies += [replace(known, cell=cell) for cell in self._lacking(case, question)]
-        self._keep(copies)
-
-    def _ask_batch(self, task: str, prompt: str, questions: list[Question], cases: list[tuple[Case, Any]]) -> None:
-        answers = self._answers(task, prompt, questions, [case.setting for case, _ in cases])
-        rows: list[Row] = []
-        for (question, (case, live)), (score, evidence) in zip(product(questions, cases), answers, strict=True):
-            rows += [Row(cell, question.id, score, evidence) for cell in self._lacking(case, question)]
-            _count(live, score, evidence)
-        self._keep(rows)
-        if len(cases) <= MOST_SHOWN:
-            self.bar.set_postfix({f"{c.cells[0].multiplier:+g}": f"{live.compute()['score']:.2f}" for c, live in cases})
-
-    def _keep(self, rows: list[Row]) -> None:
-        append_rows(self.path, rows)
-        self.rows |= {row.key: row for row in rows}
-        self.added += len(rows)
-        self.bar.update(len(rows))
-
-    def _answers(self, task: str, prompt: str, questions: list[Question], settings: list[Setting]) -> list[Answer]:
-        """In the order of `product(questions, settings)`."""
-        grid, asked = self.grid, (self.wrapper, self.tokenizer, questions, settings)
-        said: dict[str, Any] = {"system": grid.system_of(prompt), "template": grid.template}
-        how: dict[str, Any] = {**said, "batch_size": grid.batch_size}
-        each = [question for question, _ in product(questions, settings)]
-        if task == "open":
-            texts = answer_open(*asked, max_new_tokens=grid.max_new_tokens, **how)
-            verdicts = judge_all(grid.judge, each, texts)  # type: ignore[arg-type]
-            return [_judged(*judged) for judged in zip(each, texts, verdicts, strict=True)]
-        return [_scored(*pair) for pair in zip(each, score_choices(*asked, **how), strict=True)]
-
-
-def _scored(question: Question, found: ChoiceScore) -> Answer:
-    return found.score, choice_evidence(found.p_matching, found.p_opposite, question.matching, question.category)
-
-
-def _judged(question: Question, text: str, verdict: Verdict) -> Answer:
-    return verdict.score, {"asked": question.text, "text": text, "reason": verdict.reason}
-
-
-def _count(metric: Any, score: float | None, evidence: Mapping[str, Any]) -> None:
-    if isinstance(metric, JudgedMetric):
-        metric.update([score])
-    else:
-        metric.update(torch.tensor([evidence["p_matching"]]), torch.tensor([evidence["p_opposite"]]))
