@@ -79,11 +79,16 @@ def demo(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def clone(demo, tmp_path, monkeypatch) -> Path:
-    """What a reader has: the repository, the demo's run, and two files of other tools."""
+    """What a reader has: the repository, the demo's run, and two files of other tools.
+
+    The README teaches the demo's two adapters once more; they are there already, and are found finished.
+    """
     ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("recipes", "docs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignore)
     shutil.copytree(demo, tmp_path / "runs")
+    for side in ("positive", "negative"):
+        shutil.copytree(demo / "demo" / "adapters" / f"myopic_reward-{side}", tmp_path / "runs" / side)
     torch.save(torch.ones(192), tmp_path / "vec_layer_13_Llama-2-7b-chat-hf.pt")
     from caa.vectors.formats.gguf import write_gguf
 
