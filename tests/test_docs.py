@@ -144,7 +144,7 @@ def test_the_reference_has_every_public_name():
 
 def test_the_newest_benchmarks_are_shown():
     newest = max((ROOT / "benchmarks" / "results").glob("*.md"))
-    assert f"{newest.stem}.md" in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert f"{newest.stem}.md" in (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
 
 
 # The site.
@@ -180,6 +180,14 @@ def test_no_page_asks_the_outside_for_anything(site):
     assert len(pages) > 25
     assert _OUTSIDE.search('<script async src="//cdn.example/x.js">'), "the pattern finds nothing"
     assert not {page: found for page in pages if (found := _OUTSIDE.findall(page.read_text(encoding="utf-8")))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES[1:], ids=name)
+def test_no_other_page_stands_in_its_place(page, site):
+    heading = re.search(r"^# (.*)", page.read_text(encoding="utf-8"), re.MULTILINE).group(1)
+    built = site / ("index.html" if page.stem == "index" else f"{page.stem}/index.html")
+    assert f"{heading}<a" in built.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
