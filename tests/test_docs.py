@@ -44,8 +44,8 @@ NOT_RUN = {
     "transformers serve": "a server; test_serving.py",
     "curl http": "asks that server; test_serving.py",
     "vllm serve": "vLLM needs a GPU",
-    "lm_eval --model": "needs a Python of lm-eval's own; test_consumers, where there is one",
-    "ControlVector.import_gguf": "needs a Python of repeng's own; test_consumers, where there is one",
+    "lm_eval --model": "needs a Python of lm-eval's own; tests/consumers run where there is one",
+    "ControlVector.import_gguf": "needs a Python of repeng's own; tests/consumers run where there is one",
 }
 """What is in a command or block of Python -> why it is not run here."""
 SOURCES = [*PAGES, ROOT / "CHANGELOG.md", *ROOT.glob("*/README.md"), *ROOT.glob("*/*/README.md")]
