@@ -1,9 +1,9 @@
-# make demo | test | check | bench | install   (each installs what it needs into .venv)
+# make demo | test | check | docs | bench | install   (each installs what it needs into .venv)
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check bench format embedded
+.PHONY: install demo test check docs bench format embedded
 
 install: $(INSTALLED)
 
@@ -18,11 +18,15 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED)
+check: $(INSTALLED) docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_rooms.py
+
+# The documentation, in site/; a warning is an error.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # About 15 minutes on a quiet machine of two cores; for a minute's trial, `.venv/bin/python -m benchmarks.run --short`.
 bench: benchmarks/.peers/.installed

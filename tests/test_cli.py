@@ -67,7 +67,7 @@ def test_debug_shows_where_an_error_came_from():
 
 
 def test_extract_generate_grid_report(tmp_path, capsys):
-    """The commands of the README, one after the other, on the embedded model."""
+    """From a behavior to its tables; what is there already is neither written over nor asked again."""
     vector, run = tmp_path / "vector.safetensors", tmp_path / "run"
     assert main(["extract", "myopic_reward", str(vector), "--layers", "[1, 2]"]) == 0
     assert SteeringVector.load(vector).source.behavior == "myopic_reward"

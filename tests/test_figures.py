@@ -124,6 +124,15 @@ def test_a_heat_table_shows_and_marks_what_the_table_does(grid):
         tables.heat_table(table.below[0], "x")
 
 
+def test_a_cell_that_was_not_asked_shows_a_dash_that_can_be_seen(grid, recwarn):
+    left_out = grid[-1].cell
+    [table] = finetune_tables([row for row in grid if row.cell != left_out])
+    axes = tables.heat_table(table, "table4").picture.axes[0]
+    dashes = [text for text in axes.texts if text.get_text() == "-"]
+    assert {text.get_color() for text in dashes} == {"black"}, "white on white"
+    assert not recwarn.list
+
+
 def sweep(effects: dict[tuple[str, int], float], **cell: str) -> list[Row]:
     return [
         row

@@ -105,7 +105,7 @@ class At:
     """
 
     places: Sequence[Sequence[int]]
-    """[prompt][place]"""
+    """`[prompt][place]`"""
 
     def __post_init__(self) -> None:
         places = tuple(tuple(int(place) for place in row) for row in self.places)

@@ -95,24 +95,20 @@ def heat(
 
 def numbers(axes: Any, image: Any, texts: Sequence[Sequence[str]], size: float = 8) -> None:
     """A text in each cell of a heat map, dark on light cells and light on dark ones."""
+    backgrounds = image.to_rgba(image.get_array()).tolist()  # transparent where there is no value
     for i, line in enumerate(texts):
         for j, text in enumerate(line):
-            axes.text(
-                j, i, text, ha="center", va="center", fontsize=size, color=ink(image.cmap(image.norm(_at(image, i, j))))
-            )
-
-
-def _at(image: Any, row: int, column: int) -> float:
-    return float(image.get_array()[row, column])
+            axes.text(j, i, text, ha="center", va="center", fontsize=size, color=ink(backgrounds[i][j]))
 
 
 def ink(background: Sequence[float]) -> str:
+    """For a color of red, green, blue and perhaps how opaque it is on white paper, each from 0 to 1.
+
+    >>> ink((1.0, 1.0, 1.0)), ink((0.0, 0.0, 0.3)), ink((0.0, 0.0, 0.0, 0.0))
+    ('black', 'white', 'black')
     """
-    >>> ink((1.0, 1.0, 1.0)), ink((0.0, 0.0, 0.3))
-    ('black', 'white')
-    """
-    red, green, blue = background[:3]
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+    red, green, blue, opaque = (*background, 1.0)[:4]
+    return "black" if opaque * (0.299 * red + 0.587 * green + 0.114 * blue) + 1 - opaque > 0.5 else "white"
 
 
 def lines(axes: Any, data: pd.DataFrame, x: str, y: str, by: str, *, low: str = "", high: str = "") -> None:
