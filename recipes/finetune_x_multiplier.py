@@ -1,8 +1,8 @@
 """python recipes/finetune_x_multiplier.py --config recipes/configs/embedded.yaml
 
-Reproduces Table 4 of Rimsky et al. (2024), "Steering Llama 2 via Contrastive Activation Addition": every behavior,
-three finetunes by three multipliers, letter probabilities and open-ended scores. A stopped run goes on when it is run
-again.
+Reproduces Tables 4 and 5 of Rimsky et al. (2024), "Steering Llama 2 via Contrastive Activation Addition": every
+behavior, three finetunes by three multipliers, letter probabilities, open-ended scores and facts. A stopped run goes on
+when it is run again.
 """
 
 from __future__ import annotations
