@@ -140,7 +140,7 @@ def _talk(session: Session, controls: Controls) -> Talk:
 def _side(title: str, about: str) -> gr.HTML:
     with gr.Column(elem_classes="side", min_width=280):
         gr.HTML(f'<div class="side-title">{title}<small>{about}</small></div>')
-        return gr.HTML(_EMPTY, elem_id=title.lower(), autoscroll=True)
+        return gr.HTML(_EMPTY, elem_id=title.lower())
 
 
 def _follow(page: gr.Blocks, session: Session, controls: Controls, talk: Talk) -> None:

@@ -17,8 +17,12 @@ _POLICY = (
 )
 
 
+_REFUSED = ("/upload", "/call/", "/proxy=", "/openapi.json")
+"""What Gradio serves on any page, and this one does not use."""
+
+
 class Guard:
-    """ASGI: refuses uploads, which Gradio's server takes on any page, and lets the page load nothing from elsewhere."""
+    """ASGI: refuses uploads, programs' calls and proxied addresses, and lets the page load nothing from elsewhere."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -29,9 +33,9 @@ class Guard:
                 message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]
             await send(message)
 
-        if scope["type"] == "http" and "/upload" in scope["path"]:
+        if scope["type"] == "http" and any(part in scope["path"] for part in _REFUSED):
             await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b"no uploads"})
+            await send({"type": "http.response.body", "body": b"not on this page"})
         else:
             await self.app(scope, receive, with_policy)
 

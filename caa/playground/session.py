@@ -17,7 +17,7 @@ from caa.data.sources import BUILTIN, load_behavior
 from caa.playground.answers import Answer
 from caa.playground.setting import Setting
 from caa.playground.streaming import Step, generated, spoken
-from caa.steering.blocks import context_length, decoder_blocks, model_width
+from caa.steering.blocks import check_layer, context_length, decoder_blocks, model_width
 from caa.steering.doses import dose, multiplier_of, stream_norms
 from caa.steering.extraction import extract
 from caa.steering.intervention import Intervention
@@ -103,6 +103,7 @@ class Session:
         iterator ends the generation.
         """
         prompts = [self._prompt(history, setting.system) for history in histories]
+        check_layer(self.wrapper.model, setting.layer)
         names = list(setting.vectors)
         directions = [self.vector(name).at(setting.layer) for name in names]
         stacked = torch.stack(directions) if directions else torch.zeros(0, model_width(self.wrapper.model))
