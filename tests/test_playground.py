@@ -17,6 +17,8 @@ import pytest
 import torch
 from browser import Window, needs_browser, window
 from tiny import FAMILIES, tiny_lora, tiny_model, tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from caa import Behavior, Intervention, SteeringVector, SteeringWrapper, extract, load_behavior, load_model
 from caa.cli import main
@@ -220,6 +222,17 @@ def test_characters_of_several_tokens_show_when_they_are_whole():
                 answer.add(token, {})
             answer.end()
             assert answer.texts == token_texts(tokenizer, ids[:cut])
+
+
+def test_words_whose_space_shows_only_behind_others():
+    """A sentencepiece decoder drops the space in front of what it is given."""
+    words = Tokenizer(models.WordLevel({"\u2581I": 0, "\u2581would": 1, "n't": 2, "<unk>": 3}, unk_token="<unk>"))
+    words.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, clean_up_tokenization_spaces=False)
+    answer = Answer(tokenizer)
+    for token in (0, 1, 2, 0, 1):
+        answer.add(token, {})
+    assert answer.texts == ["I", " would", "n't", " I", " would"] == token_texts(tokenizer, answer.ids)
 
 
 def test_what_the_model_cannot_read_is_said():
