@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -478,6 +480,42 @@ def test_a_taken_port_and_two_vectors_of_one_name_are_said(tmp_path, capsys):
     assert "rename one" in capsys.readouterr().err
 
 
+def test_a_vector_without_the_chosen_layer_is_said_and_can_be_moved_on_from():
+    pytest.importorskip("gradio")
+    from caa.playground.app import BASE, _sliders, _words
+
+    opened = Session(SteeringWrapper(tiny_model()), tiny_tokenizer(), vectors(layers=2))
+    chosen = (opened, BASE, ["one"], 3, "after_prompt", "", 9, 0.5, 0.0)
+    assert "no direction for layer 3" in _words(*chosen)
+    assert "<p" in _words(*chosen)
+    known, _, shown, hidden = _sliders(opened, ["one"], 3, [], "one", 0.5, 0.0)
+    assert known == ["one"]
+    assert "maximum" not in shown
+    assert (shown["visible"], hidden["visible"]) == (True, False)
+    _, _, shown, _ = _sliders(opened, ["one"], 1, [], "one", 0.5, 0.0)
+    assert shown["maximum"] == opened.reach("one", 1) == 5 * shown["value"] == 100 * shown["step"] == -shown["minimum"]
+    _, color, moved, _ = _sliders(opened, ["two", "one"], 1, ["one"], "one", 1e6, 0.0)
+    assert moved["value"] == moved["maximum"]
+    assert (color["choices"], color["value"], color["visible"]) == (["two", "one"], "one", True)
+
+
+@pytest.mark.slow
+def test_the_command_opens_on_the_embedded_model_and_ends_by_itself(tmp_path):
+    pytest.importorskip("gradio")
+    port = free_port()
+    command = [sys.executable, "-m", "caa.cli", "play", "--port", str(port)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert f"http://127.0.0.1:{port}/" in running.stdout.readline()
+            assert "tiny-chat" in httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).text
+        finally:
+            running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @needs_browser
 def test_every_control_does_what_it_says(served):
@@ -550,6 +588,9 @@ def save_and_save_again(page: Page, opened: Session, setting: Setting) -> None:
     name.fill("../up")
     page.press("Save")
     page.toast("'../up' is no name for a folder")
+    name.fill(HOSTILE[25:60])
+    page.press("Save")
+    page.toast(f"{HOSTILE[25:60]!r} is no name for a folder")
     assert [path.name for path in opened.out.iterdir()] == ["my-1"]
 
 

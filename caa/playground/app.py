@@ -50,20 +50,6 @@ class Controls:
         return [self.finetune, self.picked, self.layer, self.scope, self.system, self.tokens, *self.multipliers]
 
 
-@dataclass(frozen=True)
-class Talk:
-    """What is said on the right."""
-
-    force: gr.HTML
-    """The setting in force, in words."""
-    sides: tuple[gr.HTML, gr.HTML]
-    legend: gr.HTML
-    color: gr.Dropdown
-    """The vector that colors the tokens."""
-    asked: gr.Textbox
-    turns: gr.State
-
-
 def build(session: Session, longest_answer: int) -> gr.Blocks:
     """The page of a session, not yet served."""
     with gr.Blocks(title="caa playground", fill_width=True, analytics_enabled=False) as page:
@@ -73,8 +59,8 @@ def build(session: Session, longest_answer: int) -> gr.Blocks:
                 controls = _controls(session, longest_answer)
                 _saving(session, controls)
             with gr.Column(scale=5, min_width=320, elem_classes="talk"):
-                talk = _talk(session, controls)
-        _follow(page, session, controls, talk)
+                force, color = _talk(session, controls)
+        _follow(page, session, controls, force, color)
     return page
 
 
@@ -111,7 +97,8 @@ def _saving(session: Session, controls: Controls) -> None:
     button.click(save, [name, *controls.all], said, **_PRIVATE)
 
 
-def _talk(session: Session, controls: Controls) -> Talk:
+def _talk(session: Session, controls: Controls) -> tuple[gr.HTML, gr.Dropdown]:
+    """The right half; of it the line that says what is in force, and the choice of the vector that colors."""
     force = gr.HTML(elem_id="force")
     with gr.Row():
         sides = _side("Unsteered", "the same finetune, multiplier 0"), _side("Steered", "the setting above")
@@ -122,19 +109,21 @@ def _talk(session: Session, controls: Controls) -> Talk:
     with gr.Row():
         send = gr.Button("Send", variant="primary", scale=3, min_width=90)
         stop, clear = gr.Button("Stop", scale=1, min_width=70), gr.Button("Clear", scale=1, min_width=70)
-    talk = Talk(force, sides, legend, color, asked, gr.State([]))
+    turns = gr.State([])
     gr.on(
         [send.click, asked.submit],
         lambda *chosen: (yield from _send(session, *chosen)),  # Gradio asks whether it is a generator's function
-        [asked, talk.turns, color, *controls.all],
+        [asked, turns, color, *controls.all],
         [asked, *sides, legend],
         show_progress="hidden",
+        concurrency_id="talk",
         **_PRIVATE,
     )
-    stop.click(session.stop, queue=False, **_PRIVATE)
-    clear.click(partial(_clear, session), talk.turns, [*sides, legend], queue=False, **_PRIVATE)
-    color.change(_panes, [talk.turns, color], [*sides, legend], show_progress="hidden", **_PRIVATE)
-    return talk
+    gr.on([stop.click, clear.click], session.stop, queue=False, **_PRIVATE)
+    # In the queue of the answers: what is still on its way to the page must not come after this.
+    clear.click(_clear, turns, [*sides, legend], concurrency_id="talk", **_PRIVATE)
+    color.change(_panes, [turns, color], [*sides, legend], show_progress="hidden", **_PRIVATE)
+    return force, color
 
 
 def _side(title: str, about: str) -> gr.HTML:
@@ -143,48 +132,49 @@ def _side(title: str, about: str) -> gr.HTML:
         return gr.HTML(_EMPTY, elem_id=title.lower())
 
 
-def _follow(page: gr.Blocks, session: Session, controls: Controls, talk: Talk) -> None:
+def _follow(page: gr.Blocks, session: Session, controls: Controls, force: gr.HTML, color: gr.Dropdown) -> None:
     """Whatever is changed shows at once: the sliders of the vectors that are picked, and the words above."""
     known = gr.State([])
+    ranged = [known, color, *controls.multipliers]
+    words: tuple[Any, ...] = (partial(_words, session), controls.all, force)
+    how: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE}
+    reaching = [page.load, controls.picked.change, controls.layer.change]
+    first = gr.on(reaching, partial(_sliders, session), [controls.picked, controls.layer, *ranged], ranged, **how)
+    first.then(*words, **how)
+    others = [each.change for each in controls.all if each not in (controls.picked, controls.layer)]
+    gr.on(others, *words, trigger_mode="always_last", **how)
 
-    def sliders(picked: list[str], layer: int, known: list[str], color: str | None, *values: float) -> list[Any]:
-        with readable():
-            shown = [
-                _slider(session, name, layer, value, name in known)
-                for name, value in zip(session.names, values, strict=True)
-                if name in picked
-            ]
-        hidden = gr.update(visible=False)
-        updates = dict(zip([n for n in session.names if n in picked], shown, strict=True))
-        chosen = color if color in picked else next(iter(picked), None)
-        colors = gr.update(choices=picked, value=chosen, visible=len(picked) > 1)
-        return [list({*known, *picked}), colors, *(updates.get(name, hidden) for name in session.names)]
 
-    def words(*chosen: Any) -> str:
-        with readable():
-            setting = _setting(session, *chosen)
-            return _FORCE.format(sentence(setting, session.pushes(setting)))
-
-    ranged = [controls.picked, controls.layer, known, talk.color, *controls.multipliers]
-    first = gr.on(
-        [page.load, controls.picked.change, controls.layer.change],
-        sliders,
-        ranged,
-        [known, talk.color, *controls.multipliers],
-        show_progress="hidden",
-        **_PRIVATE,
-    )
-    first.then(words, controls.all, talk.force, show_progress="hidden", **_PRIVATE)
-    others = [each for each in controls.all if each not in (controls.picked, controls.layer)]
-    how: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden", **_PRIVATE}
-    gr.on([each.change for each in others], words, controls.all, talk.force, **how)
+def _sliders(
+    session: Session, picked: list[str], layer: int, known: list[str], color: str | None, *values: float
+) -> list[Any]:
+    """The vectors whose sliders were set once, the choice of the one that colors, and the sliders."""
+    with readable():
+        sliders = [
+            _slider(session, name, layer, value, name in known) if name in picked else gr.update(visible=False)
+            for name, value in zip(session.names, values, strict=True)
+        ]
+    chosen = color if color in picked else next(iter(picked), None)
+    return [sorted({*known, *picked}), gr.update(choices=picked, value=chosen, visible=len(picked) > 1), *sliders]
 
 
 def _slider(session: Session, name: str, layer: int, value: float, known: bool) -> Any:
     """The slider of a picked vector: it ends where the push is as long as the residual stream at this layer."""
+    if layer not in session.vector(name).layers:
+        return gr.update(visible=True)
     reach = session.reach(name, layer)
     value = min(max(value, -reach), reach) if known else session.multiplier(name, layer)
     return gr.update(visible=True, minimum=-reach, maximum=reach, step=reach / 100, value=value)
+
+
+def _words(session: Session, *chosen: Any) -> str:
+    """The line that says what is in force, or why nothing can be."""
+    with readable():
+        setting = _setting(session, *chosen)
+        try:
+            return _FORCE.format(sentence(setting, session.pushes(setting)))
+        except KeyError as error:
+            return _FORCE.format(error.args[0])
 
 
 def _setting(
@@ -202,7 +192,7 @@ def _setting(
 
 
 def _send(session: Session, asked: str, turns: list[Turn], color: str | None, *chosen: Any) -> Iterator[list[Any]]:
-    """Both answers as they grow. The list of turns is changed in place: Clear empties the same one meanwhile."""
+    """Both answers as they grow. The list of turns is changed in place: what is broken off is a turn too."""
     with readable():
         if not asked.strip():
             raise ValueError("there is no message to answer; write one")
@@ -218,8 +208,7 @@ def _send(session: Session, asked: str, turns: list[Turn], color: str | None, *c
                     yield [gr.skip(), *_panes(turns, color)]
 
 
-def _clear(session: Session, turns: list[Turn]) -> list[str]:
-    session.stop()
+def _clear(turns: list[Turn]) -> list[str]:
     turns.clear()
     return _panes(turns, None)
 

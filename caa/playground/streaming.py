@@ -58,14 +58,9 @@ def generated(
     def between(so_far: Int[Tensor, "row position"], scores: Any, **_: Any) -> Tensor:
         if so_far.shape[1] > ids.shape[1] + 1:
             just_read = so_far[:, -2].tolist()
-            along = _cosines(found[layer][:, -1], unit)
-            for row, token in enumerate(just_read):
-                ended[row] |= token in ends
-            step = (
-                None if end else Token(*told)
-                for end, told in zip(ended, zip(just_read, along, strict=True), strict=True)
-            )
-            say(tuple(step))
+            ended[:] = [end or token in ends for end, token in zip(ended, just_read, strict=True)]
+            told = zip(ended, just_read, _cosines(found[layer][:, -1], unit), strict=True)
+            say(tuple(None if end else Token(token, along) for end, token, along in told))
         return torch.full((len(so_far),), stop.is_set(), dtype=torch.bool, device=so_far.device)
 
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens + 1, "do_sample": False, "stopping_criteria": [between]}
