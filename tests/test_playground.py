@@ -214,6 +214,19 @@ def test_a_job_that_fails_says_so_and_ends():
     assert threads() == []
 
 
+def test_closing_ends_the_job():
+    heard = []
+
+    def work(say: Any, stop: threading.Event) -> None:
+        say(1)
+        heard.append(stop.wait(5))
+
+    growing = spoken(work)
+    next(growing)
+    growing.close()
+    assert heard == [True]
+
+
 def test_characters_of_several_tokens_show_when_they_are_whole():
     _, tokenizer = load_model("tiny-chat")
     for text in ("I would, naïve 你好 🙂 at noon.", "plain", "🙂"):
@@ -460,6 +473,16 @@ def test_the_server_takes_no_uploads_no_other_names_and_shows_no_api(served):
         assert not client.get("/gradio_api/info").json()["named_endpoints"]
         assert client.get("/docs").status_code == 404
         assert client.get("/gradio_api/runs").status_code == 404
+
+
+def test_the_server_ends_with_its_block():
+    pytest.importorskip("gradio")
+    from caa.playground.launching import serving
+
+    with serving(session("plain"), free_port(), 64) as address:
+        assert httpx.get(address, trust_env=False).status_code == 200
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address, trust_env=False)
 
 
 def test_without_gradio_the_error_says_what_to_install(monkeypatch, capsys):
