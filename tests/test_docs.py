@@ -42,6 +42,7 @@ NOT_RUN = {
     "trainer.predict(": "goes on where the one for sixteen GPUs ends; test_lightning.py",
     "SFTTrainer(": "the trainer is the reader's own; test_lightning.py",
     "transformers serve": "a server; test_serving.py",
+    "caa play": "a server; test_playground.py starts it",
     "curl http": "asks that server; test_serving.py",
     "vllm serve": "vLLM needs a GPU",
     "lm_eval --model": "needs a Python of lm-eval's own; tests/consumers run where there is one",

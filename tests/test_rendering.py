@@ -18,6 +18,7 @@ from caa.data.rendering import (
     fitting,
     render,
     render_branches,
+    render_chat,
     render_text,
 )
 
@@ -252,6 +253,17 @@ def test_the_fallback_keeps_the_tokenizers_habit_of_beginning_with_bos():
 def test_a_tokenizer_with_several_named_templates_uses_its_default():
     tokenizer = _byte_level(True, chat_template={"default": CHAT, "tool_use": "tools"})
     assert render_text(tokenizer, "Wait?") == "<s>[INST] Wait? [/INST]"
+
+
+def test_a_conversation_of_several_turns():
+    said = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Wait?"}]
+    more = [*said, {"role": "assistant", "content": "Yes "}, {"role": "user", "content": "Why?"}]
+    plain, chatty = _byte_level(True), _byte_level(True, chat_template=CHAT)
+    assert plain.decode(render_chat(plain, more)) == "Be kind.\nInput: Wait?\nResponse: Yes\nInput: Why?\nResponse:"
+    assert (
+        chatty.decode(render_chat(chatty, more)) == "<s><<Be kind.>> [INST] Wait? [/INST] Yes  </s>[INST] Why? [/INST]"
+    )
+    assert render_chat(chatty, said) == render(chatty, "Wait?", system="Be kind.")
 
 
 def test_a_template_that_refuses_system_prompts():

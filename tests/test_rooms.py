@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "reports": {"reports", "evals.rows", "evals.texts", "files"},
     "exports": {"exports", "data", "vectors", "steering", "files"},
     "lightning": {"lightning", "data", "vectors", "steering", "evals", "files"},
+    "playground": {"playground", "data", "vectors", "steering", "files"},
     "files": set(),
 }
 # They may know everybody, and nobody may know them.

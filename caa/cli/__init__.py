@@ -7,14 +7,14 @@ import os
 import sys
 from typing import Any
 
-from caa.cli.models import export, generate
+from caa.cli.models import export, generate, play
 from caa.cli.results import data, published, report
 from caa.cli.runs import demo, finetune, grid
 from caa.cli.vectors import extract_, import_, inspect
 
 # No `if TYPE_CHECKING` imports in these files: jsonargparse carries them out to resolve types, and torch takes seconds.
 # extract_: jsonargparse looks for a function's name in the packages above it, and `caa.extract` would import torch.
-_ALL = (demo, extract_, finetune, grid, generate, report, published, data, export, import_, inspect)
+_ALL = (demo, extract_, finetune, grid, generate, play, report, published, data, export, import_, inspect)
 COMMANDS: dict[str, Any] = {f.__name__.rstrip("_"): f for f in _ALL}
 
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("caa").setLevel(logging.INFO)
     try:
         auto_cli(COMMANDS, args=[a for a in arguments if a != "--debug"], prog="caa", as_positional=True)
-    except (ValueError, TypeError, LookupError, OSError) as error:
+    except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
         if debug:
             raise
         said = error.args[0] if isinstance(error, KeyError) else error  # a KeyError's own text is a repr

@@ -1,4 +1,4 @@
-"""Commands that use a steered model: `caa generate`, `caa export`."""
+"""Commands that use a steered model: `caa generate`, `caa play`, `caa export`."""
 
 from __future__ import annotations
 
@@ -64,6 +64,47 @@ def generate(
     with wrapper.steer(*interventions):
         title = " + ".join([*wrapper.adapters, *map(str, interventions)])
         print_answer(title, wrapper, tokenizer, prompt, system, max_new_tokens)
+
+
+def play(
+    model: str = "tiny-chat",
+    vectors: list[Path] | None = None,
+    adapters: dict[str, Path] | None = None,
+    out: Path = Path("runs/playground"),
+    port: int = 7860,
+    max_new_tokens: int = 512,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Talk to the unsteered and the steered model side by side, on a page that only this machine can open.
+
+    Args:
+        model: an embedded model, a folder, or a name on the Hub.
+        vectors: files that `caa extract` wrote; without any, those of the built-in behaviors, found when they are
+            picked.
+        adapters: finetunes by name, e.g. --adapters.positive runs/x/positive.
+        out: the folder in which settings are saved as steered adapters.
+        port: where the page is, on 127.0.0.1.
+        max_new_tokens: the longest answer that can be asked for.
+        dtype: of the weights: auto, float32, bfloat16, float16.
+        device: auto, cpu, cuda, ...
+    """
+    from threading import Event
+
+    from caa import SteeringVector, SteeringWrapper, load_model
+    from caa.playground.launching import serving
+    from caa.playground.session import Session
+
+    directions = {path.stem: SteeringVector.load(path) for path in vectors or ()}
+    if len(directions) < len(vectors or ()):
+        raise ValueError("two of the vectors have files of the same name, and would be the same choice; rename one")
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    wrapper = SteeringWrapper(loaded)
+    for name, path in (adapters or {}).items():
+        wrapper.load_adapter(path, name)
+    with serving(Session(wrapper, tokenizer, directions, out), port, max_new_tokens) as address:
+        console().print(f"The playground is at {address} until Ctrl+C", markup=False, soft_wrap=True)
+        Event().wait()
 
 
 def export(

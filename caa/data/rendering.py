@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,6 +12,8 @@ from jinja2 import TemplateError
 from caa.data.behaviors import ContrastPair, Question
 
 Item = TypeVar("Item", ContrastPair, Question)
+Message = Mapping[str, str]
+"""What one side says: "role" (system, user or assistant) and "content"."""
 
 # Chat templates (Jinja) for models that bring none, and to do exactly as the reference did (nrimsky/CAA,
 # utils/tokenize.py). The reference puts the system prompt in front of [INST], where Meta's own format has it behind.
@@ -19,7 +21,7 @@ BASE_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message.role == 'system' %}{{ message.content.strip() + '\n' }}"
     "{% elif message.role == 'user' %}{{ 'Input: ' + message.content.strip() + '\nResponse:' }}"
-    "{% else %}{{ ' ' + message.content.strip() }}{% endif %}{% endfor %}"
+    "{% else %}{{ ' ' + message.content.strip() + ('' if loop.last else '\n') }}{% endif %}{% endfor %}"
 )
 LLAMA2_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -38,7 +40,13 @@ def render(
     ("Input: ... Response:"), and is tokenized as one piece, so that the answer's tokens are those that the model knows.
     ValueError if the template cannot say this, or leaves the system prompt out.
     """
-    text = render_text(tokenizer, question, answer, system=system, template=template)
+    return render_chat(tokenizer, _messages(question, answer, system), template=template)
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Message], *, template: str | None = None) -> list[int]:
+    """The same for a conversation of any length: ready to be answered, or, if an answer ends it, up to its last
+    character."""
+    text = _chat_text(tokenizer, messages, template)
     bos = tokenizer.bos_token
     its_own = bool(tokenizer.chat_template) and template in (None, tokenizer.chat_template)
     if its_own or not bos or not text.startswith(bos):
@@ -52,14 +60,22 @@ def render_text(
     tokenizer: Any, question: str, answer: str | None = None, *, system: str | None = None, template: str | None = None
 ) -> str:
     """What `render` tokenizes."""
-    messages = [{"role": "user", "content": question}]
+    return _chat_text(tokenizer, _messages(question, answer, system), template)
+
+
+def _messages(question: str, answer: str | None, system: str | None) -> list[Message]:
+    messages: list[Message] = [{"role": "user", "content": question}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
+def _chat_text(tokenizer: Any, messages: Sequence[Message], template: str | None) -> str:
     chosen = template or (None if tokenizer.chat_template else BASE_TEMPLATE)
     text = _apply(tokenizer, messages, chosen)
-    if system and system.strip() not in text:
+    if messages[0]["role"] == "system" and messages[0]["content"].strip() not in text:
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path!r} leaves the system prompt out. "
             "Ask without one, or give a `template` that has a place for it."
@@ -67,7 +83,7 @@ def render_text(
     return _habitual_bos(tokenizer, text) if chosen is BASE_TEMPLATE else text
 
 
-def _apply(tokenizer: Any, messages: list[dict[str, str]], template: str | None) -> str:
+def _apply(tokenizer: Any, messages: Sequence[Message], template: str | None) -> str:
     """The conversation as text: up to where the assistant begins, or up to the end of what it says."""
     answered = messages[-1]["role"] == "assistant"
     try:

@@ -1,0 +1,250 @@
+"""The page: a session in, widgets out. Knows Gradio, and leaves all that has to do with the model to the session."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import gradio as gr
+from markupsafe import Markup, escape
+
+from caa.playground.session import LONGEST, Session
+from caa.playground.setting import CHOICES, Setting
+from caa.playground.words import Turn, full_color, histories, pane, sentence
+
+Item = TypeVar("Item")
+BASE = "none (the base model)"
+EVERY = 0.1
+"""Seconds between two updates of the page."""
+_HEAD = Markup('<div class="head"><h1>caa playground</h1><p>{}, unsteered and steered, side by side</p></div>')
+_EMPTY = Markup('<p class="empty">Nothing said yet.</p>')
+_FORCE = Markup('<p class="force">{}</p>')
+_LEGEND = Markup(
+    '<p class="legend">{:.2f}<span class="bar"></span>{:+.2f} cosine of a token with {}; '
+    "hover over a token for its number</p>"
+)
+_PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What is chosen on the left."""
+
+    finetune: gr.Dropdown
+    picked: gr.Dropdown
+    multipliers: Sequence[gr.Slider]
+    """One for each vector on offer, shown while it is picked."""
+    layer: gr.Slider
+    scope: gr.Dropdown
+    system: gr.Textbox
+    tokens: gr.Slider
+
+    @property
+    def all(self) -> list[Any]:
+        """In the order of `_setting`."""
+        return [self.finetune, self.picked, self.layer, self.scope, self.system, self.tokens, *self.multipliers]
+
+
+def build(session: Session, longest_answer: int) -> gr.Blocks:
+    """The page of a session, not yet served."""
+    with gr.Blocks(title="caa playground", fill_width=True, analytics_enabled=False) as page:
+        gr.HTML(_HEAD.format(session.model))
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=300, elem_classes="controls"):
+                controls = _controls(session, longest_answer)
+                _saving(session, controls)
+            with gr.Column(scale=5, min_width=320, elem_classes="talk"):
+                force, color = _talk(session, controls)
+        _follow(page, session, controls, force, color)
+    return page
+
+
+def _controls(session: Session, longest_answer: int) -> Controls:
+    finetunes = [BASE, *session.wrapper.adapters]
+    return Controls(
+        finetune=gr.Dropdown(finetunes, value=BASE, label="Finetune, worn by both sides", interactive=True),
+        picked=gr.Dropdown(list(session.names), value=[session.names[0]], multiselect=True, label="Vectors"),
+        multipliers=[
+            gr.Slider(-1, 1, 0, step=0.01, buttons=[], label=f"{name}: multiplier", visible=False)
+            for name in session.names
+        ],
+        layer=gr.Slider(
+            0, session.layers - 1, session.first_layer, step=1, buttons=[], label="Layer (block output, from 0)"
+        ),
+        scope=gr.Dropdown(list(CHOICES), value=CHOICES[0], label="Scope: which tokens are steered"),
+        system=gr.Textbox("", label="System prompt", max_length=LONGEST, lines=1, max_lines=4),
+        tokens=gr.Slider(
+            1, longest_answer, min(64, longest_answer), step=1, buttons=[], label="Longest answer, in tokens"
+        ),
+    )
+
+
+def _saving(session: Session, controls: Controls) -> None:
+    name = gr.Textbox(label=f"Save as a steered adapter in {session.out}", placeholder="a name", max_length=64)
+    button, said = gr.Button("Save"), gr.HTML(elem_id="saved")
+
+    def save(name: str, *chosen: Any) -> str:
+        with readable():
+            folder = session.save(name.strip(), _setting(session, *chosen))
+        command = f"caa generate PROMPT --steered {shlex.quote(str(folder))}"
+        return Markup("<p>Saved. It loads with<br><code>{}</code></p>").format(command)
+
+    button.click(save, [name, *controls.all], said, **_PRIVATE)
+
+
+def _talk(session: Session, controls: Controls) -> tuple[gr.HTML, gr.Dropdown]:
+    """The right half; of it the line that says what is in force, and the choice of the vector that colors."""
+    force = gr.HTML(elem_id="force")
+    with gr.Row():
+        sides = _side("Unsteered", "the same finetune, multiplier 0"), _side("Steered", "the setting above")
+    with gr.Row():
+        legend = gr.HTML(elem_id="legend")
+        color = gr.Dropdown(list(session.names), value=session.names[0], label="Color by", visible=False, min_width=120)
+    asked = gr.Textbox(session.question, label="Your message", max_length=LONGEST, lines=1, max_lines=6)
+    with gr.Row():
+        send = gr.Button("Send", variant="primary", scale=3, min_width=90)
+        stop, clear = gr.Button("Stop", scale=1, min_width=70), gr.Button("Clear", scale=1, min_width=70)
+    turns = gr.State([])
+    gr.on(
+        [send.click, asked.submit],
+        lambda *chosen: (yield from _send(session, *chosen)),  # Gradio asks whether it is a generator's function
+        [asked, turns, color, *controls.all],
+        [asked, *sides, legend],
+        show_progress="hidden",
+        concurrency_id="talk",
+        **_PRIVATE,
+    )
+    gr.on([stop.click, clear.click], session.stop, queue=False, **_PRIVATE)
+    # In the queue of the answers: what is still on its way to the page must not come after this.
+    clear.click(_clear, turns, [*sides, legend], concurrency_id="talk", **_PRIVATE)
+    color.change(_panes, [turns, color], [*sides, legend], show_progress="hidden", **_PRIVATE)
+    return force, color
+
+
+def _side(title: str, about: str) -> gr.HTML:
+    with gr.Column(elem_classes="side", min_width=280):
+        gr.HTML(f'<div class="side-title">{title}<small>{about}</small></div>')
+        return gr.HTML(_EMPTY, elem_id=title.lower())
+
+
+def _follow(page: gr.Blocks, session: Session, controls: Controls, force: gr.HTML, color: gr.Dropdown) -> None:
+    """Whatever is changed shows at once: the sliders of the vectors that are picked, and the words above."""
+    known = gr.State([])
+    ranged = [known, color, *controls.multipliers]
+    words: tuple[Any, ...] = (partial(_words, session), controls.all, force)
+    how: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE}
+    reaching = [page.load, controls.picked.change, controls.layer.change]
+    first = gr.on(reaching, partial(_sliders, session), [controls.picked, controls.layer, *ranged], ranged, **how)
+    first.then(*words, **how)
+    others = [each.change for each in controls.all if each not in (controls.picked, controls.layer)]
+    gr.on(others, *words, trigger_mode="always_last", **how)
+
+
+def _sliders(
+    session: Session, picked: list[str], layer: int, known: list[str], color: str | None, *values: float
+) -> list[Any]:
+    """The vectors whose sliders were set once, the choice of the one that colors, and the sliders."""
+    with readable():
+        sliders = [
+            _slider(session, name, layer, value, name in known) if name in picked else gr.update(visible=False)
+            for name, value in zip(session.names, values, strict=True)
+        ]
+    chosen = color if color in picked else next(iter(picked), None)
+    return [sorted({*known, *picked}), gr.update(choices=picked, value=chosen, visible=len(picked) > 1), *sliders]
+
+
+def _slider(session: Session, name: str, layer: int, value: float, known: bool) -> Any:
+    """The slider of a picked vector: it ends where the push is as long as the residual stream at this layer."""
+    if layer not in session.vector(name).layers:
+        return gr.update(visible=True)
+    reach = session.reach(name, layer)
+    value = min(max(value, -reach), reach) if known else session.multiplier(name, layer)
+    return gr.update(visible=True, minimum=-reach, maximum=reach, step=reach / 100, value=value)
+
+
+def _words(session: Session, *chosen: Any) -> str:
+    """The line that says what is in force, or why nothing can be."""
+    with readable():
+        setting = _setting(session, *chosen)
+        try:
+            return _FORCE.format(sentence(setting, session.pushes(setting)))
+        except KeyError as error:
+            return _FORCE.format(error.args[0])
+
+
+def _setting(
+    session: Session, finetune: str, picked: list[str], layer: int, scope: str, system: str, tokens: int, *values: float
+) -> Setting:
+    multipliers = dict(zip(session.names, values, strict=True))
+    return Setting(
+        layer=layer,
+        vectors={name: multipliers[name] for name in picked},
+        finetune=None if finetune == BASE else finetune,
+        scope=scope,
+        system=system,
+        max_new_tokens=tokens,
+    )
+
+
+def _send(session: Session, asked: str, turns: list[Turn], color: str | None, *chosen: Any) -> Iterator[list[Any]]:
+    """Both answers as they grow. The list of turns is changed in place: what is broken off is a turn too."""
+    with readable():
+        if not asked.strip():
+            raise ValueError("there is no message to answer; write one")
+        past = histories(turns, asked.strip())
+        turn = None
+        with closing(session.answer(past, _setting(session, *chosen))) as growing:
+            for answers in at_most_every(EVERY, growing):
+                if turn is None:
+                    turn = Turn(asked.strip(), answers)
+                    turns.append(turn)
+                    yield ["", *_panes(turns, color)]
+                else:
+                    yield [gr.skip(), *_panes(turns, color)]
+
+
+def _clear(turns: list[Turn]) -> list[str]:
+    turns.clear()
+    return _panes(turns, None)
+
+
+def _panes(turns: Sequence[Turn], color: str | None) -> list[str]:
+    """What both sides and the legend show."""
+    if not turns:
+        return [_EMPTY, _EMPTY, ""]
+    most = full_color(turns, color or "")
+    return [
+        pane(turns, 0, color or ""),
+        pane(turns, 1, color or ""),
+        _LEGEND.format(-most, most, color) if color else "",
+    ]
+
+
+def at_most_every(seconds: float, items: Iterable[Item]) -> Iterator[Item]:
+    """The first item, the last one, and of those between one every so often.
+
+    >>> list(at_most_every(60.0, "abcd"))
+    ['a', 'd']
+    """
+    shown, waiting = -seconds, []
+    for item in items:
+        waiting = [item]
+        if time.monotonic() - shown >= seconds:
+            yield waiting.pop()
+            shown = time.monotonic()
+    yield from waiting
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """An error as a note on the page. It is HTML there, so what it quotes is escaped."""
+    try:
+        yield
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
+        said = error.args[0] if isinstance(error, KeyError) else error  # a KeyError's own text is a repr
+        raise gr.Error(escape(str(said)), print_exception=False) from error

@@ -1,0 +1,186 @@
+"""A model, vectors and settings in; two streamed answers, unsteered and steered, out. Knows no page."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any
+
+import torch
+
+from caa.data.rendering import Message, render_chat
+from caa.data.sources import BUILTIN, load_behavior
+from caa.playground.answers import Answer
+from caa.playground.setting import Setting
+from caa.playground.streaming import Step, generated, spoken
+from caa.steering.blocks import check_layer, context_length, decoder_blocks, model_width
+from caa.steering.doses import dose, multiplier_of, stream_norms
+from caa.steering.extraction import extract
+from caa.steering.intervention import Intervention
+from caa.steering.loading import EMBEDDED, model_name
+from caa.steering.scopes import SCOPES
+from caa.steering.settings import together
+from caa.steering.wrapper import SteeringWrapper
+from caa.vectors.vector import SteeringVector
+
+LONGEST = 8_000
+"""Characters in a question or a system prompt."""
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Session:
+    """One model for one person. A lock lets one thing at a time use it; nothing stays on it afterwards."""
+
+    def __init__(
+        self,
+        wrapper: SteeringWrapper,
+        tokenizer: Any,
+        vectors: Mapping[str, SteeringVector] | None = None,
+        out: str | Path = "runs/playground",
+    ) -> None:
+        """Without `vectors` the built-in behaviors are offered, each found in this model when it is first asked for."""
+        self.wrapper, self.tokenizer, self.out = wrapper, tokenizer, Path(out)
+        self.names = tuple(vectors or BUILTIN)
+        self._vectors = dict(vectors or {})
+        self._norms: dict[str | None, dict[int, float]] = {}
+        self._lock = Lock()
+        self._stop = Event()
+
+    @property
+    def model(self) -> str:
+        return model_name(self.wrapper.model)
+
+    @property
+    def layers(self) -> int:
+        """How many blocks the model has."""
+        return len(decoder_blocks(self.wrapper.model))
+
+    @property
+    def first_layer(self) -> int:
+        """A layer to begin with, near where the CAA paper steers (layer 13 of 32)."""
+        return round(0.4 * self.layers)
+
+    @property
+    def question(self) -> str:
+        """One to begin with, which suits the first vector."""
+        return load_behavior(self.names[0]).open_questions[0].text if self.names[0] in BUILTIN else ""
+
+    def multiplier(self, name: str, layer: int) -> float:
+        """One to begin with: that of the model card for the embedded models, else a fifth of `reach`."""
+        return 0.3 if self.model in EMBEDDED else self.reach(name, layer) / 5
+
+    def reach(self, name: str, layer: int) -> float:
+        """The multiplier whose push is as long as the residual stream, rounded up to 1, 2 or 5 times a power of ten."""
+        return _round_up(multiplier_of(self.vector(name), layer, 1.0, self._stream_norms(None)))
+
+    def vector(self, name: str) -> SteeringVector:
+        """One of the vectors on offer; a built-in behavior's is found in the base model the first time."""
+        if name not in self.names:
+            raise ValueError(f"there is no vector {name!r}; there are {', '.join(self.names)}")
+        with self._lock:
+            if name not in self._vectors:
+                pairs = load_behavior(name).pairs
+                with self.wrapper.finetune(None):
+                    found = extract(self.wrapper.model, self.tokenizer, pairs, behavior=name)
+                self._vectors[name] = found
+        return self._vectors[name]
+
+    def interventions(self, setting: Setting) -> tuple[Intervention, ...]:
+        """What the setting does to the model; vectors with multiplier 0 do nothing."""
+        scope = SCOPES[setting.scope]
+        active = {name: multiplier for name, multiplier in setting.vectors.items() if multiplier}
+        return tuple(Intervention(self.vector(name), setting.layer, m, where=scope) for name, m in active.items())
+
+    def answer(self, histories: Sequence[Sequence[Message]], setting: Setting) -> Generator[tuple[Answer, Answer]]:
+        """The unsteered and the steered answer to the two conversations, again and again as they grow, greedily.
+
+        They are two rows of one batch, the multipliers of the first being 0: each is what it would be alone. Both
+        yielded objects are the same every time. ValueError for a conversation that the model cannot read. Closing the
+        iterator ends the generation.
+        """
+        prompts = [self._prompt(history, setting.system) for history in histories]
+        check_layer(self.wrapper.model, setting.layer)
+        names = list(setting.vectors)
+        directions = [self.vector(name).at(setting.layer) for name in names]
+        stacked = torch.stack(directions) if directions else torch.zeros(0, model_width(self.wrapper.model))
+        steering = together([(), self.interventions(setting)])
+        room = min(setting.max_new_tokens, self._room(prompts))
+
+        def work(say: Any, stop: Event) -> None:
+            with self._lock, self.wrapper.finetune(setting.finetune), self.wrapper.steer(*steering):
+                self._stop = stop
+                generated(self.wrapper, prompts, room, setting.layer, stacked, say, stop)
+
+        answers = Answer(self.tokenizer), Answer(self.tokenizer)
+        with closing(spoken(work)) as steps:
+            for step in steps:
+                _grow(answers, step, names)
+                yield answers
+        for answer in answers:
+            answer.end()
+        yield answers
+
+    def stop(self) -> None:
+        """Let the answers that are being written end where they are."""
+        self._stop.set()
+
+    def _prompt(self, history: Sequence[Message], system: str) -> list[int]:
+        longest = max(len(system), *(len(each["content"]) for each in history if each["role"] == "user"))
+        if longest > LONGEST:
+            raise ValueError(f"a text of {longest:,} characters is too long; the playground takes at most {LONGEST:,}")
+        said = [{"role": "system", "content": system}] if system.strip() else []
+        return render_chat(self.tokenizer, [*said, *history])
+
+    def _room(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Tokens that the context has left behind the longer conversation: at least one, or ValueError."""
+        context, longest = context_length(self.wrapper.model, self.tokenizer), max(map(len, prompts))
+        if longest >= context:
+            raise ValueError(
+                f"the conversation is {longest} tokens long and this model reads at most {context}, its answer "
+                "included. Clear the conversation, or ask something shorter."
+            )
+        return context - longest
+
+    def pushes(self, setting: Setting) -> dict[str, float]:
+        """How long each push is relative to the residual stream at the end of short questions; see `steering.doses`."""
+        norms = self._stream_norms(setting.finetune) if setting.vectors else {}
+        return {name: dose(self.vector(name), setting.layer, m, norms) for name, m in setting.vectors.items()}
+
+    def _stream_norms(self, finetune: str | None) -> dict[int, float]:
+        if finetune not in self._norms:
+            texts = [load_behavior(name).open_questions[0].text for name in BUILTIN]
+            prompts = [render_chat(self.tokenizer, [{"role": "user", "content": text}]) for text in texts]
+            with self._lock, self.wrapper.finetune(finetune):
+                self._norms[finetune] = stream_norms(self.wrapper.model, self.tokenizer, prompts)
+        return self._norms[finetune]
+
+    def save(self, name: str, setting: Setting) -> Path:
+        """Write the setting as a steered adapter, a new folder in `out`; its path. Nothing is ever overwritten."""
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name[:80]!r} is no name for a folder: use up to 64 letters, digits, - and _")
+        interventions, folder = self.interventions(setting), self.out / name
+        if not interventions and setting.finetune is None:
+            raise ValueError("this setting is the model as it is: choose a finetune, or a vector with a multiplier")
+        with self._lock, self.wrapper.finetune(setting.finetune), self.wrapper.steer(*interventions):
+            if folder.exists():
+                raise FileExistsError(f"{folder} is there already; choose another name")
+            return self.wrapper.save_pretrained(folder, self.tokenizer)
+
+
+def _round_up(number: float) -> float:
+    """
+    >>> [_round_up(number) for number in (0.03, 1.0, 1.2, 34)]
+    [0.05, 1.0, 2.0, 50.0]
+    """
+    power = 10.0 ** math.floor(math.log10(number))
+    return next(float(f"{step * power:g}") for step in (1, 2, 5, 10) if step * power >= number)
+
+
+def _grow(answers: Sequence[Answer], step: Step, names: Sequence[str]) -> None:
+    for answer, token in zip(answers, step, strict=True):
+        if token is not None:
+            answer.add(token.id, dict(zip(names, token.along, strict=True)))

@@ -1,0 +1,96 @@
+"""Prompts under a steering in, their answers token by token out, until they end or nobody reads on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Event
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from caa.steering.batching import pad
+from caa.steering.blocks import decoder_blocks, evaluating
+from caa.steering.hooks import reading
+from caa.steering.wrapper import SteeringWrapper
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that was written."""
+
+    id: int
+    along: tuple[float, ...]
+    """The cosine of the residual stream at this token with each direction."""
+
+
+Step = tuple[Token | None, ...]
+"""The next token of each row, None for a row that has ended."""
+
+
+def generated(
+    wrapper: SteeringWrapper,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    layer: int,
+    directions: Float[Tensor, "direction d_model"],
+    say: Callable[[Step], None],
+    stop: Event,
+) -> None:
+    """Write greedy answers, and say each token as soon as it was read, for only then is its residual stream known.
+
+    One token more than asked for is generated, so that the last one is read too. The stopping criteria are called
+    between two passes, in step with `reading`; a streamer would be a pass late on devices that check stops late.
+    """
+    device = wrapper.model.get_input_embeddings().weight.device
+    ids, mask = (
+        tensor.to(device) for tensor in pad(prompts, wrapper.model.generation_config.pad_token_id or 0, "left")
+    )
+    unit, ends = directions / directions.norm(dim=-1, keepdim=True), _ends(wrapper.model)
+    ended = [False] * len(prompts)
+
+    def between(so_far: Int[Tensor, "row position"], scores: Any, **_: Any) -> Tensor:
+        if so_far.shape[1] > ids.shape[1] + 1:
+            just_read = so_far[:, -2].tolist()
+            ended[:] = [end or token in ends for end, token in zip(ended, just_read, strict=True)]
+            told = zip(ended, just_read, _cosines(found[layer][:, -1], unit), strict=True)
+            say(tuple(None if end else Token(token, along) for end, token, along in told))
+        return torch.full((len(so_far),), stop.is_set(), dtype=torch.bool, device=so_far.device)
+
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens + 1, "do_sample": False, "stopping_criteria": [between]}
+    with evaluating(wrapper), reading(decoder_blocks(wrapper.model), [layer]) as found:
+        wrapper.generate(ids, mask, **how)
+
+
+def _cosines(resid: Float[Tensor, "row d_model"], unit: Float[Tensor, "direction d_model"]) -> list[tuple[float, ...]]:
+    resid = resid.float().cpu()
+    return [tuple(row) for row in (resid @ unit.T / resid.norm(dim=-1, keepdim=True)).tolist()]
+
+
+def _ends(model: Any) -> set[int]:
+    """The tokens that end an answer: the model knows one, several or none."""
+    ends = model.generation_config.eos_token_id
+    return {ends} if isinstance(ends, int) else set(ends or ())
+
+
+def spoken(work: Callable[[Callable[[Item], None], Event], None]) -> Generator[Item]:
+    """What a job, which runs in a thread, says as it goes; its error, if it has one, at the end.
+
+    The job is `work(say, stop)`. Whoever closes the iterator early sets `stop` and waits for the job to end.
+    """
+    said: SimpleQueue[Any] = SimpleQueue()
+    end, stop = object(), Event()
+    with ThreadPoolExecutor(1, "caa-playground") as thread:
+        try:
+            job = thread.submit(work, said.put, stop)
+            job.add_done_callback(lambda _: said.put(end))
+            yield from iter(said.get, end)
+            job.result()
+        finally:
+            stop.set()
