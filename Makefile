@@ -15,8 +15,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/caa demo
 
+# Two processes of one thread each: tiny models gain nothing from more threads.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED) docs
 	$(BIN)/ruff format --check .
