@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 
 from caa.data.behaviors import Behavior, ContrastPair, letter
 from caa.data.rendering import render, render_branches
-from caa.finetune.borrowing import borrowed
 from caa.finetune.config import EMBEDDED, FinetuneConfig, default_config
 from caa.finetune.examples import Example, check_lengths, tokenize, training_examples
-from caa.finetune.lora import _last_checkpoint, _trainer, _write_record, finetune
+from caa.finetune.lora import _holds, _last_checkpoint, _trainer, _write_record, finetune
+from caa.steering.borrowing import borrowed
+from caa.steering.loading import _hashed, _samples, fingerprint
 from caa.steering.lora import PROVENANCE, load_adapter
 from tests.tiny import FAMILIES, SHARED, needs_shared, tiny_lora, tiny_model, tiny_tokenizer
 
@@ -153,6 +154,19 @@ def test_settings_report_every_mistake() -> None:
 def test_small_models_get_small_settings() -> None:
     assert default_config(5_000_000) == EMBEDDED
     assert default_config(6_700_000_000) == FinetuneConfig()
+
+
+def test_a_finetune_recorded_with_a_fingerprint_of_the_first_kind_is_still_this_one(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight *= 1e-4
+    first = _hashed(model, _samples(model), 0.0)
+    asked = {"base_fingerprint": fingerprint(model), "direction": "positive"}
+    assert first != asked["base_fingerprint"]
+    _write_record(tmp_path / "kept", asked | {"base_fingerprint": first})
+    assert _holds(tmp_path / "kept", asked, model)
+    with pytest.raises(FileExistsError, match="base_fingerprint is"):
+        _holds(tmp_path / "kept", asked | {"base_fingerprint": fingerprint(tiny_model())}, tiny_model())
 
 
 # The model is only borrowed

@@ -22,6 +22,7 @@ from caa.data.rendering import render
 from caa.evals import session
 from caa.evals.grid import EvalGrid
 from caa.evals.judges import ExemplarJudge, Verdict
+from caa.evals.record import adapter_hash
 from caa.evals.rows import Cell, Row, append_rows, read_rows
 from caa.evals.tasks import answer_open, score_choices
 from caa.steering.intervention import Intervention
@@ -468,6 +469,32 @@ def test_the_record_says_where_rows_come_from(whole):
         record["notes"]["versions"]["torch"] == torch.__version__.split("+")[0] or record["notes"]["versions"]["torch"]
     )
     assert record["notes"]["vectors"]["myopia"]["site"] == "block output"
+
+
+def test_adapters_that_do_not_do_the_same_have_other_hashes():
+    from peft import LoraConfig, get_peft_model
+
+    def hashed(alpha=8, **kwargs):
+        config = LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj", "v_proj"], **kwargs)
+        model = get_peft_model(tiny_model(), config, adapter_name="a")
+        for key, parameter in model.named_parameters():
+            if ".lora_" in key:
+                parameter.data.fill_(0.5)
+        return adapter_hash(model, "a")
+
+    kinds = [
+        {},
+        {"alpha": 16},
+        {"use_rslora": True},
+        {"alpha_pattern": {"v_proj": 32}},
+        {"use_dora": True},
+        {"alora_invocation_tokens": [5], "task_type": "CAUSAL_LM"},
+        {"alora_invocation_tokens": [6], "task_type": "CAUSAL_LM"},
+        {"trainable_token_indices": [5]},
+        {"trainable_token_indices": [6]},
+    ]
+    assert len({hashed(**kind) for kind in kinds}) == len(kinds)
+    assert hashed() == hashed() == "0632a39beec6d3e0", "the hash of a plain LoRA is in the records of older runs"
 
 
 def test_rows_without_a_record_are_not_added_to(tmp_path):

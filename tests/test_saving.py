@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import torch
 from tiny import random_ids, tiny_lora, tiny_model
 
 from caa import Intervention, Provenance, SteeringVector, SteeringWrapper, load_model, record
-from caa.steering.loading import fingerprint
+from caa.steering.loading import _SMALL, _hashed, _samples, fingerprint, has_fingerprint
 from caa.steering.operators import OPERATORS, Clamp, Targeted, ablate, add_keeping_norm, replace
 from caa.steering.scopes import SCOPES, At, First, after_prompt, everywhere, last_prompt_token, prompt_only
 from caa.steering.sealing import seal
@@ -200,6 +201,104 @@ def test_a_fingerprint_knows_the_base_through_adapters_and_dtypes(base):
     assert fingerprint(tiny_model("Qwen2")) != known
 
 
+def with_small_numbers(folder, stored: str):
+    """A model in a folder, many of whose numbers are too small for float16."""
+    model = tiny_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1e-4
+    model.to(getattr(torch, stored)).save_pretrained(folder)
+    return str(folder)
+
+
+def loaded(folder, dtype: str):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_a_fingerprint_is_the_same_in_every_dtype(tmp_path, stored):
+    folder = with_small_numbers(tmp_path / "small", stored)
+    full, brain, half = (loaded(folder, dtype) for dtype in ("float32", "bfloat16", "float16"))
+    assert fingerprint(full) == fingerprint(brain)
+    assert (fingerprint(full) == fingerprint(half)) == (stored != "float32"), "float32 is rounded twice on this way"
+    assert has_fingerprint(full, fingerprint(half))
+    first = _hashed(full, _samples(full), 0.0)
+    assert has_fingerprint(full, first)
+    assert first != fingerprint(full), "this model has no small numbers"
+    assert not has_fingerprint(full, fingerprint(tiny_model()))
+
+
+def test_float16_holds_every_number_of_bfloat16_that_is_not_small():
+    every = torch.arange(2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()
+    every = every[every.isfinite() & (every <= 65504)]
+    halved, large = every.half().bfloat16().float(), every >= _SMALL
+    assert torch.equal(halved[large], every[large])
+    assert (halved[~large] < _SMALL).all()
+    assert not torch.equal(halved, every)
+
+
+def test_a_float32_checkpoint_in_float16_is_told_what_to_try(tmp_path):
+    model, _ = load_model(with_small_numbers_and_tokenizer(tmp_path / "small"))
+    folder = SteeringWrapper(model, Intervention(some_vector(), 1)).save_pretrained(tmp_path / "steered")
+    with pytest.raises(ValueError, match="load it in float32 or bfloat16"):
+        SteeringWrapper.from_pretrained(folder, loaded(str(tmp_path / "small"), "float16"))
+    SteeringWrapper.from_pretrained(folder, loaded(str(tmp_path / "small"), "bfloat16"))
+
+
+def with_small_numbers_and_tokenizer(folder) -> str:
+    from tiny import tiny_tokenizer
+
+    tiny_tokenizer().save_pretrained(folder)
+    return with_small_numbers(folder, "float32")
+
+
+def test_a_fingerprint_of_the_first_kind_is_still_known(tmp_path):
+    """As the code before wrote it, for the embedded model and for one with numbers that are zero today."""
+    model, _ = load_model("tiny-chat")
+    assert fingerprint(model) == "8479a66861f937b8"
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1e-4
+    assert fingerprint(model) != "d5380a3820e54256"
+    assert has_fingerprint(model, "d5380a3820e54256")
+    wrapper = SteeringWrapper(tiny_lora(model))
+    folder = wrapper.save_pretrained(tmp_path / "steered")
+    rewritten(folder, lambda manifest: manifest["base"].update(fingerprint="d5380a3820e54256"))
+    (folder / "caa.json").write_text(json.dumps({"base": "tiny-chat", "base_fingerprint": "d5380a3820e54256"}))
+    rewritten(folder, lambda manifest: None)
+    wrapper.unload_adapters()
+    assert SteeringWrapper.from_pretrained(folder, wrapper.model).adapters == ["sft"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_training_step_makes_another_fingerprint(dtype):
+    model, _ = load_model("tiny-chat")
+    model.to(getattr(torch, dtype))
+    known, optimizer = fingerprint(model), torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0)
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    assert fingerprint(model) != known
+    assert not has_fingerprint(model, known)
+
+
+@pytest.mark.parametrize("special", [{"modules_to_save": ["norm", "lm_head"]}, {"trainable_token_indices": [5, 6]}])
+def test_trained_copies_and_tokens_are_no_part_of_the_base(base, tmp_path, special):
+    from peft import LoraConfig, get_peft_model
+
+    known = fingerprint(base)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **special))
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    assert fingerprint(model) == known
+    wrapper = steered(model.eval())
+    loaded = SteeringWrapper.from_pretrained(wrapper.save_pretrained(tmp_path / "steered"))
+    assert torch.equal(loaded(IDS).logits, wrapper(IDS).logits)
+
+
 def test_an_adapter_of_another_base_is_refused(base, tmp_path):
     from peft import PeftModel
 
@@ -222,6 +321,24 @@ def test_an_adapter_of_another_base_is_refused(base, tmp_path):
         SteeringWrapper(narrow).load_adapter(path, "sft")
     with pytest.raises(ValueError, match="no adapter"):
         SteeringWrapper(tiny_model()).load_adapter(tmp_path / "nowhere", "sft")
+
+
+def test_the_tokenizer_comes_from_the_same_files_as_the_model(base, monkeypatch):
+    import transformers
+
+    asked = {}
+    for kind in ("AutoTokenizer", "AutoModelForCausalLM"):
+        plain = getattr(transformers, kind).from_pretrained
+
+        def noted(*args, kind=kind, plain=plain, **kwargs):
+            asked[kind] = kwargs
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(getattr(transformers, kind), "from_pretrained", noted)
+    load_model(base.config.name_or_path, revision="v2", local_files_only=True, use_safetensors=True)
+    assert asked["AutoModelForCausalLM"]["revision"] == asked["AutoTokenizer"]["revision"] == "v2"
+    assert asked["AutoTokenizer"]["local_files_only"]
+    assert "use_safetensors" not in asked["AutoTokenizer"]
 
 
 def test_an_unknown_model_says_where_it_was_looked_for():
@@ -332,10 +449,51 @@ def test_a_manifest_cannot_reach_out_of_its_folder(base, tmp_path):
         SteeringWrapper.from_pretrained(folder)
 
 
-def test_the_first_format_still_loads(base, tmp_path):
-    """As the first version wrote it: one LoRA by name, no hashes, the base in two fields."""
-    wrapper = steered(tiny_lora(base))
-    folder = wrapper.save_pretrained(tmp_path / "steered")
+def rewritten(folder, change):
+    """The folder with another manifest, sealed again, as somebody who means harm would do it."""
+    manifest = json.loads((folder / "steering.json").read_text())
+    change(manifest)
+    (folder / "steering.json").unlink()
+    seal(folder, {key: value for key, value in manifest.items() if key not in ("files", "seal")}, "steering.json")
+    return folder
+
+
+@pytest.mark.parametrize(("way", "old"), [*product(["path", "absolute", "link"], [False, True]), ("folder", False)])
+def test_a_record_cannot_name_what_lies_outside(base, tmp_path, way, old):
+    folder = steered(tiny_lora(base)).save_pretrained(tmp_path / "steered")
+    outside = tmp_path / "outside.safetensors"
+    (folder / "vector-0.safetensors").rename(outside)
+    names = {"path": "../outside.safetensors", "absolute": str(outside), "link": "vector-0.safetensors"}
+
+    def change(manifest):
+        if way == "folder":
+            manifest["adapters"][0]["folder"] = "../steered"
+        else:
+            manifest["interventions"][0]["vector"] = names[way]
+
+    if way == "link":
+        (folder / "vector-0.safetensors").symlink_to(outside)
+    rewritten(folder, change)
+    if old:
+        made_old(folder)
+    with pytest.raises(ValueError, match="outside of it"):
+        SteeringWrapper.from_pretrained(folder, tiny_model())
+
+
+def test_links_into_the_hubs_own_cache_are_followed(base, tmp_path):
+    """huggingface_hub keeps files in `blobs`, and `snapshots/REVISION` links to them."""
+    wrapper = steered(base)
+    snapshot = tmp_path / "models--you--steered" / "snapshots" / "0123"
+    folder = wrapper.save_pretrained(snapshot)
+    (snapshot.parents[1] / "blobs").mkdir()
+    for path in list(folder.iterdir()):
+        path.rename(snapshot.parents[1] / "blobs" / path.name)
+        path.symlink_to(f"../../blobs/{path.name}")
+    assert torch.equal(SteeringWrapper.from_pretrained(folder)(IDS).logits, wrapper(IDS).logits)
+
+
+def made_old(folder):
+    """The manifest in the words of the first version: one LoRA by name, no hashes, the base in two fields."""
     new = json.loads((folder / "steering.json").read_text())
     old = {
         "format": "caa.steered.v1",
@@ -345,6 +503,12 @@ def test_the_first_format_still_loads(base, tmp_path):
         "interventions": new["interventions"],
     }
     (folder / "steering.json").write_text(json.dumps(old, indent=2))
+
+
+def test_the_first_format_still_loads(base, tmp_path):
+    wrapper = steered(tiny_lora(base))
+    folder = wrapper.save_pretrained(tmp_path / "steered")
+    made_old(folder)
     loaded = SteeringWrapper.from_pretrained(folder)
     assert loaded.adapters == ["sft"]
     assert torch.equal(loaded(IDS).logits, wrapper(IDS).logits)

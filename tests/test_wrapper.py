@@ -226,6 +226,116 @@ def test_taking_all_adapters_off_gives_the_base_back():
     assert list(base.state_dict()) == list(tiny_model().state_dict())
 
 
+def saved_lora(folder, **kwargs):
+    """A folder with a LoRA adapter of the tiny Llama that does something, trained copies and tokens too."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, **{"target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **kwargs})
+    torch.manual_seed(1)
+    model = get_peft_model(tiny_model(), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def harmed(folder):
+    """The same adapter with one tensor of another shape."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors[max(tensors)] = torch.zeros(3, 3)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+SPECIAL = [
+    {},
+    {"modules_to_save": ["norm"]},
+    {"modules_to_save": ["lm_head"]},
+    {"trainable_token_indices": [5, 6]},
+    {"use_dora": True},
+]
+
+
+@pytest.mark.parametrize("special", SPECIAL, ids=str)
+def test_with_every_adapter_off_the_base_is_left(tmp_path, special):
+    base, ids = tiny_model(), torch.tensor([[5, 6, 7]])
+    plain, wrapper = base(ids).logits, SteeringWrapper(base)
+    wrapper.load_adapter(saved_lora(tmp_path, **special), "a")
+    assert not torch.allclose(wrapper(ids).logits, plain, atol=1e-2)
+    with wrapper.finetune(None):
+        assert torch.equal(wrapper(ids).logits, plain)
+    wrapper.unload_adapters()
+    assert torch.equal(wrapper(ids).logits, plain)
+    assert list(wrapper.model.state_dict()) == list(tiny_model().state_dict())
+    wrapper.unload_adapters()
+    assert wrapper.model is base
+
+
+@pytest.mark.parametrize("special", SPECIAL, ids=str)
+def test_a_refused_adapter_leaves_no_trace(tmp_path, special):
+    wrapper, ids = SteeringWrapper(tiny_model()), torch.tensor([[5, 6, 7]])
+    plain, modules = wrapper(ids).logits, [type(module) for module in wrapper.modules()]
+    bad = harmed(saved_lora(tmp_path / "bad", target_modules=["v_proj"], **special))
+    with pytest.raises(ValueError, match="does not fit this model"):
+        wrapper.load_adapter(bad, "a")
+    assert wrapper.adapters == []
+    assert [type(module) for module in wrapper.modules()] == modules
+    assert all(parameter.requires_grad for parameter in wrapper.parameters())
+    assert torch.equal(wrapper(ids).logits, plain)
+    wrapper.load_adapter(saved_lora(tmp_path / "good", **special), "a")
+    worn, modules = wrapper(ids).logits, [type(module) for module in wrapper.modules()]
+    with pytest.raises(ValueError, match="does not fit this model"):
+        wrapper.load_adapter(bad, "b")
+    assert (wrapper.adapters, wrapper.model.active_adapters) == (["a"], ["a"])
+    assert [type(module) for module in wrapper.modules()] == modules
+    assert torch.equal(wrapper(ids).logits, worn)
+    wrapper.load_adapter(saved_lora(tmp_path / "good", **special), "b")
+    assert torch.equal(wrapper(ids).logits, worn), "the name is not free again"
+
+
+@pytest.mark.parametrize("name", ["a.b", "keys", "", "training"])
+def test_names_that_torch_has_no_room_for_are_refused(tmp_path, name):
+    wrapper = SteeringWrapper(tiny_model())
+    with pytest.raises(ValueError, match=f"no adapter can be called '{name}'"):
+        wrapper.load_adapter(saved_lora(tmp_path), name)
+    assert wrapper.adapters == []
+
+
+def test_a_finetune_acts_also_inside_of_none(tmp_path):
+    wrapper, ids = SteeringWrapper(tiny_model()), torch.tensor([[5, 6, 7]])
+    plain = wrapper(ids).logits
+    wrapper.load_adapter(saved_lora(tmp_path / "a"), "a")
+    worn = wrapper(ids).logits
+    wrapper.load_adapter(saved_lora(tmp_path / "b", target_modules=["v_proj"]), "b")
+    other = wrapper(ids).logits
+    with wrapper.finetune(None):
+        for name, expected in (("a", worn), ("b", other), (None, plain)):
+            with wrapper.finetune(name):
+                assert torch.equal(wrapper(ids).logits, expected)
+                assert wrapper.model._adapters_disabled == (name is None)
+            assert torch.equal(wrapper(ids).logits, plain)
+        with pytest.raises(RuntimeError, match="boom"), wrapper.finetune("a"):
+            raise RuntimeError("boom")
+        assert torch.equal(wrapper(ids).logits, plain)
+    assert torch.equal(wrapper(ids).logits, other)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("name", ["sft", None])
+def test_what_is_trained_is_the_same_after_a_switch(trainable, name):
+    wrapper = SteeringWrapper(tiny_lora(tiny_model()))
+    for parameter in wrapper.parameters():
+        parameter.requires_grad = trainable and parameter.requires_grad
+    before = [key for key, parameter in wrapper.named_parameters() if parameter.requires_grad]
+    assert bool(before) == trainable
+    with wrapper.finetune(name):
+        pass
+    assert [key for key, parameter in wrapper.named_parameters() if parameter.requires_grad] == before
+
+
 def test_an_intervention_says_what_it_does():
     named = SteeringVector({2: torch.ones(32)}, Provenance(behavior="patience"))
     assert str(Intervention(named, 2, -1.5)) == "patience x -1.5, layer 2"

@@ -87,11 +87,26 @@ def vector_hash(vector: SteeringVector) -> str:
 
 
 def adapter_hash(model: nn.Module, name: str) -> str:
-    """16 hex digits of a LoRA adapter's weights and scale."""
+    """16 hex digits of what a LoRA adapter does: its weights, their scale in each layer, its variant."""
     config = model.peft_config[name]  # type: ignore[index]
     scale = torch.tensor([getattr(config, "r", 0), getattr(config, "lora_alpha", 0)])
     weights = ((key, p) for key, p in model.named_parameters() if f".{name}." in f"{key}.")
-    return _tensors_hash([("scale", scale), *weights])
+    return _tensors_hash([("scale", scale), *weights, *_beyond_weights(model, name)])
+
+
+def _beyond_weights(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
+    """What neither the weights nor the config's rank and alpha tell (rsLoRA, DoRA, ...); nothing for a plain LoRA."""
+    from peft.tuners.lora import LoraLayer
+
+    config: Any = model.peft_config[name]  # type: ignore[index]
+    for key, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and name in layer.scaling:
+            variant = layer.lora_variant.get(name)
+            if variant or layer.scaling[name] != config.lora_alpha / config.r:
+                yield f"{key} {type(variant).__name__}", torch.tensor(layer.scaling[name])
+    tokens = [getattr(config, field, None) for field in ("alora_invocation_tokens", "trainable_token_indices")]
+    if any(tokens):
+        yield f"tokens {tokens}", torch.tensor(0)
 
 
 def _tensors_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -16,6 +16,7 @@ from caa.exports.parity import Parity, check_parity, probe
 from caa.exports.pushes import check_interventions
 from caa.exports.shells import shell
 from caa.steering.blocks import text_config
+from caa.steering.lora import unload
 from caa.steering.scopes import everywhere
 from caa.steering.wrapper import SteeringWrapper
 
@@ -63,7 +64,7 @@ def _merge(model: Any) -> Any:
     if not getattr(copied, "peft_config", {}):
         return copied
     if not copied.get_model_status().enabled:
-        return copied.unload()
+        return unload(copied)
     try:
         return copied.merge_and_unload(safe_merge=True)
     except (RuntimeError, NotImplementedError, ValueError) as error:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from caa.steering.lora import unload
+
 
 def shell(model: Any) -> Any:
     """A copy whose modules, adapters and `parameter.data` can be exchanged without a trace in the model.
@@ -26,5 +28,4 @@ def shell(model: Any) -> Any:
 
 def plain_shell(model: Any) -> Any:
     """A shell of the base alone, without adapters."""
-    copied = shell(model)
-    return copied.unload() if getattr(copied, "peft_config", {}) else copied
+    return unload(shell(model))

@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from caa.data.behaviors import Behavior
 from caa.files import replacing
-from caa.finetune.borrowing import borrowed
 from caa.finetune.config import FinetuneConfig, default_config
 from caa.finetune.examples import Direction, check_lengths, tokenize, training_examples
 from caa.steering.blocks import context_length
-from caa.steering.loading import fingerprint, model_name
+from caa.steering.borrowing import borrowed
+from caa.steering.loading import fingerprint, has_fingerprint, model_name
 from caa.steering.lora import PROVENANCE, make_portable
 
 logger = logging.getLogger(__name__)
@@ -72,10 +72,10 @@ def finetune(
     record = _record(model, behavior, direction, rows, config)
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
-    if _holds(out, record):
+    if _holds(out, record, model):
         logger.info("%s holds this finetune already", out)
     else:
-        if not _holds(partial, record):
+        if not _holds(partial, record, model):
             _start(partial, record)
         with borrowed(model):
             trained = _train(
@@ -121,13 +121,15 @@ def _start(partial: Path, record: dict[str, Any]) -> None:
         _write_record(scratch, record)
 
 
-def _holds(folder: Path, record: dict[str, Any]) -> bool:
+def _holds(folder: Path, record: dict[str, Any], model: nn.Module) -> bool:
     """Whether this very finetune is there already; False for an empty place, FileExistsError for anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     if not (folder / PROVENANCE).is_file():
         raise FileExistsError(f"{folder} holds something that is no finetune of this project; choose another folder")
     there = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    if has_fingerprint(model, there.get("base_fingerprint", "")):  # those of the first kind are written otherwise
+        there["base_fingerprint"] = record["base_fingerprint"]
     if differences := _differences(there, record):
         raise FileExistsError(f"{folder} holds another finetune: {'; '.join(differences)}. Choose another folder.")
     return True

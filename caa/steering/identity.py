@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from caa.steering.blocks import decoder_blocks, model_width
-from caa.steering.loading import fingerprint, model_name
+from caa.steering.loading import fingerprint, float16_hint, has_fingerprint, model_name
 
 PROBES = ("You can have 5 pearls now, or 50 next spring.", "(A) yes\n(B) no", "na\u00efve  \u4f60\u597d")
 
@@ -32,14 +32,14 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 def check_base(folder: Path, made_for: dict[str, Any], model: Any) -> None:
     """ValueError, saying in what it differs, if the model is not the one that `describe` described."""
-    found = describe(model)
-    if found["fingerprint"] == made_for["fingerprint"]:
+    if has_fingerprint(model, made_for["fingerprint"]):
         return
+    found = describe(model)
     facts = [key for key in ("family", "width", "layers") if made_for.get(key, found[key]) != found[key]]
     other = ", ".join(f"{key} {found[key]}, not {made_for[key]}" for key in facts) or "this model has other weights"
     raise ValueError(
         f"{folder} was made for {made_for['name']!r}, and the model given is {found['name']!r}: {other}. "
-        "Load that base, or leave the model out."
+        f"Load that base, or leave the model out.{float16_hint(model)}"
     )
 
 

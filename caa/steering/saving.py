@@ -19,7 +19,7 @@ from caa.steering.lora import active_adapters, adapter_record, load_adapter, sav
 from caa.steering.operators import OPERATORS
 from caa.steering.recording import Recording
 from caa.steering.scopes import SCOPES
-from caa.steering.sealing import CARD, check_seal, read_manifest, seal
+from caa.steering.sealing import CARD, check_seal, inside, read_manifest, seal
 from caa.vectors.vector import SteeringVector
 
 FORMAT = "caa.steered.v2"
@@ -198,7 +198,7 @@ def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _wearing(folder: Path, manifest: dict[str, Any], model: Any) -> Any:
     for adapter in manifest["adapters"]:
-        model = load_adapter(model, folder / adapter["folder"], adapter["name"])
+        model = load_adapter(model, inside(folder, adapter["folder"]), adapter["name"])
     if manifest["active"]:
         model.base_model.set_adapter(manifest["active"], inference_mode=True)
     return model
@@ -206,7 +206,7 @@ def _wearing(folder: Path, manifest: dict[str, Any], model: Any) -> Any:
 
 def _from_json(folder: Path, record: dict[str, Any]) -> Intervention:
     return Intervention(
-        SteeringVector.load(folder / record["vector"]),
+        SteeringVector.load(inside(folder, record["vector"])),
         record["layer"],
         record["multiplier"],
         _named(record["operator"], OPERATORS, "operator"),

@@ -38,7 +38,7 @@ def check_seal(folder: Path, manifest: dict[str, Any]) -> None:
             "To change such a folder, load it, change what it does and save it again."
         )
     hashes: dict[str, str] = manifest["files"]
-    outside = [name for name in hashes if Path(name).is_absolute() or ".." in Path(name).parts]
+    outside = [name for name in hashes if not _lies_in(folder, name)]
     missing = [name for name in hashes if not (folder / name).is_file()]
     for what, names in (("lie outside of it", outside), ("are missing", missing)):
         if names:
@@ -48,6 +48,21 @@ def check_seal(folder: Path, manifest: dict[str, Any]) -> None:
             f"{folder} was damaged or changed: other content than its hash says in {', '.join(changed)}. "
             "Save or download it again."
         )
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Where a name in a folder's manifest leads; ValueError if that is not in the folder, be it by a link."""
+    if not _lies_in(folder, name):
+        raise ValueError(f"{folder} is not whole: its manifest names {name}, which lies outside of it")
+    return folder / name
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    folder = folder.resolve()
+    # What huggingface_hub downloads into `snapshots` are links to the files that it keeps in `blobs`.
+    homes = [folder, folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [folder]
+    plain = not Path(name).is_absolute() and ".." not in Path(name).parts
+    return plain and any((folder / name).resolve().is_relative_to(home) for home in homes)
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from caa.steering.blocks import check_layer, decoder, decoder_blocks, model_widt
 from caa.steering.hooks import Edit, TokenClock, repeat_rows, writing
 from caa.steering.hub import upload
 from caa.steering.intervention import Intervention
-from caa.steering.lora import active_adapter, load_adapter
+from caa.steering.lora import active_adapter, load_adapter, unload
 from caa.steering.recording import Recording
 from caa.steering.saving import load_steered, save_steered
 
@@ -156,8 +156,7 @@ class SteeringWrapper(nn.Module):
 
     def unload_adapters(self) -> None:
         """Take every LoRA adapter off: the base is left as it was before the first one was put on."""
-        if self.adapters:
-            self.model = self.model.unload()
+        self.model = unload(self.model)
 
     @contextmanager
     def finetune(self, name: str | None) -> Iterator[None]:
