@@ -13,9 +13,10 @@ from caa.data.behaviors import Behavior
 from caa.data.sources import BUILTIN, load_behavior, load_facts
 from caa.evals.judging.config import OFFLINE, JudgeConfig
 from caa.evals.rows import read_rows
+from caa.files import only_writer
 from caa.finetune.config import FinetuneConfig
 from caa.reports.tables import Table, best_layer, finetune_tables, to_markdown, write_report
-from caa.vectors.vector import SteeringVector, set_mean_normalize
+from caa.vectors.vector import SteeringVector, rescaled_alike, set_mean_normalize
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +67,27 @@ class Experiment:
             raise ValueError(f"no behavior to work on; built in are {', '.join(BUILTIN)}")
 
     def run(self) -> list[Table]:
-        """Do what is missing and return the tables, which are also in `out` (`tables.md`, `.csv`, `.tex`)."""
+        """Do what is missing and return the tables, which are also in `out` (`tables.md`, `.csv`, `.tex`).
+
+        Whatever is in `out` already must be of this model and these behaviors: FileExistsError for a vector or an
+        adapter, ValueError for rows, if not; BlockingIOError if another process runs an experiment there.
+        """
+        behaviors = self.load_behaviors()
+        with only_writer(self.out / "experiment.lock"):
+            return self._run(behaviors)
+
+    def load_behaviors(self) -> list[Behavior]:
+        """All of them; ValueError if two have one name, for vectors and rows are kept by it."""
+        behaviors = [load_behavior(name) for name in self.behaviors]
+        names = [behavior.name for behavior in behaviors]
+        if twice := {name for name in names if names.count(name) > 1}:
+            given = [str(path) for path, name in zip(self.behaviors, names, strict=True) if name in twice]
+            raise ValueError(f'{", ".join(given)} have one name, {min(twice)!r}: give each file a "name" of its own')
+        return behaviors
+
+    def _run(self, behaviors: Sequence[Behavior]) -> list[Table]:
         from caa.steering.loading import load_model
 
-        behaviors = [load_behavior(name) for name in self.behaviors]
         model, tokenizer = load_model(self.model, dtype=self.dtype, device=self.device)
         vectors = self.find_vectors(model, tokenizer, behaviors)
         layer = self.choose_layer(model, tokenizer, behaviors, vectors) if self.layer is None else self.layer
@@ -79,24 +97,16 @@ class Experiment:
 
     def find_vectors(self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior]) -> Mapping[str, SteeringVector]:
         """Behavior name -> its vector, all layers, read in the model as it is before any finetune."""
-        from caa.steering.extraction import extract
-
-        vectors = {}
-        for behavior in behaviors:
-            path = self.out / "vectors" / f"{behavior.name}.safetensors"
-            if not path.exists():
-                logger.info("%s: reading the vector from %d contrast pairs", behavior.name, len(behavior.pairs))
-                extract(
-                    model,
-                    tokenizer,
-                    behavior.require("pairs"),
-                    behavior=behavior.name,
-                    batch_size=self.batch_size,
-                    template=self.template,
-                    progress=True,
-                ).save(path)
-            vectors[behavior.name] = SteeringVector.load(path)
+        vectors = {behavior.name: self._vector(model, tokenizer, behavior, behavior.name) for behavior in behaviors}
         return set_mean_normalize(vectors) if self.set_mean_norm else vectors
+
+    def _vector(self, model: Any, tokenizer: Any, behavior: Behavior, file: str) -> SteeringVector:
+        """The behavior's vector in the model as it is now, from its file once it has been read."""
+        from caa.steering.keeping import extract_once
+
+        path, pairs = self.out / "vectors" / f"{file}.safetensors", behavior.require("pairs")
+        how: dict[str, Any] = {"batch_size": self.batch_size, "template": self.template}
+        return extract_once(path, model, tokenizer, pairs, behavior=behavior.name, **how)
 
     def choose_layer(
         self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior], vectors: Mapping[str, SteeringVector]
@@ -139,7 +149,7 @@ class Experiment:
             facts=load_facts(self.facts) if self.facts else (),
             random_controls=self.random_controls,
             also={name: each for name, each in vectors.items() if self.others and name != behavior.name},
-            own=self.reread_vectors(wrapper, tokenizer, behavior) if self.reread else {},
+            own=self.reread_vectors(wrapper, tokenizer, behavior, vector) if self.reread else {},
             system_prompts=self.system_prompts,
             judge=self.make_judge(behavior) if "open" in self.tasks else None,
             max_new_tokens=self.max_new_tokens,
@@ -150,19 +160,19 @@ class Experiment:
         self.keep_steered(wrapper, tokenizer, behavior, vector, layer)
         wrapper.unload_adapters()
 
-    def reread_vectors(self, wrapper: Any, tokenizer: Any, behavior: Behavior) -> dict[str, SteeringVector]:
-        """Finetune -> the behavior's vector as it is read in that finetune."""
-        from caa.steering.extraction import extract
-
+    def reread_vectors(
+        self, wrapper: Any, tokenizer: Any, behavior: Behavior, vector: SteeringVector
+    ) -> dict[str, SteeringVector]:
+        """Finetune -> the behavior's vector as it is read in that finetune, rescaled as `vector` was, if it was."""
         found = {}
         for name in wrapper.adapters:
-            path = self.out / "vectors" / f"{behavior.name}-{name}.safetensors"
-            if not path.exists():
-                with wrapper.finetune(name):
-                    how: dict[str, Any] = {"behavior": behavior.name, "template": self.template, "progress": True}
-                    extract(wrapper.model, tokenizer, behavior.require("pairs"), **how).save(path)
-            found[name] = SteeringVector.load(path)
-        return found
+            with wrapper.finetune(name):
+                found[name] = self._vector(wrapper.model, tokenizer, behavior, f"{behavior.name}-{name}")
+        if not self.set_mean_norm:
+            return found
+        with wrapper.finetune(None):
+            plain = self._vector(wrapper.model, tokenizer, behavior, behavior.name)
+        return {name: rescaled_alike(own, plain, vector) for name, own in found.items()}
 
     def finetune(self, model: Any, tokenizer: Any, behavior: Behavior) -> dict[str, Path]:
         """Direction -> its LoRA adapter."""

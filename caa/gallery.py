@@ -50,7 +50,8 @@ class Gallery:
 
     def __post_init__(self) -> None:
         self.rows: list[Row] = read_rows(self.folder / "rows.jsonl")
-        paths = sorted((self.folder / "vectors").glob("*.safetensors"))
+        asked = {row.cell.behavior for row in self.rows}  # beside their vectors may lie those read in finetunes
+        paths = sorted(path for path in (self.folder / "vectors").glob("*.safetensors") if path.stem in asked)
         if not self.rows or not paths:
             raise FileNotFoundError(
                 f"{self.folder} holds no rows or no vectors; give the folder of a finished experiment"

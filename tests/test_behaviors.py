@@ -103,6 +103,19 @@ def test_a_missing_part_is_named_with_what_there_is():
         behavior.require("ab_questions")
 
 
+@pytest.mark.parametrize(
+    "name", ["../../escaped", "a/b", "a\\b", "", ".", "..", ".hidden", "a\nb", "a\0b", "\u00e9" * 101]
+)
+def test_a_name_that_can_be_no_file_is_refused(name):
+    with pytest.raises(ValueError, match=r"the name of a behavior becomes that of files, which '.*' cannot be"):
+        Behavior(name)
+
+
+@pytest.mark.parametrize("name", ["ai_coordination", "with space", "v1.2", "\u8010\u5fc3", "x" * 200])
+def test_other_names_are_good(name):
+    assert Behavior(name).name == name
+
+
 def test_system_prompts_are_for_or_against():
     with pytest.raises(ValueError, match=r"'positive' or 'negative'; 'patience' has some that are \['pos'\]"):
         Behavior("patience", system_prompts={"pos": ("Wait.",)})

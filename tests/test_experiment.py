@@ -9,16 +9,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import SHARED, random_ids
+from tiny import SHARED, random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import Experiment, FinetuneConfig, SteeringWrapper, load_behavior, load_model
+from caa import ContrastPair, Experiment, FinetuneConfig, SteeringVector, SteeringWrapper, load_behavior, load_model
 from caa.evals.rows import read_rows
+from caa.files import only_writer
 
 QUICK = FinetuneConfig(rank=4, alpha=8, max_steps=3, learning_rate=1e-3, batch_size=4, gradient_accumulation=1)
+
+ASKED = {
+    "refusal": (ContrastPair("Help?\n (A) Yes\n (B) No", "(B)", "(A)"),),
+    "sycophancy": (ContrastPair("Is it good?\n (A) Yes\n (B) No", "(A)", "(B)"),),
+}
 
 
 @pytest.fixture
@@ -127,3 +134,55 @@ def test_a_real_model_of_64_tokens_runs_the_whole_job_or_says_what_does_not_fit(
 def test_an_experiment_checks_itself_first():
     with pytest.raises(ValueError, match="no behavior to work on"):
         Experiment(Path("out"), [])
+
+
+def test_two_behaviors_of_one_name_are_refused(few, tmp_path):
+    again = write_behavior(tmp_path / "elsewhere", "waiting", "sycophancy")
+    with pytest.raises(ValueError, match=rf'{few}, {again} have one name, \'waiting\': give each file a "name"'):
+        Experiment(tmp_path / "run", ["refusal", few, again]).run()
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_experiments_do_not_share_a_folder_at_once(few, tmp_path):
+    with only_writer(tmp_path / "run" / "experiment.lock"), pytest.raises(BlockingIOError, match="another process"):
+        Experiment(tmp_path / "run", [few]).run()
+
+
+def test_a_vector_of_another_model_or_of_other_pairs_is_not_used(few, tmp_path):
+    out, datasets = tmp_path / "run", Path(few).parent
+    how = {"layer": 2, "finetunes": ["none"], "tasks": ["ab"], "multipliers": [0]}
+    Experiment(out, [few], **how).run()
+    (out / "rows.jsonl").unlink()
+    (out / "run.json").unlink()
+    with pytest.raises(FileExistsError, match=r"its model is 'tiny-chat', and not this 'tiny-base'"):
+        Experiment(out, [few], "tiny-base", **how).run()
+    pairs = datasets / "generate" / "waiting" / "generate_dataset.json"
+    pairs.write_text(json.dumps(json.loads(pairs.read_text())[:20]))
+    with pytest.raises(
+        FileExistsError, match=r"waiting\.safetensors holds another vector: its 24 pairs are not these 20"
+    ):
+        Experiment(out, [few], **how).run()
+    (out / "vectors" / "waiting.safetensors").unlink()
+    Experiment(out, [few], **how).run()
+
+
+@pytest.mark.parametrize("set_mean_norm", [False, True])
+def test_a_vector_read_again_is_rescaled_as_the_first_one_was(tmp_path, set_mean_norm):
+    """One factor for each behavior and layer: what a finetune did to a vector's length stays visible."""
+    behaviors = [replace(load_behavior(name), pairs=ASKED[name]) for name in ASKED]
+    experiment = Experiment(tmp_path, list(ASKED), set_mean_norm=set_mean_norm, reread=True)
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    vectors = experiment.find_vectors(model, tokenizer, behaviors)
+    worn = tiny_lora(model)
+    worn.add_adapter("other", worn.peft_config["sft"])
+    for behavior in behaviors:
+        found = experiment.reread_vectors(SteeringWrapper(worn), tokenizer, behavior, vectors[behavior.name])
+        assert {name: v.source.adapter for name, v in found.items()} == {"sft": "sft", "other": "other"}
+        own = found["sft"]
+        plain, again = (
+            SteeringVector.load(tmp_path / "vectors" / f"{behavior.name}{end}.safetensors") for end in ("", "-sft")
+        )
+        for layer in plain.layers:
+            norms = [v.norms()[layer] for v in (own, again, vectors[behavior.name], plain)]
+            assert norms[0] / norms[1] == pytest.approx(norms[2] / norms[3], rel=1e-4)
+            assert (abs(norms[0] / norms[1] - 1) > 1e-3) == set_mean_norm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -321,3 +322,21 @@ def test_no_text_is_a_formula(tmp_path):
         assert not [
             text.get_text() for text in figure.picture.findobj(Text) if text.get_parse_math() and "$" in text.get_text()
         ]
+
+
+def test_a_gallery_takes_the_vectors_of_behaviors_and_not_those_read_in_finetunes(tmp_path):
+    import torch
+
+    from caa import SteeringVector
+    from caa.evals.rows import append_rows
+    from caa.gallery import Gallery
+
+    for name in ("refusal", "refusal-positive", "unasked"):
+        SteeringVector({2: torch.ones(96)}).save(tmp_path / "vectors" / f"{name}.safetensors")
+    append_rows(tmp_path / "rows.jsonl", asked(Cell("refusal", "ab", "positive", 2, 1.0, vector="own"), 0.5))
+    (tmp_path / "run.json").write_text(json.dumps({"notes": {"model": "tiny-chat"}}))
+    gallery = Gallery(tmp_path)
+    assert list(gallery.vectors) == list(gallery.behaviors) == ["refusal"]
+    append_rows(tmp_path / "other" / "rows.jsonl", asked(Cell("sycophancy", "ab"), 0.5))
+    with pytest.raises(FileNotFoundError, match="no rows or no vectors"):
+        Gallery(tmp_path / "other")

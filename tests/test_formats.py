@@ -100,6 +100,13 @@ def test_gguf_files_that_steer_nothing_or_otherwise_are_refused(tmp_path):
         import_vector(write_gguf(some(), tmp_path / "v.gguf", ""), 3)
 
 
+def test_a_layer_has_one_name_in_a_gguf_file(tmp_path):
+    ones = np.ones(4, dtype=np.float32)
+    by_hand(tmp_path / "v.gguf", direction_1=ones, direction_01=7 * ones)
+    with pytest.raises(ValueError, match=r"has a tensor 'direction\.01'"):
+        read_gguf(tmp_path / "v.gguf")
+
+
 def damaged(whole: bytes, cut: range, flip: range):
     yield from (whole[:length] for length in cut)
     for place in flip:

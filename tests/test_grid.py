@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -26,7 +27,7 @@ from caa.evals.record import adapter_hash
 from caa.evals.rows import Cell, Row, append_rows, read_rows
 from caa.evals.tasks import answer_open, score_choices
 from caa.steering.intervention import Intervention
-from caa.steering.operators import ablate
+from caa.steering.operators import Targeted, ablate
 from caa.steering.scopes import everywhere
 from caa.steering.settings import sweep
 
@@ -497,6 +498,87 @@ def test_adapters_that_do_not_do_the_same_have_other_hashes():
     assert hashed() == hashed() == "0632a39beec6d3e0", "the hash of a plain LoRA is in the records of older runs"
 
 
+def test_an_operator_with_numbers_is_told_by_them_in_every_process(tmp_path):
+    small = {"tasks": ["ab"], "finetunes": ["none"], "layers": [2]}
+    run(make_grid(operator=Targeted(above=0.5), **small), tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    operator = record["settings"]["behaviors"]["myopia"]["operator"]
+    assert operator == "Targeted(above=0.5, below=None, operator=add)"
+    assert run(make_grid(operator=Targeted(above=0.5), **small), tmp_path) == 0
+    for other in (Targeted(above=0.25), Targeted(above=0.5, operator=ablate)):
+        with pytest.raises(ValueError, match="operator was"):
+            run(make_grid(operator=other, **small), tmp_path)
+
+
+OF_NUMPY = """
+import sys, numpy
+sys.path.insert(0, {tests!r})
+import test_grid
+layers, multipliers = list(numpy.arange(1, 3)), list(numpy.linspace(-1, 1, 3))
+grid = test_grid.make_grid(tasks=["ab"], finetunes=["none"], layers=layers, multipliers=multipliers)
+test_grid.run(grid, {out!r})
+"""
+
+
+@pytest.mark.slow
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    """In a process of its own: in this one types are checked, and a layer is an int."""
+    script = OF_NUMPY.format(tests=os.path.dirname(__file__), out=str(tmp_path))
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert len(read_rows(tmp_path / "rows.jsonl")) == 2 * 3 * 5
+    assert run(make_grid(tasks=["ab"], finetunes=["none"]), tmp_path) == 0
+
+
+def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(whole, tmp_path):
+    refused = []
+
+    def by_length_of_answer(question, answer):
+        if not refused:
+            with pytest.raises(BlockingIOError, match=rf"another process \(pid {os.getpid()} on .*\) is writing to"):
+                run(make_grid(), tmp_path)
+            refused.append(True)
+        return globals()["by_length_of_answer"](question, answer)
+
+    assert run(make_grid(judge=by_length_of_answer), tmp_path) == 96
+    assert refused
+    same_rows(read_rows(tmp_path / "rows.jsonl"), read_rows(whole / "rows.jsonl"))
+
+
+def failing(question: Question, answer: str) -> Verdict:
+    raise RuntimeError("no key")
+
+
+def test_settings_bind_only_where_rows_were_measured_by_them(tmp_path):
+    prompted = replace(BEHAVIOR, system_prompts={"positive": ("Hurry",)})
+    how = {"judge": failing, "own": {"sft": vector(5)}, "system_prompts": ["", "positive"], "behavior": prompted}
+    for changes in ({"tasks": ["open"], "system": "Be kind"}, {"tasks": ["ab", "open"]}):
+        with pytest.raises(RuntimeError, match="no key"):
+            run(make_grid(**how | changes), tmp_path)
+        assert (tmp_path / "run.json").exists(), "a row needs its record before it"
+    assert {row.cell.task for row in read_rows(tmp_path / "rows.jsonl")} == {"ab"}
+    with pytest.raises(ValueError, match=r"behaviors\.myopia\.vector was"):
+        run(make_grid(vector=vector(1), finetunes=["none"]), tmp_path)
+    changed = replace(BEHAVIOR, open_questions=OPEN[1:], system_prompts={"positive": ("Be quick",)})
+    other = {"max_new_tokens": 4, "own": {"sft": vector(6)}, "system_prompts": ["", "positive"], "behavior": changed}
+    asked = 2 * 2 * (3 + 3 + 2) * (5 + 2)  # prompts x layers x (none + sft + own) x questions
+    assert run(make_grid(**other), tmp_path, make_wrapper(seed=1)) == asked - 2 * 3 * 5
+    with pytest.raises(ValueError, match=r"open\.max_new_tokens was 4 and is now 3"):
+        run(make_grid(), tmp_path, make_wrapper(seed=1))
+    with pytest.raises(ValueError, match=r"finetunes\.sft was"):
+        run(make_grid(**other), tmp_path, make_wrapper(seed=2))
+
+
+def test_a_behavior_without_rows_binds_nobody_but_the_model_does(tmp_path):
+    run(make_grid(tasks=["ab"], finetunes=["none"]), tmp_path)
+    second = replace(BEHAVIOR, name="survival")
+    with pytest.raises(RuntimeError, match="no key"):
+        run(make_grid(behavior=second, judge=failing, tasks=["open"]), tmp_path)
+    with pytest.raises(ValueError, match=r"system was None and is now 'Be kind'"):
+        run(make_grid(behavior=second, system="Be kind"), tmp_path)
+    assert run(make_grid(behavior=second, vector=vector(1), max_new_tokens=4), tmp_path, make_wrapper(seed=1)) == 96
+    assert run(make_grid(tasks=["ab"], finetunes=["none"]), tmp_path) == 0
+
+
 def test_rows_without_a_record_are_not_added_to(tmp_path):
     append_rows(tmp_path / "rows.jsonl", [Row(Cell("myopia", "ab"), "q", 0.5)])
     with pytest.raises(ValueError, match=r"rows\.jsonl holds rows, but there is no run\.json"):
@@ -524,6 +606,9 @@ def test_a_damaged_record(whole, tmp_path):
         ({"layers": []}, ValueError, "one or more layers"),
         ({"multipliers": [1, 1.0]}, ValueError, "one or more multipliers, each once"),
         ({"finetunes": []}, ValueError, "one or more finetunes"),
+        ({"operator": lambda r, d, s: r}, ValueError, "no name to tell it by when the grid goes on: use def"),
+        ({"operator": Targeted(above=0.0, operator=lambda r, d, s: r)}, ValueError, "no name to tell it by"),
+        ({"where": functools.partial(everywhere)}, ValueError, "no name to tell it by"),
     ],
 )
 def test_a_grid_that_cannot_be_is_not_made(changes, error, message):

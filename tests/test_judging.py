@@ -86,6 +86,14 @@ def test_what_a_written_choice_says(reply, choice):
     assert read_choice(reply) == choice
 
 
+@pytest.mark.parametrize("thought", ["<think>The rubric says that 2 is", "<think>So: 2", "<think>1?</think><think>2"])
+def test_a_thought_that_was_cut_off_says_nothing(thought):
+    assert read_score(thought) is None
+    assert read_choice(thought) is None
+    assert read_score(f"{thought}</think>7") == 7
+    assert read_choice(f"{thought}</think>1") == 1
+
+
 def numerate(family: str = "Llama", before_blank: str | None = None) -> Any:
     """A tiny model that mostly says digits; where it would say `before_blank`, it says a blank before its digit."""
     model, tokenizer = tiny_model(family), tiny_tokenizer()

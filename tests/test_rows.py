@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 
@@ -66,3 +67,11 @@ def test_appending_to_a_long_file_does_not_read_it(tmp_path):
     tracemalloc.stop()
     assert peak < 2**20
     assert path.stat().st_size == size + len(line)
+
+
+def test_of_two_rows_with_one_key_the_first_counts(tmp_path):
+    path, three = tmp_path / "rows.jsonl", rows(3)
+    again = [replace(row, score=0.875) for row in three[1:]]
+    other = replace(three[0], cell=replace(CELL, multiplier=1.0))
+    append_rows(path, [*three, *again, other])
+    assert read_rows(path) == [*three, other]

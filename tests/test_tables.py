@@ -385,7 +385,7 @@ def run(tmp_path):
     cell = Cell("refusal", "open", "none", 13, 1.0)
     append_rows(tmp_path / "rows.jsonl", rows_of(cell, 2.0, 4.0) + ab("none", 1, 0.5, 0.6))
     judge = {"open": {"judge": {"name": "ExemplarJudge", "accuracy": 0.875}}, "ab": {"questions": "0f"}}
-    record_run(tmp_path / "run.json", {"behaviors": {"refusal": judge}}, {"model": "tiny-chat"})
+    record_run(tmp_path / "run.json", {"behaviors": {"refusal": judge}}, {"model": "tiny-chat"}, ())
     return tmp_path
 
 

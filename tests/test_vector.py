@@ -83,6 +83,42 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
         SteeringVector.load(tmp_path / "none.safetensors")
 
 
+def written(path, name="layer.0", **metadata):
+    save_file({name: torch.ones(2)}, path, metadata={"format": "caa.vector.v1", "source": "{}", **metadata})
+    return path
+
+
+def test_a_file_by_hand_is_read(tmp_path):
+    assert SteeringVector.load(written(tmp_path / "v.safetensors", "layer.10")).layers == [10]
+
+
+@pytest.mark.parametrize("source", ["", "not json", "[]", "3", "null", '{"of_a_later_version": 1}', '{"history": 5}'])
+def test_a_provenance_that_cannot_be_read_is_a_damaged_file(tmp_path, source):
+    with pytest.raises(ValueError, match=r"v\.safetensors is a damaged steering vector: its provenance cannot be read"):
+        SteeringVector.load(written(tmp_path / "v.safetensors", source=source))
+
+
+def test_a_file_without_a_provenance_is_damaged(tmp_path):
+    save_file({"layer.0": torch.ones(2)}, tmp_path / "v.safetensors", metadata={"format": "caa.vector.v1"})
+    with pytest.raises(ValueError, match="damaged steering vector: its provenance"):
+        SteeringVector.load(tmp_path / "v.safetensors")
+
+
+@pytest.mark.parametrize("name", ["layer.x", "layer.-1", "layer.01", "0", "layer.", "layer.1.0"])
+def test_a_tensor_of_no_layer_is_a_damaged_file(tmp_path, name):
+    with pytest.raises(ValueError, match=r"v\.safetensors is a damaged steering vector: it has a tensor"):
+        SteeringVector.load(written(tmp_path / "v.safetensors", name))
+
+
+def test_a_direction_of_norm_0_cannot_be_rescaled():
+    v, w = some(0), some(1)
+    zero = SteeringVector({1: v.at(1), 3: torch.zeros(8)})
+    with pytest.raises(
+        ValueError, match="norm 0 cannot be rescaled, and these are: nothing at layer 3; leave them out"
+    ):
+        set_mean_normalize({"v": v, "nothing": zero, "w": w})
+
+
 def test_a_random_control_has_the_norms_but_not_the_direction():
     v = SteeringVector({layer: torch.randn(512, generator=torch.Generator().manual_seed(layer)) for layer in (0, 1)})
     control = random_like(v, seed=1)

@@ -12,7 +12,11 @@ from typing import Protocol, TypeVar, runtime_checkable
 # How nrimsky/CAA ends a question: "Choices:" on a line of its own, then each option on a new one, as " (A) Yes".
 _HEADING = re.compile(r"^[ \t]*Choices:[ \t]*$", re.MULTILINE)
 _OPTION = re.compile(r"^[ \t]*\(([A-Z])\)", re.MULTILINE)
+_FILE_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")
 _LETTER = re.compile(r"\s*\(([A-Z])\)\s*\Z")
+
+LONGEST_NAME = 200
+"""Of a behavior, in bytes: file systems allow 255, and the names of its files say more than its own."""
 
 
 def question_id(*parts: str) -> str:
@@ -174,6 +178,11 @@ class Behavior:
     """Part -> how many of its entries were not read, because their answers are letters other than A and B."""
 
     def __post_init__(self) -> None:
+        if not _FILE_NAME.fullmatch(self.name) or len(self.name.encode()) > LONGEST_NAME:
+            raise ValueError(
+                f"the name of a behavior becomes that of files, which {self.name[:60]!r} cannot be: it has at most "
+                f"{LONGEST_NAME} bytes, begins with no dot, and is without slashes, backslashes and line breaks"
+            )
         if unknown := sorted(set(self.system_prompts) - {"positive", "negative"}):
             raise ValueError(f"system prompts are 'positive' or 'negative'; {self.name!r} has some that are {unknown}")
 

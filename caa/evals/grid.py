@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from itertools import product
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from caa.data.behaviors import Behavior, Question
 from caa.data.rendering import render
 from caa.evals.judges import Judge
 from caa.evals.record import adapter_hash, questions_hash, record_run, vector_hash, versions
-from caa.evals.rows import Cell
+from caa.evals.rows import TASKS, Cell
 from caa.evals.session import Case, Session
 from caa.evals.tasks import render_choices, render_prompts
+from caa.files import only_writer
 from caa.steering.doses import dose, stream_norms
 from caa.steering.intervention import Intervention
 from caa.steering.loading import fingerprint, model_name
@@ -25,15 +27,15 @@ from caa.steering.scopes import Scope, after_prompt
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector, random_like
 
-TASKS = ("ab", "open", "facts")
-ROWS, RECORD = "rows.jsonl", "run.json"
+ROWS, RECORD, LOCK = "rows.jsonl", "run.json", "run.lock"
 
 
 @dataclass(frozen=True, eq=False)
 class EvalGrid:
     """Every question of one behavior, under every finetune, layer and multiplier.
 
-    Several grids, of one behavior each, may write into one folder if they ask the same model in the same way.
+    Several grids, of one behavior each, may write into one folder, one after the other, if they ask the same model in
+    the same way.
     """
 
     behavior: Behavior
@@ -64,6 +66,10 @@ class EvalGrid:
     """Plain texts in a forward pass; a question with all its branches counts as many as it has tokens for."""
 
     def __post_init__(self) -> None:
+        # Layers may be of NumPy; rows and their record are JSON.
+        object.__setattr__(self, "layers", [index(layer) for layer in self.layers])
+        for how in (self.operator, self.where):
+            _called(how)
         for name in ("layers", "multipliers", "finetunes", "tasks", "system_prompts"):
             values = list(getattr(self, name))
             if not values or len(set(values)) < len(values):
@@ -124,18 +130,27 @@ class EvalGrid:
 
         Rows reach the disk after every batch, so a killed job goes on where it was. `<out>/run.json` says what they
         were measured with. ValueError, before anything is computed, if the rows there were measured otherwise, if the
-        wrapper lacks an adapter or a layer, or if a question does not fit the model's context.
+        wrapper lacks an adapter or a layer, or if a question does not fit the model's context; BlockingIOError if
+        another process is writing to the folder.
         """
         self._check(wrapper, tokenizer)
-        session = Session(self, wrapper, tokenizer, Path(out) / ROWS)
-        if session.rows and not (Path(out) / RECORD).exists():
+        with only_writer(Path(out) / LOCK):
+            session = Session(self, wrapper, tokenizer, Path(out) / ROWS)
+            self._record(session, Path(out) / RECORD)
+            return self._ask(session, progress)
+
+    def _record(self, session: Session, path: Path) -> None:
+        if session.rows and not path.exists():
             raise ValueError(
-                f"{out}/{ROWS} holds rows, but there is no {RECORD} that says of what; choose a new folder"
+                f"{session.path} holds rows, but there is no {path.name} that says of what; choose a new folder"
             )
-        record_run(Path(out) / RECORD, self._settings(wrapper, tokenizer), self._notes(wrapper, tokenizer))
+        about = session.wrapper, session.tokenizer
+        record_run(path, self._settings(*about), self._notes(*about), {cell for cell, _ in session.rows})
+
+    def _ask(self, session: Session, progress: bool) -> int:
         with tqdm(total=len(session.missing()), unit="row", disable=not progress) as session.bar:
             for finetune in self.finetunes:
-                with wrapper.finetune(None if finetune == "none" else finetune):
+                with session.wrapper.finetune(None if finetune == "none" else finetune):
                     for prompt, task in product(self.system_prompts, self.tasks):
                         session.ask(finetune, prompt, task)
         return session.added
@@ -195,8 +210,21 @@ class EvalGrid:
 
 
 def _called(how: Any) -> str:
-    """The name of a function; of one with numbers of its own, those too."""
-    return getattr(how, "__name__", repr(how))
+    """A function's name; of a dataclass that is called like one, its fields too. The same in every process.
+
+    >>> from caa.steering.operators import Targeted
+    >>> _called(Targeted(above=0.5))
+    'Targeted(above=0.5, below=None, operator=add)'
+    """
+    if is_dataclass(how):
+        values = [f"{each.name}={_called(getattr(how, each.name))}" for each in fields(how)]
+        return f"{type(how).__name__}({', '.join(values)})"
+    if not callable(how):
+        return repr(how)
+    name = getattr(how, "__name__", "<lambda>")
+    if name == "<lambda>":
+        raise ValueError(f"{how!r} has no name to tell it by when the grid goes on: use def, or a frozen dataclass")
+    return name
 
 
 def _hashes(vectors: Mapping[str, SteeringVector]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from caa.data.behaviors import Question
+from caa.evals.rows import TASKS, Cell
 from caa.files import replacing
 from caa.vectors.vector import SteeringVector
 
 LIBRARIES = ("caa", "torch", "transformers", "peft", "scikit-learn")
 
 
-def record_run(path: str | Path, settings: dict[str, Any], notes: dict[str, Any]) -> None:
-    """Add these settings to the record at `path`, or begin one.
+def record_run(path: str | Path, settings: dict[str, Any], notes: dict[str, Any], measured: Collection[Cell]) -> None:
+    """Add these settings to the record at `path`, or begin one. `measured` are the cells that have rows.
 
-    `settings` must agree with those already there, wherever both say something; `notes` (names, versions) need not.
+    `settings` must agree with what those rows were measured with, wherever both say something; what the record says of
+    anything else is dropped, for it binds nobody. `notes` (names, versions) need not agree.
     ValueError, naming every field that differs, otherwise; the record then stays as it was.
     """
     settings, notes = json.loads(json.dumps([settings, notes]))
-    record = _read(path)
+    record = _read(path, measured)
     different = list(_differences(record["settings"], settings))
     if different:
         raise ValueError(
@@ -38,14 +40,44 @@ def record_run(path: str | Path, settings: dict[str, Any], notes: dict[str, Any]
         Path(scratch).write_text(json.dumps(merged, indent=2), encoding="utf-8")
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def _read(path: str | Path, measured: Collection[Cell]) -> dict[str, Any]:
     if not Path(path).exists():
         return {"settings": {}, "notes": {}}
     try:
         record = json.loads(Path(path).read_bytes())
-        return {"settings": dict(record["settings"]), "notes": dict(record["notes"])}
-    except (ValueError, KeyError, TypeError) as error:
+        return {"settings": _settings_of(measured, dict(record["settings"])), "notes": dict(record["notes"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the record of a run ({error}); choose a new folder") from error
+
+
+def _settings_of(cells: Collection[Cell], settings: dict[str, Any]) -> dict[str, Any]:
+    """Those that rows of these cells were measured with.
+
+    >>> known = {"model": 1, "behaviors": {"a": {"also": {"c": 2}, "ab": 3, "open": 4}, "b": {"vector": 5}}}
+    >>> _settings_of([Cell("a", "ab")], known), _settings_of([], known)
+    ({'model': 1, 'behaviors': {'a': {'also': {}, 'ab': 3}}}, {})
+    """
+    if not cells:
+        return {}
+    by_name = {name: [cell for cell in cells if cell.behavior == name] for name in settings.get("behaviors", {})}
+    known = {name: _asked_of(own, settings["behaviors"][name]) for name, own in by_name.items() if own}
+    return settings | {"behaviors": known}
+
+
+def _asked_of(cells: Collection[Cell], known: dict[str, Any]) -> dict[str, Any]:
+    """The same for the settings of one behavior."""
+    there = {
+        "finetunes": {cell.finetune for cell in cells},
+        "prompts": {cell.system_prompt for cell in cells},
+        "also": {cell.vector for cell in cells},
+        "own": {cell.finetune for cell in cells if cell.vector == "own"},
+    }
+    unasked = set(TASKS) - {cell.task for cell in cells}
+    return {
+        key: {name: each for name, each in value.items() if name in there[key]} if key in there else value
+        for key, value in known.items()
+        if key not in unasked
+    }
 
 
 def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:

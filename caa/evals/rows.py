@@ -11,6 +11,9 @@ from typing import Any
 from caa.data.behaviors import letter
 from caa.files import append_lines
 
+TASKS = ("ab", "open", "facts")
+"""What a grid asks: see `Cell.task`."""
+
 
 @dataclass(frozen=True, order=True)
 class Cell:
@@ -71,7 +74,10 @@ def choice_evidence(p_matching: float, p_opposite: float, matching: str | None, 
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """All rows of a file; none if there is no file.
+    """All rows of a file, one for each question in each cell; none if there is no file.
+
+    Of several with one key, as jobs leave behind that did not know of each other, the first counts: such a file only
+    grows, and what was read of it once stays true.
 
     A last line without its newline is what a killed job leaves behind: it is left out here and cut off by the next
     `append_rows`. A broken line anywhere else is an error, for then something else has happened to the file.
@@ -79,7 +85,10 @@ def read_rows(path: str | Path) -> list[Row]:
     if not Path(path).exists():
         return []
     whole, _, _torn = Path(path).read_bytes().rpartition(b"\n")
-    return list(_parse(path, whole.split(b"\n"))) if whole else []
+    rows: dict[tuple[Cell, str], Row] = {}
+    for row in _parse(path, whole.split(b"\n") if whole else ()):
+        rows.setdefault(row.key, row)
+    return list(rows.values())
 
 
 def _parse(path: str | Path, lines: Iterable[bytes]) -> Iterator[Row]:

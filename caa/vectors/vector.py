@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
@@ -41,6 +42,15 @@ class Provenance:
     """What was done to the vector afterwards, oldest first."""
     checks: Mapping[str, float] = field(default_factory=dict)
     """Whether it is the right direction, in numbers: "layer 13: held-out accuracy" -> 0.97 (`caa.vectors.checks`)."""
+
+    @classmethod
+    def from_json(cls, stated: str) -> Provenance:
+        """What `asdict` and json made of one; ValueError for anything else, such as the fields of a later version."""
+        try:
+            known: Any = json.loads(stated)
+            return cls(**known | {"history": tuple(known.get("history", ()))})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"its provenance cannot be read ({error}); perhaps a later caa wrote it") from error
 
     def then(self, step: str) -> Provenance:
         return replace(self, history=(*self.history, step))
@@ -156,7 +166,11 @@ class SteeringVector:
             raise ValueError(f"{path} is no safetensors file, or a damaged one ({error})") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is not a {FORMAT} file; it says its format is {metadata.get('format')!r}")
-        return cls({int(name.removeprefix("layer.")): v for name, v in tensors.items()}, _provenance(metadata))
+        try:
+            source = Provenance.from_json(metadata.get("source", ""))
+            return cls({_layer(name): v for name, v in tensors.items()}, source)
+        except ValueError as error:
+            raise ValueError(f"{path} is a damaged steering vector: {error}") from error
 
 
 def _in_order(data: bytes) -> bytes:
@@ -173,16 +187,18 @@ def _clean(layer: int, direction: Tensor) -> Tensor:
     return direction.detach().to("cpu", torch.float32)
 
 
-def _provenance(metadata: Mapping[str, str]) -> Provenance:
-    known: dict[str, Any] = json.loads(metadata["source"])
-    known["history"] = tuple(known.get("history", ()))
-    return Provenance(**known)
+def _layer(name: str) -> int:
+    found = re.fullmatch(r"layer\.(0|[1-9][0-9]*)", name)
+    if not found:
+        raise ValueError(f"it has a tensor {name!r}, and those of a vector are named layer.N, N counted from 0")
+    return int(found[1])
 
 
 def set_mean_normalize(vectors: Mapping[str, SteeringVector]) -> dict[str, SteeringVector]:
     """Rescale each vector, layer by layer, to the mean norm of the set (nrimsky/CAA, normalize_vectors.py).
 
-    "Multiplier 1" then means the same push for every behavior of the set, and nothing outside the set.
+    "Multiplier 1" then means the same push for every behavior of the set, and nothing outside the set. ValueError for a
+    direction of norm 0, which no factor makes longer.
 
     >>> pair = {"a": SteeringVector({0: torch.tensor([1.0, 0.0])}), "b": SteeringVector({0: torch.tensor([0.0, 3.0])})}
     >>> {name: v.at(0).tolist() for name, v in set_mean_normalize(pair).items()}
@@ -194,12 +210,26 @@ def set_mean_normalize(vectors: Mapping[str, SteeringVector]) -> dict[str, Steer
         lambda shared, v: shared & set(v.layers), vectors.values(), set(next(iter(vectors.values())).layers)
     )
     norms = {name: v.norms() for name, v in vectors.items()}
+    if zeros := [f"{name} at layer {layer}" for name in vectors for layer in sorted(layers) if not norms[name][layer]]:
+        raise ValueError(f"a direction of norm 0 cannot be rescaled, and these are: {', '.join(zeros)}; leave them out")
     means = {layer: sum(norms[name][layer] for name in vectors) / len(vectors) for layer in layers}
     step = f"rescaled to the mean norm of {', '.join(vectors)}"
     return {
         name: v._each({layer: v.at(layer) * (means[layer] / norms[name][layer]) for layer in sorted(layers)}, step)
         for name, v in vectors.items()
     }
+
+
+def rescaled_alike(vector: SteeringVector, before: SteeringVector, after: SteeringVector) -> SteeringVector:
+    """The vector times what made `after` of `before`, at each layer that `after` has.
+
+    >>> v, w = SteeringVector({0: torch.tensor([3.0, 0.0])}), SteeringVector({0: torch.tensor([0.0, 1.0])})
+    >>> rescaled_alike(w, v, 2 * v).at(0)
+    tensor([0., 2.])
+    """
+    old, new = before.norms(), after.norms()
+    scaled = {layer: vector.at(layer) * (new[layer] / old[layer]) for layer in after.layers}
+    return vector._each(scaled, f"rescaled as {after.source.behavior or 'another vector'} was")
 
 
 def random_like(vector: SteeringVector, seed: int) -> SteeringVector:

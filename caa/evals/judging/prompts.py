@@ -74,12 +74,13 @@ def comparison_prompt(behavior: Behavior, question: Question, first: str, second
 def read_score(reply: str) -> float | None:
     """The one number in [0, 10] that a reply names; None if it names none, several different ones, or another.
 
-    What a reasoning model thinks aloud, up to "</think>", is not its reply.
+    What a reasoning model thinks aloud, up to "</think>", is not its reply; one that was cut off while it thought has
+    not replied.
 
     >>> read_score("7"), read_score("Score: **7.5**/10."), read_score("between 3 and 4"), read_score("11")
     (7.0, 7.5, None, None)
     """
-    found = {float(number) for number in _NUMBER.findall(_THOUGHTS.sub("", reply))}
+    found = {float(number) for number in _NUMBER.findall(_said(reply))}
     score = found.pop() if len(found) == 1 else None
     return score if score is not None and score <= 10 else None
 
@@ -90,5 +91,15 @@ def read_choice(reply: str) -> Literal[1, 2] | None:
     >>> read_choice("Answer 2."), read_choice("1"), read_choice("1 or 2, who knows"), read_choice("12")
     (2, 1, None, None)
     """
-    found = set(_CHOICE.findall(_THOUGHTS.sub("", reply)))
+    found = set(_CHOICE.findall(_said(reply)))
     return (1 if found == {"1"} else 2) if len(found) == 1 else None
+
+
+def _said(reply: str) -> str:
+    """What stands behind the thoughts; nothing if they have no end.
+
+    >>> _said("<think>2 or 3?</think>3"), _said("<think>The rubric says that 3 is")
+    ('3', '')
+    """
+    said = _THOUGHTS.sub("", reply)
+    return "" if "<think>" in said else said

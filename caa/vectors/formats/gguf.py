@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -103,10 +104,10 @@ def _directions(reader: Any) -> list[Any]:
 
 
 def _layer(name: str, path: str | Path) -> int:
-    number = name.removeprefix("direction.")
-    if not (number.isascii() and number.isdigit()):
+    found = re.fullmatch(r"direction\.(0|[1-9][0-9]*)", name)  # "direction.01" would be another of layer 1
+    if not found:
         raise ValueError(f"{path} has a tensor {name!r}; a control vector's are named direction.N, N a layer from 0 on")
-    return int(number)
+    return int(found[1])
 
 
 def _numbers(tensor: Any, path: str | Path) -> Tensor:
@@ -124,7 +125,6 @@ def _hash(source: str, vector: SteeringVector) -> str:
 
 def _source(stated: str, path: str | Path) -> Provenance:
     try:
-        known = json.loads(stated)
-        return Provenance(**known | {"history": tuple(known["history"])})
-    except (ValueError, TypeError, LookupError) as error:
-        raise ValueError(f"{path} has a provenance that cannot be read ({error})") from error
+        return Provenance.from_json(stated)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,58 @@
+"""A vector is read once; its file is refused for another model and for other pairs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny_lora, tiny_model, tiny_tokenizer
+
+from caa import ContrastPair, Provenance, SteeringVector, extract
+from caa.steering.keeping import extract_once
+
+TOKENIZER = tiny_tokenizer()
+PAIRS = [ContrastPair(f"Wait {i}?\n (A) Yes\n (B) No", "(A)", "(B)") for i in range(3)]
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}>{% endif %}{% endfor %}"
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "vectors" / "waiting.safetensors"
+    extract_once(path, tiny_model(), TOKENIZER, PAIRS, behavior="waiting")
+    return path
+
+
+def test_what_is_kept_is_what_extract_finds_and_is_not_read_again(path, monkeypatch):
+    expected = extract(tiny_model(), TOKENIZER, PAIRS, behavior="waiting")
+    monkeypatch.setattr("caa.steering.keeping.extract", None)
+    kept = extract_once(path, tiny_model(), TOKENIZER, PAIRS, behavior="waiting")
+    assert kept.source == expected.source
+    assert all(torch.equal(kept.at(layer), expected.at(layer)) for layer in expected.layers)
+    worn = extract_once(path, tiny_lora(tiny_model()), TOKENIZER, PAIRS)
+    assert worn.source == expected.source, "a finetune of the model is no other base"
+
+
+@pytest.mark.parametrize(
+    ("model", "pairs", "template", "says"),
+    [
+        ("Qwen2", PAIRS, None, "its model is '', and not this ''"),
+        ("Llama", PAIRS[:2], None, "its 3 pairs are not these 2"),
+        ("Llama", [replace(p, positive=p.negative, negative=p.positive) for p in PAIRS], None, "its 3 pairs are not"),
+        ("Llama", PAIRS, TEMPLATE, "or went through another chat template"),
+        ("Qwen2", PAIRS[:2], None, "and not this ''; its 3 pairs are not these 2"),
+    ],
+)
+def test_another_vector_is_refused_and_stays(path, model, pairs, template, says):
+    before = path.read_bytes()
+    with pytest.raises(
+        FileExistsError, match=r"waiting\.safetensors holds another vector: .*Remove that file"
+    ) as error:
+        extract_once(path, tiny_model(model), TOKENIZER, pairs, template=template)
+    assert says in str(error.value)
+    assert path.read_bytes() == before
+
+
+def test_what_a_vector_does_not_say_is_not_checked(tmp_path):
+    path = SteeringVector({1: torch.ones(32)}, Provenance(behavior="b")).save(tmp_path / "v.safetensors")
+    assert extract_once(path, tiny_model(), TOKENIZER, PAIRS).layers == [1]
