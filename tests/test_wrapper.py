@@ -405,3 +405,15 @@ def test_clear_errors():
     with pytest.raises(TypeError, match="needs a causal LM"):
         SteeringWrapper(torch.nn.Linear(2, 2))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in wrapper.model.modules())
+
+
+def test_an_adapter_that_would_write_over_the_base_is_refused(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    get_peft_model(tiny_model("GPT2"), LoraConfig(r=2, bias="all", target_modules=["c_attn"])).save_pretrained(tmp_path)
+    wrapper = SteeringWrapper(tiny_model("GPT2"))
+    ids = torch.tensor([PROMPTS[0]])
+    before = wrapper(ids).logits
+    with pytest.raises(ValueError, match="holds biases of the base"):
+        wrapper.load_adapter(tmp_path, "a")
+    assert torch.equal(wrapper(ids).logits, before)

@@ -29,6 +29,7 @@ def load_adapter(model: nn.Module, path: str | Path, name: str) -> nn.Module:
         raise ValueError(f"there is no adapter at {path}; `caa finetune` writes one")
     check_base(model, path)
     _check_name(model, name)
+    _check_biases(path)
     try:
         with undone_on_error(model):  # PEFT puts its layers in before it looks whether the weights fit them
             return _put_on(model, path, name)
@@ -44,6 +45,17 @@ def _check_name(model: nn.Module, name: str) -> None:
         raise ValueError(
             f"no adapter can be called {name!r}: names are not empty, have no dot, and are no word of torch's "
             "dictionaries, such as 'keys'. Give it another name"
+        )
+
+
+def _check_biases(path: str | Path) -> None:
+    """PEFT writes such biases over the base's own, and neither switching off nor unloading brings those back."""
+    config = Path(path) / "adapter_config.json"
+    trained = json.loads(config.read_text(encoding="utf-8")).get("bias", "none") if config.exists() else "none"
+    if trained != "none":
+        raise ValueError(
+            f"the adapter at {path} holds biases of the base (bias={trained!r}), so the base could not be had without "
+            "it any more. Train it with bias='none', or merge it into a checkpoint of its own"
         )
 
 
