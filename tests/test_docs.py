@@ -27,7 +27,7 @@ NOT_RUN = {
     "hf auth login": "needs an account",
     "push_to_hub": "needs an account; test_saving.py has a Hub of its own",
     "caa published CAA/results": "needs a clone of nrimsky/CAA; test_published.py has one",
-    "--config recipes/configs/embedded.yaml": "10 minutes; test_recipes.py runs it with less to do",
+    "--config recipes/configs/embedded.yaml": "9 minutes; test_recipes.py runs it with less to do",
     "--config recipes/configs/prompts.yaml": "10 minutes; test_recipes.py reads it",
     "python recipes/compare_methods.py": "hundreds of grids; test_recipes.py runs it with less to do",
     "python recipes/embedded/": "hours, and writes into the package; test_embedded.py",
