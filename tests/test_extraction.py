@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_lora, tiny_model, tiny_tokenizer
+from tiny import FAMILIES, RARE, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import ContrastPair, Intervention, SteeringVector, SteeringWrapper, extract, extract_from_texts
 from caa.data.rendering import render_branches
@@ -26,6 +26,18 @@ def one_pair_at_a_time(model, tokenizer, pairs, layer) -> torch.Tensor:
             states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
             total += sign * states[layer + 1][0, branches.parting].double()
     return (total / len(pairs)).float()
+
+
+@pytest.mark.filterwarnings("ignore:.*is asked")
+@pytest.mark.parametrize("family", RARE)  # their hidden_states are not numbered as those of the others
+def test_extraction_in_batches_is_the_mean_of_each_pair_alone(family):
+    model, tokenizer = tiny_model(family), tiny_tokenizer()
+    vector = extract(model, tokenizer, PAIRS, batch_size=3)
+    alone = [extract(model, tokenizer, [pair]) for pair in PAIRS]
+    assert len({len(pair.question) for pair in PAIRS}) > 1, "without padding they could not differ"
+    for layer in range(4):
+        expected = torch.stack([each.at(layer) for each in alone]).mean(0)
+        torch.testing.assert_close(vector.at(layer), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -114,6 +114,7 @@ def test_what_cannot_be_saved_or_is_not_known_is_refused(base, tmp_path):
         ),
         "scope of your own": Intervention(some_vector(), 1, where=lambda positions, last_prompt: positions > 2),
         "a recording belongs to the prompts": Intervention(record(base, IDS), 1, operator=replace),
+        "a coefficient for each token belongs to the prompts": Intervention(some_vector(), 1, torch.ones(1, 9)),
     }
     for reason, intervention in refused.items():
         wrapper = SteeringWrapper(base, intervention)

@@ -94,8 +94,9 @@ def test_several_samples_of_a_prompt_are_steered_like_it(name):
     ids, mask = pad(PROMPTS, 0, "left")
     torch.manual_seed(0)
     options = {**WITH_LOGITS, "do_sample": True, "num_return_sequences": 2}
-    with SteeringWrapper(model).steer(Intervention(vector(), 1, 2.0, where=BY_HAND[name][0])):
-        written = SteeringWrapper(model).model.generate(ids, attention_mask=mask, **options)
+    wrapper = SteeringWrapper(model)
+    with wrapper.steer(Intervention(vector(), 1, 2.0, where=BY_HAND[name][0])):
+        written = wrapper.generate(ids, mask, **options)
     for sample, row in enumerate([0, 0, 1, 1, 2, 2]):
         text = PROMPTS[row] + written.sequences[sample, 9:].tolist()
         expected = expected_logits(model, row, text, len(PROMPTS[row]), name)

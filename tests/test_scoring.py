@@ -7,15 +7,15 @@ from itertools import product
 
 import pytest
 import torch
-from tiny import FAMILIES, random_ids, tiny_lora, tiny_model
+from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model
 
 from caa import Intervention, SteeringVector, SteeringWrapper
-from caa.steering import branching
 from caa.steering.batching import by_tokens, in_batches, pad
 from caa.steering.blocks import decoder_blocks
 from caa.steering.scopes import everywhere
 from caa.steering.scoring import Continued, generate_settings, log_probabilities
 from caa.steering.settings import sweep, together
+from caa.steering.trials import can_branch, can_expand, can_pad
 
 MIXED = pytest.mark.filterwarnings("ignore:.*asked row by row")
 
@@ -76,6 +76,30 @@ def test_answers_of_many_tokens(family, batch_size):
     check(SteeringWrapper(tiny_model(family)), SENTENCES, ALL, batch_size=batch_size)
 
 
+@MIXED
+@pytest.mark.filterwarnings("ignore:.*is asked one")
+@pytest.mark.parametrize("texts", [[2], [0, 1], [0, 1, 2, 3]])  # as many rows as MPT has heads, and fewer
+@pytest.mark.parametrize("family", RARE)
+def test_families_with_states_and_biases_of_their_own_are_scored_as_if_alone(family, texts):
+    some = [*LETTERS, Continued(ids(30, 8), ([30, 40], [30, 50]), 1)]
+    check(SteeringWrapper(tiny_model(family)), [some[text] for text in texts], ALL)
+
+
+@pytest.mark.parametrize(("trial", "cannot"), [(can_pad, {"Rwkv", "RecurrentGemma"}), (can_expand, {"Mpt"})])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_who_cannot_be_padded_or_expanded_is_found_out_in_any_precision(trial, cannot, dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert {family for family in [*FAMILIES, *RARE] if not trial(tiny_model(family).to(dtype))} == cannot
+        assert not any(can_branch(tiny_model(family).to(dtype), 8) for family in RARE)
+
+
+def test_what_stays_on_has_one_multiplier_for_all_texts():
+    wrapper = SteeringWrapper(tiny_model(), Intervention(W, 1, [1.0, -1.0]))
+    with pytest.raises(ValueError, match="with one multiplier for all"):
+        log_probabilities(wrapper, LETTERS[:2], LATE)
+
+
 @pytest.mark.parametrize("columns", [1, 6, 10**6])
 def test_any_number_of_branches_in_a_row(columns, monkeypatch):
     monkeypatch.setattr("caa.steering.scoring.MOST_COLUMNS", columns)
@@ -110,7 +134,7 @@ def test_one_setting_is_bit_for_bit_the_plain_pass():
 def test_all_families_but_alibi_are_branched(family):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert branching.can_branch(tiny_model(family), 12) == (family != "Bloom")
+        assert can_branch(tiny_model(family), 12) == (family != "Bloom")
 
 
 def tokens_read(model, layer: int) -> list[int]:
@@ -122,7 +146,7 @@ def tokens_read(model, layer: int) -> list[int]:
 
 def test_a_grid_of_all_layers_is_one_pass_that_reads_the_prompt_once():
     model = tiny_model()
-    branching.can_branch(model, 20)
+    can_branch(model, 20)
     seen = tokens_read(model, 3)
     log_probabilities(SteeringWrapper(model), LETTERS, LATE)
     longest = max(len(text.prompt) for text in LETTERS)
@@ -131,6 +155,8 @@ def test_a_grid_of_all_layers_is_one_pass_that_reads_the_prompt_once():
 
 def test_everywhere_shares_the_layers_below_the_steered_one():
     model = tiny_model()
+    assert can_expand(model)
+    assert can_pad(model)
     first, last = tokens_read(model, 0), tokens_read(model, 3)
     settings = [(Intervention(V, 2, m, where=everywhere),) for m in (-1.0, 0.5, 1.0)]
     log_probabilities(SteeringWrapper(model), LETTERS, settings)
@@ -150,7 +176,7 @@ def test_a_family_that_masks_cannot_branch_falls_back_and_says_so_once(family):
 def test_a_family_whose_window_is_wide_enough_is_branched():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert branching.can_branch(tiny_model("Gemma2"), 16)
+        assert can_branch(tiny_model("Gemma2"), 16)
 
 
 def test_an_attention_that_ignores_the_mask_is_found_out():
@@ -163,7 +189,7 @@ def test_an_attention_that_ignores_the_mask_is_found_out():
 
     model.forward = deaf
     with pytest.warns(UserWarning, match="does not keep the branches of one prompt apart"):
-        assert not branching.can_branch(model, 16)
+        assert not can_branch(model, 16)
 
 
 def test_where_memory_runs_out_the_rest_goes_in_smaller_batches():
@@ -193,7 +219,7 @@ def test_batches_hold_no_more_than_the_budget():
 def test_nothing_stays_on_the_model_after_an_error():
     model = tiny_model()
     wrapper = SteeringWrapper(model)
-    bad = [(Intervention(V, 2, 1e39, where=everywhere),), ()]
+    bad = [(Intervention(V, 2, 3e38, where=everywhere),), ()]
     expected = log_probabilities(wrapper, LETTERS, [()])
     decoder_blocks(model)[3].register_forward_hook(lambda m, a, out: None if out.isfinite().all() else 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -223,7 +249,8 @@ def test_the_order_of_a_settings_interventions_is_kept():
 
 
 @MIXED
-@pytest.mark.parametrize("family", ["Llama", "GPT2", "Gemma2", "Mistral", "Bloom", "OPT"])
+@pytest.mark.filterwarnings("ignore:.*is asked one")
+@pytest.mark.parametrize("family", ["Llama", "GPT2", "Gemma2", "Mistral", "Bloom", "OPT", *RARE])
 def test_texts_under_all_settings_equal_one_at_a_time(family):
     wrapper = SteeringWrapper(tiny_model(family))
     prompts = [ids(6, 1), ids(19, 2), ids(3, 3)]
@@ -233,13 +260,14 @@ def test_texts_under_all_settings_equal_one_at_a_time(family):
         found = generate_settings(wrapper, *pad(prompts, 0, side="left"), settings)[:, -6:].tolist()
         for answer, (prompt, setting) in zip(found, product(prompts, settings), strict=True):
             with wrapper.steer(*setting):
-                alone = wrapper.generate(torch.tensor([prompt]))[0, -6:].tolist()
+                alone = wrapper.generate(torch.tensor([prompt]), use_cache=False)[0, -6:].tolist()
             assert answer == alone
         assert len({tuple(answer) for answer in found}) > len(prompts)
 
 
 def test_the_prompt_is_read_once_for_all_settings_that_leave_it_alone():
     model = tiny_model()
+    assert can_pad(model)
     seen = tokens_read(model, 0)
     model.generation_config.update(max_new_tokens=2, do_sample=False, eos_token_id=None, pad_token_id=0)
     generate_settings(SteeringWrapper(model), *pad([ids(9, 1), ids(4, 2)], 0, side="left"), LATE)

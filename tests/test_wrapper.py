@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from tiny import FAMILIES, random_ids, tiny_lora, tiny_model
+from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model
 
 from caa import Intervention, Provenance, SteeringVector, SteeringWrapper
 from caa.steering.batching import pad
@@ -148,6 +152,57 @@ def test_scope_everywhere_edits_the_prompt_too():
     close(logits, by_hand(model, PROMPTS[0], 1, 2.0 * v.at(1), 0))
 
 
+def test_a_list_of_multipliers_that_does_not_fit_the_prompts_is_refused():
+    model, v, ids = tiny_model(), vector(), torch.tensor([PROMPTS[0]] * 4)
+    wrapper = SteeringWrapper(model)
+    how = {"max_new_tokens": 2, "do_sample": False, "eos_token_id": None}
+    with wrapper.steer(Intervention(v, 1, [1.0, -1.0])):
+        for run in (wrapper, lambda ids: wrapper.generate(ids, **how)):
+            with pytest.raises(ValueError, match="2 multipliers do not fit a batch of 4 rows"):
+                run(ids)
+        wrapper.generate(ids[:2], num_beams=2, **how)
+    with wrapper.steer(Intervention(v, 1, torch.ones(1, 9))):
+        wrapper(ids)
+        with pytest.raises(ValueError, match="coefficients for 9 tokens do not fit a pass of 1"):
+            wrapper.generate(ids, **how)
+
+
+@pytest.mark.parametrize("multiplier", [float("nan"), float("inf"), 1e39, [1.0, float("nan")], [], torch.ones(1, 2, 3)])
+def test_a_multiplier_is_finite_numbers(multiplier):
+    with pytest.raises(ValueError, match="a multiplier is one finite number"):
+        Intervention(vector(), 1, multiplier)
+
+
+def test_calls_act_in_their_order_also_when_one_in_the_middle_ends():
+    from caa.steering.operators import Clamp
+
+    model, v, ids = tiny_model(), vector(), torch.tensor([PROMPTS[0]])
+    a, b, c = Intervention(v, 1, 1.0, Clamp(2.0)), Intervention(v, 1, 1.5), Intervention(v, 1, 0.5, Clamp(-1.0))
+    wrapper = SteeringWrapper(model)
+    for asked, kept in [((a, b), (0, 1)), ((a, b, c), (0, 2)), ((c, b, a, c), (0, 1, 2)), ((b, a, b), (0, 1))]:
+        handles = [wrapper.steer(each) for each in asked]
+        for place, handle in enumerate(handles):
+            if place not in kept:
+                handle.close()
+        left = tuple(asked[place] for place in kept)
+        assert wrapper.interventions == left
+        apart = wrapper(ids).logits
+        wrapper.unsteer()
+        with wrapper.steer(*left):
+            assert torch.equal(wrapper(ids).logits, apart)
+        with wrapper.steer(*reversed(left)):
+            assert (wrapper(ids).logits - apart).abs().max() > 1e-2, "these commute, so any order would do"
+
+
+def test_a_pause_is_unsteered():
+    model, ids = tiny_model(), torch.tensor([PROMPTS[0]])
+    plain, wrapper = model(ids).logits, SteeringWrapper(model, Intervention(vector(), 1, 1.0))
+    steered = wrapper(ids).logits
+    with wrapper.paused():
+        assert torch.equal(wrapper(ids).logits, plain)
+    assert torch.equal(wrapper(ids).logits, steered)
+
+
 def test_several_interventions_add_up_and_nest():
     model, v, w = tiny_model(), vector(0), vector(1)
     ids = torch.tensor([PROMPTS[0]])
@@ -162,6 +217,50 @@ def test_several_interventions_add_up_and_nest():
     with wrapper.steer(Intervention(v, 2, 1.0, source_layer=1)):
         transferred = wrapper(ids).logits[0]
     close(transferred, by_hand(model, PROMPTS[0], 2, v.at(1), len(PROMPTS[0]) - 1))
+
+
+def test_a_mask_of_pairs_without_positions_is_the_models_own_matter():
+    model, v, ids = tiny_model(), vector(), torch.tensor([PROMPTS[0]])
+    mask = torch.zeros(1, 1, 9, 9).masked_fill(torch.ones(9, 9).triu(1).bool(), torch.finfo(torch.float32).min)
+    wrapper = SteeringWrapper(model, Intervention(v, 1, 2.0))
+    close(wrapper(ids, mask).logits[0].detach(), by_hand(model, PROMPTS[0], 1, 0 * v.at(1), 0))
+
+
+@pytest.mark.slow
+def test_a_model_that_was_compiled_and_run_before_is_steered_and_unsteered():
+    job = Path(__file__).parent / "compiled_job.py"  # a process without type checks, which cannot be compiled
+    done = subprocess.run([sys.executable, str(job)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("family", RARE)
+def test_states_in_place_of_a_cache_are_steered_too(family):
+    model, v = tiny_model(family), vector()
+    model.generation_config.eos_token_id = None
+    wrapper, prompt = SteeringWrapper(model), PROMPTS[0]
+    plain = greedy_by_hand(model, prompt, 1, 0 * v.at(1), 6)
+    with wrapper.steer(Intervention(v, 1, 3.0)):
+        written = wrapper.generate(torch.tensor([prompt] * 2), max_new_tokens=6, do_sample=False)
+    expected = greedy_by_hand(model, prompt, 1, 3.0 * v.at(1), 6)
+    assert expected[1:] != plain[1:]
+    assert written[:, len(prompt) :].tolist() == [expected] * 2
+
+
+@pytest.mark.parametrize("family", ["Mamba", "Rwkv"])
+def test_a_state_that_nobody_counted_is_refused(family):
+    model = tiny_model(family)
+    with (
+        SteeringWrapper(model).steer(Intervention(vector(), 1, 3.0)),
+        pytest.raises(ValueError, match="with use_cache=False"),
+    ):
+        model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=3, use_cache=True)
+
+
+def test_a_family_of_several_streams_is_refused():
+    wrapper = SteeringWrapper(tiny_model(), Intervention(vector(), 1))
+    decoder_blocks(wrapper.model)[1].register_forward_hook(lambda m, a, out: out[None], prepend=True)
+    with pytest.raises(TypeError, match="not one residual stream"):
+        wrapper(torch.tensor([PROMPTS[0]]))
 
 
 def test_hidden_states_show_the_steered_stream():

@@ -46,12 +46,22 @@ _OWN = {
     "Bloom": {"n_head": 4, "n_layer": 4},
 }
 FAMILIES = list(_OWN)
+_RARE: dict[str, dict[str, Any]] = {
+    "GPTNeo": {"attention_types": [[["global", "local"], 2]], "window_size": 8, "num_layers": 4, "num_heads": 4},
+    "Mpt": {"d_model": 32, "n_heads": 4, "n_layers": 4, "max_seq_len": 256},
+    "Mamba": {"state_size": 4},
+    "Mamba2": {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 2},
+    "Rwkv": {},
+    "RecurrentGemma": {"lru_width": 32, "attention_window_size": 32},
+}
+RARE = list(_RARE)
+"""Families in which something is as in no other: a state in place of a cache, pads that are read, biases by head."""
 
 
 @functools.cache
 def _pristine(family: str) -> Any:
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**_COMMON | _OWN[family])
+    config = getattr(transformers, f"{family}Config")(**_COMMON | (_OWN | _RARE)[family])
     architecture = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}.get(family, f"{family}ForCausalLM")
     return getattr(transformers, architecture)(config).eval()
 

@@ -67,6 +67,11 @@ def position_inputs(model: Any, attention_mask: Int[Tensor, "row position"]) -> 
     return {"position_ids": position_ids(attention_mask)} if takes else {}
 
 
+def keeps_place(model: Any) -> bool:
+    """Whether the family's cache says how many tokens it has read; the state of recurrent families does not."""
+    return "past_key_values" in inspect.signature(decoder(model).forward).parameters
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while: no dropout; every module's own mode comes back, also on an error."""

@@ -6,18 +6,15 @@ the continuations: their positions all restart where the stem ends, and a mask l
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa.steering.batching import pad, position_ids
-from caa.steering.blocks import decoder, evaluating, position_inputs, text_config
 
 
 @dataclass(frozen=True)
@@ -81,67 +78,3 @@ def branched(stems: Sequence[Sequence[int]], branches: Sequence[Sequence[Sequenc
         heads.shape[1],
         width,
     )
-
-
-# Who can be branched.
-
-_FAITHFUL: WeakKeyDictionary[Any, dict[str, bool]] = WeakKeyDictionary()
-
-
-def can_branch(model: Any, longest: int) -> bool:
-    """Whether this model computes branched texts of up to `longest` positions exactly; said once where it does not.
-
-    Tried out, not looked up: ALiBi, state-space blocks and attention kernels that ignore masks all fail the same small
-    comparison with separate rows. Sliding windows are looked up: no mask of ours reaches into them.
-    """
-    window = min(_windows(text_config(model)), default=longest)
-    if longest > window:
-        _say_once(model, f"texts of {longest} tokens reach beyond its sliding window of {window}")
-        return False
-    owner, kernel = decoder(model), str(getattr(model.config, "_attn_implementation", ""))
-    known = _FAITHFUL.setdefault(owner, {})
-    if kernel not in known:
-        known[kernel] = _is_faithful(model)
-        if not known[kernel]:
-            _say_once(model, "its attention does not keep the branches of one prompt apart")
-    return known[kernel]
-
-
-def _windows(config: Any) -> list[int]:
-    """Spans of local attention that the config names, in tokens."""
-    if getattr(config, "use_sliding_window", True) is False:
-        return []
-    found = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "local_attention_size"))
-    return [span for span in found if isinstance(span, int)]
-
-
-_SAID: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
-
-
-def _say_once(model: Any, why: str) -> None:
-    said = _SAID.setdefault(decoder(model), set())
-    if why not in said:
-        said.add(why)
-        name = type(model).__name__
-        warnings.warn(f"{name} is asked row by row, not by branches: {why}. Same numbers, more time.", stacklevel=3)
-
-
-@torch.no_grad()
-def _is_faithful(model: Any) -> bool:
-    """Are two branches of a padded stem what two separate rows are, within rounding?"""
-    stems, branches = [[3, 4, 5, 6], [4, 5]], [[[6, 7], [8, 9]], [[3, 7], [8, 5]]]
-    rows = [[*stem, *branch] for stem, each in zip(stems, branches, strict=True) for branch in each]
-    device = model.get_input_embeddings().weight.device
-    ids, mask = pad(rows, 0)
-    ends = mask.sum(1) - 1
-    plain = {"input_ids": ids, "attention_mask": mask, **position_inputs(model, mask)}
-    text = branched(stems, branches, 0)
-    with evaluating(model):
-        try:
-            apart = model(**{name: tensor.to(device) for name, tensor in plain.items()}, use_cache=False).logits
-            joint = model(**text.inputs(model), use_cache=False).logits
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            return False
-    apart = apart[torch.arange(len(rows)), ends].float()
-    joint = joint[:, text.stem + 1 :: text.width].flatten(0, 1).float()
-    return bool((joint - apart).abs().max() <= 32 * torch.finfo(model.dtype).eps * apart.abs().max())

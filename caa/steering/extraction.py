@@ -17,10 +17,11 @@ from caa.data.rendering import check_length, render_branches
 from caa.steering.activations import chosen_layers
 from caa.steering.batching import in_batches
 from caa.steering.blocks import context_length, decoder, decoder_blocks, evaluating, position_inputs
-from caa.steering.branching import Branched, branched, can_branch
+from caa.steering.branching import Branched, branched
 from caa.steering.hooks import reading
 from caa.steering.readings import Token, difference_of_means, digest, digest_of, find, last_tokens, origin, read_texts
 from caa.steering.sites import Site
+from caa.steering.trials import can_branch, can_pad
 from caa.vectors.methods import Method, mean_difference, name_of
 from caa.vectors.vector import SteeringVector
 
@@ -131,7 +132,8 @@ def fork_activations(
     """Batch by batch: which of the forks, and layer -> the residual stream at the last token of each of their ends.
 
     A text is read once for all its ends, by the decoder without its head, up to the last layer that is wanted.
-    `batch_size` counts texts of the longest kind; where memory runs out, fewer are taken. All have as many ends.
+    `batch_size` counts texts of the longest kind; where memory runs out, or pads would show, fewer are taken. All have
+    as many ends.
     """
     limit = context_length(model, tokenizer)
     for stem, ends in forks:
@@ -139,9 +141,11 @@ def fork_activations(
     lengths = [len(stem) + sum(map(len, ends)) for stem, ends in forks]
     longest = max(lengths)
     branching = len(forks[0][1]) > 1 and can_branch(model, longest)
+    together = branching or len({len(stem) for stem, _ in forks}) == 1 or can_pad(model)
+    budget = batch_size * longest if together else 1
     read = partial(_read_forks, model, tokenizer.pad_token_id or 0, layers, branching)
     with evaluating(model):
-        yield from in_batches(lambda rows: read([forks[row] for row in rows]), lengths, batch_size * longest)
+        yield from in_batches(lambda rows: read([forks[row] for row in rows]), lengths, budget)
 
 
 def _read_forks(

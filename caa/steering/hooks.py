@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 
 Edit = Callable[[Tensor], Tensor]
 """resid [row, position, d_model] -> resid, the same shape and dtype."""
@@ -22,6 +23,14 @@ def _resid(output: Any) -> Tensor:
 
 def _with_resid(output: Any, resid: Tensor) -> Any:
     return resid if isinstance(output, Tensor) else (resid, *output[1:])
+
+
+def _attach(register: Callable[..., Any], hook: Callable, **how: Any) -> Any:
+    """Register a hook where compiled code sees it: by default torch.compile runs on as if there were none."""
+    if dynamo.skip_nnmodule_hook_guards:
+        dynamo.skip_nnmodule_hook_guards = False
+        torch.compiler.reset()  # what was compiled before does not look
+    return register(hook, **how)
 
 
 class _EnoughError(Exception):
@@ -56,7 +65,7 @@ def reading(
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.callback(blocks[layer].register_forward_hook(reader(layer), with_kwargs=True).remove)
+            stack.callback(_attach(blocks[layer].register_forward_hook, reader(layer), with_kwargs=True).remove)
         with suppress(_EnoughError):
             yield found
 
@@ -77,7 +86,7 @@ def writing(blocks: nn.ModuleList, edits: Mapping[int, Edit]) -> ExitStack:
     with ExitStack() as stack:
         for layer, edit in edits.items():
             # prepend: transformers collects output_hidden_states with hooks of its own, and they must see the edit.
-            stack.callback(blocks[layer].register_forward_hook(writer(edit), prepend=True).remove)
+            stack.callback(_attach(blocks[layer].register_forward_hook, writer(edit), prepend=True).remove)
         return stack.pop_all()
 
 
@@ -102,9 +111,9 @@ def expanding(blocks: nn.ModuleList, layer: int, times: int) -> ExitStack:
         return (*args[:1], *(_repeated(value, rows, times) for value in args[1:])), repeated
 
     with ExitStack() as stack:
-        stack.callback(blocks[layer].register_forward_hook(grow, prepend=True).remove)
+        stack.callback(_attach(blocks[layer].register_forward_hook, grow, prepend=True).remove)
         for block in list(blocks)[layer + 1 :]:
-            stack.callback(block.register_forward_pre_hook(follow, with_kwargs=True).remove)
+            stack.callback(_attach(block.register_forward_pre_hook, follow, with_kwargs=True).remove)
         return stack.pop_all()
 
 
@@ -118,77 +127,10 @@ def _repeated(value: Any, rows: int, times: int) -> Any:
 
 
 def listening(module: nn.Module, hear: Callable[[Mapping[str, Any]], None]) -> Any:
-    """Tell `hear` the keyword arguments of every call of a module; returns the handle that stops it."""
-    return module.register_forward_pre_hook(lambda module, args, kwargs: hear(kwargs), prepend=True, with_kwargs=True)
+    """Tell `hear` the arguments of every call of a module, by name; returns the handle that stops it."""
+    signature = inspect.signature(module.forward)
 
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        hear({**signature.bind_partial(*args).arguments, **kwargs})
 
-class TokenClock:
-    """Knows, for the running forward pass, the position of every token and where each row's prompt ends.
-
-    Hooked in front of the decoder. The first pass over a text (empty cache) is the prompt, unless `prompt_lengths`
-    says where the prompt ends; later passes continue it. Positions come from `position_ids`, else from the attention
-    mask, else from the cache's length: never from the shape of what happens to be passed this time.
-    """
-
-    def __init__(self) -> None:
-        self.prompt_lengths: Int[Tensor, " row"] | None = None
-        """Set by whoever knows how many tokens of each row are prompt; None to let the first pass decide."""
-        self._positions: Int[Tensor, "row position"] | None = None
-        self._last_prompt: Int[Tensor, "row 1"] | None = None
-
-    def hooked(self, owner: nn.Module) -> Any:
-        """Start; returns the handle that stops it."""
-        signature = inspect.signature(owner.forward)
-
-        def tick(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self._tick(signature.bind_partial(*args, **kwargs).arguments)
-
-        return owner.register_forward_pre_hook(tick, prepend=True, with_kwargs=True)
-
-    def _tick(self, inputs: Mapping[str, Any]) -> None:
-        inputs = {**inputs, **inputs.get("kwargs", {})}
-        tokens = inputs.get("input_ids")
-        tokens = inputs["inputs_embeds"][..., 0] if tokens is None else tokens
-        cache = inputs.get("past_key_values")
-        seen = cache.get_seq_length() if cache is not None else 0
-        mask = inputs.get("attention_mask")
-        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        self._positions = _positions(tokens, inputs.get("position_ids"), mask, int(seen))
-        if self.prompt_lengths is not None:
-            self._last_prompt = self.prompt_lengths.to(tokens.device)[:, None] - 1
-        elif seen == 0:
-            self._last_prompt = _last_real(self._positions, mask)
-
-    def now(self) -> tuple[Int[Tensor, "row position"], Int[Tensor, "row 1"]]:
-        """The position of every token, and of each row's last prompt token; beams of one prompt share its place."""
-        if self._positions is None or self._last_prompt is None:
-            raise RuntimeError("a block ran without its decoder, so nobody knows which tokens it was given")
-        return self._positions, repeat_rows(self._last_prompt, len(self._positions), "prompt lengths")
-
-
-def repeat_rows(values: Tensor, rows: int, what: str) -> Tensor:
-    """Values given per prompt, [prompt, ...], for the rows that generate makes of them: [row, ...].
-
-    >>> repeat_rows(torch.tensor([1, 2]), 4, "multipliers")
-    tensor([1, 1, 2, 2])
-    """
-    if rows % len(values):
-        raise ValueError(f"{len(values)} {what} do not fit a batch of {rows} rows: give one, or one for each prompt")
-    return values.repeat_interleave(rows // len(values), dim=0)
-
-
-def _positions(tokens: Tensor, position_ids: Tensor | None, mask: Tensor | None, seen: int) -> Tensor:
-    rows, columns = tokens.shape
-    if position_ids is not None:
-        flat = position_ids[0] if position_ids.ndim == 3 else position_ids  # 3: one plane for each axis of a picture
-        return flat.expand(rows, columns)
-    if mask is not None:
-        return (mask.long().cumsum(1) - 1).clamp(min=0)[:, -columns:]
-    return torch.arange(seen, seen + columns, device=tokens.device).expand(rows, columns)
-
-
-def _last_real(positions: Tensor, mask: Tensor | None) -> Tensor:
-    """The largest position among the tokens that the mask lets be seen, which is the last one's."""
-    if mask is not None:
-        positions = positions * mask[:, -positions.shape[1] :]
-    return positions.max(dim=1, keepdim=True).values
+    return _attach(module.register_forward_pre_hook, hook, prepend=True, with_kwargs=True)

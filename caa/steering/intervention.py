@@ -30,6 +30,13 @@ class Intervention:
     source_layer: int | None = None
     """The vector's layer to take the direction from, if it is not `layer`."""
 
+    def __post_init__(self) -> None:
+        found = self.strengths
+        if found.ndim > 2 or not found.numel() or not found.isfinite().all():
+            raise ValueError(
+                f"a multiplier is one finite number, a list of them or [row or 1, position], this is {self.multiplier}"
+            )
+
     @property
     def direction(self) -> Tensor:
         """float32 [d_model]; of a recording [row, position, d_model]"""
@@ -39,7 +46,7 @@ class Intervention:
     def strengths(self) -> Tensor:
         """float32 [1] or [prompt], or [1 or row, position]"""
         found = torch.as_tensor(self.multiplier, dtype=torch.float32)
-        return found if found.ndim == 2 else found.reshape(-1)
+        return found if found.ndim else found[None]
 
     def __str__(self) -> str:
         """As it stands above a text or a column: "sycophancy x -1, layer 13", and then what is not as usual."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from caa.steering.blocks import check_layer, decoder, decoder_blocks, evaluating, position_inputs
-from caa.steering.hooks import reading, repeat_rows
+from caa.steering.clock import one_each
+from caa.steering.hooks import reading
 from caa.steering.loading import model_name
 from caa.steering.lora import active_adapters
 from caa.vectors.vector import Provenance
@@ -54,7 +55,7 @@ class Recording:
         """
         lengths = self.lengths.to(positions.device)
         recorded = torch.arange(len(lengths), device=positions.device)
-        rows = repeat_rows(recorded, len(positions), "recorded rows")[:, None]
+        rows = one_each(recorded, len(positions), "recorded rows")[:, None]
         return resid[rows, positions.clamp(max=resid.shape[1] - 1)], positions < lengths[rows]
 
 

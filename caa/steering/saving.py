@@ -57,10 +57,16 @@ def save_steered(
 
 
 def _vector(intervention: Intervention) -> SteeringVector:
+    """What is saved of it; ValueError for what belongs to certain prompts."""
     if isinstance(intervention.vector, Recording):
         raise ValueError(
             "a recording belongs to the prompts that it was made of, so it is no part of a steered adapter; "
             "take its intervention off before saving"
+        )
+    if intervention.strengths.ndim == 2:
+        raise ValueError(
+            "a coefficient for each token belongs to the prompts that it was made for, so it is no part of a steered "
+            "adapter; take its intervention off before saving, or give one multiplier"
         )
     return intervention.vector
 

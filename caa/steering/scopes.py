@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from caa.steering.batching import position_ids
-from caa.steering.hooks import repeat_rows
+from caa.steering.clock import one_each
 
 Scope = Callable[[Tensor, Tensor], Tensor]
 """(positions int [row, position], last_prompt int [row, 1]) -> bool [row, position]."""
@@ -130,7 +130,7 @@ class At:
     ) -> Bool[Tensor, "row position"]:
         columns = list(zip_longest(*self.places, fillvalue=-1))  # no token has position -1
         wanted = torch.tensor(columns, dtype=torch.long, device=positions.device).reshape(-1, len(self.places)).T
-        wanted = repeat_rows(wanted, len(positions), "lists of places")
+        wanted = one_each(wanted, len(positions), "lists of places")
         return (positions[..., None] == wanted[:, None, :]).any(-1)
 
 

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from caa.steering.batching import in_batches
 from caa.steering.blocks import decoder_blocks, evaluating
-from caa.steering.branching import branched, can_branch
+from caa.steering.branching import branched
 from caa.steering.hooks import expanding
 from caa.steering.intervention import Intervention
 from caa.steering.settings import Setting, together
+from caa.steering.trials import can_branch, can_expand, can_pad
 from caa.steering.wrapper import SteeringWrapper
 
 MOST_COLUMNS = 512
@@ -70,8 +72,14 @@ def log_probabilities(
     """
     found = torch.full((len(texts), len(settings), max(len(t.continuations) for t in texts)), -torch.inf).double()
     budget = batch_size * max(text.length for text in texts)
+    if any(each.strengths.numel() > 1 for each in wrapper.interventions):
+        raise ValueError("texts are asked in an order of their own: steer what stays on with one multiplier for all")
     with evaluating(wrapper):
-        for ask, places in _plan(wrapper, texts, settings, batch_size):
+        with wrapper.paused():
+            plan = list(_plan(wrapper, texts, settings, batch_size))
+            if any(ask is ROWS for ask, _ in plan) and not _may_be_padded(wrapper.model, texts):
+                budget = 1
+        for ask, places in plan:
             some = [settings[place] for place in places]
             run = partial(_sums, wrapper, texts, some, ask, pad_id)
             lengths = [ask.tokens(text, len(some)) for text in texts]
@@ -96,7 +104,12 @@ def _plan(
     lowest = {place: min((each.layer for each in settings[place]), default=-1) for place in sorted(apart)}
     for layer in sorted(set(lowest.values())):
         group = [place for place, first in lowest.items() if first == layer]
-        yield from ((ROWS, some) for some in _chunks(group, batch_size))
+        size = batch_size if len(group) > 1 and can_expand(wrapper.model) else 1
+        yield from ((ROWS, some) for some in _chunks(group, size))
+
+
+def _may_be_padded(model: Any, texts: Sequence[Continued]) -> bool:
+    return len({len(text.prompt) for text in texts}) == 1 or can_pad(model)
 
 
 def _chunks(places: list[int], size: int) -> Iterator[list[int]]:
@@ -237,12 +250,27 @@ def generate_settings(
     """
     device, times = wrapper.model.get_input_embeddings().weight.device, len(settings)
     ids, attention_mask = ids.to(device), attention_mask.to(device)
+    with wrapper.paused():
+        apart = not attention_mask.all() and not can_pad(wrapper.model)
+    if apart:
+        return _one_at_a_time(wrapper, ids, attention_mask.bool(), settings)
     cache = _shared_cache(wrapper, ids, attention_mask, settings)
-    kept = {} if cache is None else {"past_key_values": cache}
+    kept: dict[str, Any] = {} if cache is None else {"past_key_values": cache, "use_cache": True}
     rows = [row.repeat_interleave(times, dim=0) for row in (ids, attention_mask)]
     edits = [replace(each, multiplier=each.strengths.flatten().repeat(len(ids))) for each in together(settings)]
     with wrapper.steer(*edits):
         return wrapper.generate(*rows, **kept)
+
+
+def _one_at_a_time(wrapper: SteeringWrapper, ids: Tensor, real: Tensor, settings: Sequence[Setting]) -> Tensor:
+    """The same, each prompt without its pads."""
+    answers: list[Tensor] = []
+    for row, kept in zip(ids, real, strict=True):
+        alone = row[kept][None]
+        answers += generate_settings(wrapper, alone, torch.ones_like(alone), settings)[:, alone.shape[1] :]
+    filling = wrapper.model.generation_config.pad_token_id or 0
+    even = pad_sequence(answers, batch_first=True, padding_value=filling)
+    return torch.cat([ids.repeat_interleave(len(settings), dim=0), even], dim=1)
 
 
 def _shared_cache(wrapper: SteeringWrapper, ids: Tensor, mask: Tensor, settings: Sequence[Setting]) -> Any:

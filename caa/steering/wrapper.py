@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from caa.steering.blocks import check_layer, decoder, decoder_blocks, model_width, position_inputs
-from caa.steering.hooks import Edit, TokenClock, repeat_rows, writing
+from caa.steering.blocks import check_layer, decoder, decoder_blocks, keeps_place, model_width, position_inputs
+from caa.steering.clock import TokenClock, coefficients, one_each, repeat_rows
+from caa.steering.hooks import Edit, listening, writing
 from caa.steering.hub import upload
 from caa.steering.intervention import Intervention
 from caa.steering.lora import active_adapter, load_adapter, unload
@@ -37,7 +38,8 @@ class SteeringWrapper(nn.Module):
         super().__init__()
         self.model = model
         self._clock = TokenClock()
-        self._steering: list[tuple[tuple[Intervention, ...], ExitStack]] = []
+        self._steering: dict[ExitStack, tuple[Intervention, ...]] = {}
+        self._hooks = ExitStack()
         decoder_blocks(model)
         if interventions:
             self.steer(*interventions)
@@ -45,31 +47,51 @@ class SteeringWrapper(nn.Module):
     @property
     def interventions(self) -> tuple[Intervention, ...]:
         """What is being done to the model now, in the order in which it was asked for."""
-        return tuple(intervention for group, _ in self._steering for intervention in group)
+        return tuple(intervention for group in self._steering.values() for intervention in group)
 
     def steer(self, *interventions: Intervention) -> ExitStack:
         """Edit the residual stream from now on: until the `with` block ends, the result's `close()`, or `unsteer()`.
 
-        Calls add up. ValueError if a layer does not exist or a vector belongs to a model of another width.
+        Calls add up, in their order. ValueError for a layer that does not exist and a vector of another width.
         """
         for intervention in interventions:
             self._check(intervention)
-        active = [i for i in interventions if i.strengths.any()]
-        layers = sorted({i.layer for i in active})
-        edits = {layer: self._edit([i for i in active if i.layer == layer]) for layer in layers}
-        with ExitStack() as stack:
-            stack.callback(self._clock.hooked(decoder(self.model)).remove)
-            stack.enter_context(writing(decoder_blocks(self.model), edits))
-            handle = stack.pop_all()
-        entry = (interventions, handle)
-        self._steering.append(entry)
-        handle.callback(lambda: self._steering.remove(entry) if entry in self._steering else None)
+        handle = ExitStack()
+        self._steering[handle] = interventions
+        handle.callback(self._take_off, handle)
+        self._install()
         return handle
 
     def unsteer(self) -> None:
         """Take every steering off."""
-        for _, handle in list(self._steering):
+        for handle in list(self._steering):
             handle.close()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Run unsteered for a while."""
+        self._hooks.close()
+        try:
+            yield
+        finally:
+            self._install()
+
+    def _take_off(self, handle: ExitStack) -> None:
+        del self._steering[handle]
+        self._install()
+
+    def _install(self) -> None:
+        """One hook for each layer, which makes all its edits in order; none at all where every multiplier is 0."""
+        self._hooks.close()
+        active = [i for i in self.interventions if i.strengths.any()]
+        if not active:
+            return
+        layers = sorted({i.layer for i in active})
+        edits = {layer: self._edit([i for i in active if i.layer == layer]) for layer in layers}
+        with ExitStack() as stack:
+            stack.callback(listening(decoder(self.model), self._clock.tick).remove)
+            stack.enter_context(writing(decoder_blocks(self.model), edits))
+            self._hooks = stack.pop_all()
 
     def _check(self, intervention: Intervention) -> None:
         check_layer(self.model, intervention.layer)
@@ -82,20 +104,25 @@ class SteeringWrapper(nn.Module):
             )
 
     def _edit(self, interventions: Sequence[Intervention]) -> Edit:
-        strengths = [i.strengths if i.strengths.ndim == 2 else i.strengths[:, None] for i in interventions]
+        strengths = [i.strengths for i in interventions]
         directions = [i.direction for i in interventions]
 
         def edit(resid: Tensor) -> Tensor:
-            positions, last_prompt = (
-                repeat_rows(places.to(resid.device), len(resid), "rows") for places in self._clock.now()
-            )
+            if resid.ndim != 3:
+                raise TypeError(
+                    f"a block of {type(self.model).__name__} writes {list(resid.shape)} and not one residual stream, "
+                    "[row, position, d_model], so nobody knows where to add a vector"
+                )
+            rows, columns, _ = resid.shape
+            positions, last_prompt = (places.to(resid.device) for places in self._clock.now())
             for n, intervention in enumerate(interventions):
                 directions[n] = directions[n].to(resid.device)  # once, for each model lives on few devices
-                each = repeat_rows(strengths[n], len(resid), "multipliers").to(resid.device)
-                strength, direction = each * intervention.where(positions, last_prompt), directions[n]
+                direction, chosen = directions[n], intervention.where(positions, last_prompt)
                 if isinstance(intervention.vector, Recording):
                     direction, known = intervention.vector.meeting(direction, positions)
-                    strength = strength * known
+                    direction, chosen = repeat_rows(direction, rows), chosen * known
+                each = coefficients(strengths[n], len(positions), (rows, columns)).to(resid.device)
+                strength = each * repeat_rows(chosen, rows)
                 edited = intervention.operator(resid, direction, strength)
                 resid = torch.where((strength != 0)[..., None], edited, resid)
             return resid
@@ -115,10 +142,11 @@ class SteeringWrapper(nn.Module):
         `prompt_lengths` counts each row's prompt tokens, for texts that hold an answer too; without it the whole of a
         first pass is prompt, and passes on a filled cache go on with the answer.
         """
-        if attention_mask is not None and "position_ids" not in kwargs:
+        if attention_mask is not None and attention_mask.ndim == 2 and "position_ids" not in kwargs:
             for name, tensor in position_inputs(self.model, attention_mask).items():
                 kwargs[name] = tensor[:, -input_ids.shape[1] :]
-        with self._prompts(prompt_lengths):
+        lengths = None if prompt_lengths is None else one_each(prompt_lengths, len(input_ids), "prompt lengths")
+        with self._prompts(lengths):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     @torch.no_grad()
@@ -128,10 +156,15 @@ class SteeringWrapper(nn.Module):
         attention_mask: Int[Tensor, "row position"] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `generate`, steered; prompts of unequal length are padded on the left."""
+        """transformers' `generate`, steered; prompts of unequal length are padded on the left.
+
+        Recurrent families (Mamba, RWKV) are steered without their cache, which does not say where in the text it is.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if not mask[:, -1].all():
             raise ValueError("generation continues the last column, so pad prompts on the left (padding_side='left')")
+        if self._steering and not keeps_place(self.model):
+            kwargs.setdefault("use_cache", False)
         with self._prompts(mask.sum(1)):
             return self.model.generate(input_ids=input_ids, attention_mask=mask, **kwargs)
 

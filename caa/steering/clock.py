@@ -1,0 +1,106 @@
+"""The arguments of a forward pass in, the place of every token in its text out, and where each prompt ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class TokenClock:
+    """Knows, for the running forward pass, the position of every token and where each prompt ends.
+
+    It hears what the decoder is given. The first pass over a text (empty cache) is the prompt, unless `prompt_lengths`
+    says where the prompt ends; later passes continue it. Positions come from `position_ids`, else from the attention
+    mask, else from the cache's length: never from the shape of what happens to be passed this time.
+    """
+
+    def __init__(self) -> None:
+        self.prompt_lengths: Int[Tensor, " prompt"] | None = None
+        """Set by whoever knows how many tokens of each prompt there are; None to let the first pass decide."""
+        self._positions: Int[Tensor, "row position"] | None = None
+        self._last_prompt: Int[Tensor, "prompt 1"] | None = None
+
+    def tick(self, inputs: Mapping[str, Any]) -> None:
+        """A pass begins. ValueError for one that goes on from a state which does not say how long its past is."""
+        if any(inputs.get(name) is not None for name in ("cache_params", "state")):
+            raise ValueError(
+                "a recurrent state does not say how many tokens it has read, so nobody knows which ones follow: "
+                "steer this family with use_cache=False, as the wrapper's own `generate` does"
+            )
+        tokens = inputs.get("input_ids")
+        tokens = inputs["inputs_embeds"][..., 0] if tokens is None else tokens
+        cache = inputs.get("past_key_values")
+        seen = cache.get_seq_length() if cache is not None else 0
+        mask = inputs.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._positions = _positions(tokens, inputs.get("position_ids"), mask, seen)
+        if self.prompt_lengths is not None:
+            self._last_prompt = self.prompt_lengths.to(tokens.device)[:, None] - 1
+        elif seen == 0:
+            self._last_prompt = _last_real(self._positions, mask)
+
+    def now(self) -> tuple[Int[Tensor, "prompt position"], Int[Tensor, "prompt 1"]]:
+        """The positions of each prompt's tokens, which its beams share, and that of its last prompt token."""
+        if self._positions is None or self._last_prompt is None:
+            raise RuntimeError("a block ran without its decoder, so nobody knows which tokens it was given")
+        rows, prompts = len(self._positions), len(self._last_prompt)
+        if rows % prompts:
+            raise ValueError(f"{prompts} prompt lengths do not fit a batch of {rows} rows: give one for each prompt")
+        return self._positions[:: rows // prompts], self._last_prompt
+
+
+def one_each(values: Tensor, prompts: int, what: str) -> Tensor:
+    """Values given once for all or once for each prompt, as [prompt, ...].
+
+    >>> one_each(torch.tensor([5]), 3, "multipliers")
+    tensor([5, 5, 5])
+    """
+    if len(values) not in (1, prompts):
+        raise ValueError(f"{len(values)} {what} do not fit a batch of {prompts} rows: give one, or one for each prompt")
+    return values.expand(prompts, *values.shape[1:])
+
+
+def repeat_rows(values: Tensor, rows: int) -> Tensor:
+    """Values of each prompt, [prompt, ...], for the rows that generate makes of it (beams, samples): [row, ...].
+
+    >>> repeat_rows(torch.tensor([1, 2]), 4)
+    tensor([1, 1, 2, 2])
+    """
+    return values if len(values) == rows else values.repeat_interleave(rows // len(values), dim=0)
+
+
+def coefficients(strengths: Float[Tensor, "*given"], prompts: int, shape: tuple[int, int]) -> Float[Tensor, "row _"]:
+    """An intervention's strengths for a pass of shape (rows, columns), [row, 1 or column]; ValueError if they do not fit it.
+
+    >>> coefficients(torch.tensor([1.0, 2.0]), 2, (4, 9)).T
+    tensor([[1., 1., 2., 2.]])
+    """
+    rows, columns = shape
+    if strengths.ndim == 2 and strengths.shape[1] != columns:
+        raise ValueError(
+            f"coefficients for {strengths.shape[1]} tokens do not fit a pass of {columns}: they are for one forward "
+            "pass over as many columns, without a cache"
+        )
+    each = strengths if strengths.ndim == 2 else strengths[:, None]
+    return each if len(each) == rows else repeat_rows(one_each(each, prompts, "multipliers"), rows)
+
+
+def _positions(tokens: Tensor, position_ids: Tensor | None, mask: Tensor | None, seen: int | Tensor) -> Tensor:
+    rows, columns = tokens.shape
+    if position_ids is not None:
+        flat = position_ids[0] if position_ids.ndim == 3 else position_ids  # 3: one plane for each axis of a picture
+        return flat.expand(rows, columns)
+    if mask is not None:
+        return (mask.long().cumsum(1) - 1).clamp(min=0)[:, -columns:]
+    return (seen + torch.arange(columns, device=tokens.device)).expand(rows, columns)
+
+
+def _last_real(positions: Tensor, mask: Tensor | None) -> Tensor:
+    """The largest position among the tokens that the mask lets be seen, which is the last one's."""
+    if mask is not None:
+        positions = positions * mask[:, -positions.shape[1] :]
+    return positions.max(dim=1, keepdim=True).values

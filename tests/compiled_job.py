@@ -1,0 +1,68 @@
+"""Steers compiled models that ran before they were steered; fails where one is not: `python compiled_job.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from slow import PROMPTS, close, vector
+from tiny import tiny_model
+from torch._dynamo import config
+from transformers import CompileConfig
+
+from caa import Intervention, SteeringWrapper
+from caa.steering.blocks import decoder_blocks
+from caa.steering.scopes import everywhere
+
+
+def fresh() -> None:
+    """As in a process that has not steered yet."""
+    torch.compiler.reset()
+    config.skip_nnmodule_hook_guards = True
+
+
+def compiled(how: str) -> Any:
+    model = tiny_model()
+    if how == "torch.compile":
+        return torch.compile(model, backend="eager")
+    for part in {"model": [model], "decoder": [model.model], "blocks": decoder_blocks(model)}[how]:
+        part.compile(backend="eager")
+    return model
+
+
+@torch.no_grad()
+def forward_passes(how: str) -> None:
+    fresh()
+    v, ids = vector(), torch.tensor([PROMPTS[0]] * 2)
+    model, slow = compiled(how), SteeringWrapper(tiny_model())
+    plain = model(ids).logits
+    wrapper = SteeringWrapper(model)
+    for each in [Intervention(v, 1, 2.0), Intervention(v, 2, -1.0, where=everywhere), Intervention(v, 1, [0.0, 1.0])]:
+        with slow.steer(each), wrapper.steer(each):
+            close(wrapper(ids).logits, slow(ids).logits)
+            assert not torch.equal(wrapper(ids).logits, plain)
+        with wrapper.steer(Intervention(v, 1, 0.0)):
+            assert torch.equal(wrapper(ids).logits, plain)
+        assert torch.equal(wrapper(ids).logits, plain)
+
+
+def generation_that_transformers_compiles_by_itself() -> None:
+    fresh()
+    compiling = CompileConfig(backend="eager", fullgraph=False)
+    compiling._compile_all_devices = True
+    how: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    static = how | {"cache_implementation": "static", "compile_config": compiling}
+    ids, wrapper = torch.tensor([PROMPTS[0]]), SteeringWrapper(tiny_model())
+    plain = wrapper.generate(ids, **static)
+    for multiplier in (3.0, -3.0):
+        with wrapper.steer(Intervention(vector(), 1, multiplier)):
+            written = wrapper.generate(ids, **static)
+            assert torch.equal(written, wrapper.generate(ids, **how))
+        assert not torch.equal(written, plain)
+        assert torch.equal(wrapper.generate(ids, **static), plain)
+
+
+if __name__ == "__main__":
+    for how in ("torch.compile", "model", "decoder", "blocks"):
+        forward_passes(how)
+    generation_that_transformers_compiles_by_itself()
