@@ -74,7 +74,7 @@ def repeat_rows(values: Tensor, rows: int) -> Tensor:
 
 
 def coefficients(strengths: Float[Tensor, "*given"], prompts: int, shape: tuple[int, int]) -> Float[Tensor, "row _"]:
-    """An intervention's strengths for a pass of shape (rows, columns), [row, 1 or column]; ValueError if they do not fit it.
+    """An intervention's strengths for a pass of so many (rows, columns); ValueError if they do not fit it.
 
     >>> coefficients(torch.tensor([1.0, 2.0]), 2, (4, 9)).T
     tensor([[1., 1., 2., 2.]])
