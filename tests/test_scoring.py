@@ -173,6 +173,14 @@ def test_a_family_that_masks_cannot_branch_falls_back_and_says_so_once(family):
         check(SteeringWrapper(model), long, ALL)
 
 
+def test_a_local_attention_that_counts_columns_is_looked_up():
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM  # the usual window is wider than any trial
+
+    config = GPTNeoConfig(vocab_size=104, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["local"], 2]])
+    with pytest.warns(UserWarning, match="its local attention counts columns"):
+        assert not can_branch(GPTNeoForCausalLM(config), 16)
+
+
 def test_a_family_whose_window_is_wide_enough_is_branched():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
