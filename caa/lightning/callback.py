@@ -53,7 +53,10 @@ class SteeringCallback(TrainerCallback, Callback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if getattr(args, "torch_compile", False):
-            raise ValueError("a compiled model does not see hooks that come later: train with torch_compile=False")
+            raise ValueError(
+                "steering begins and ends with each step, and a compiled model would be compiled anew each time: train "
+                "with torch_compile=False"
+            )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._steer(model)
