@@ -242,6 +242,10 @@ def test_the_program_to_run_it_again_says_what_the_rows_say(tmp_path):
     }
 
 
+def test_the_program_names_no_model_that_the_run_does_not_name(tmp_path):
+    assert "model='unknown model'" in again(Run(tmp_path, rows_of()))
+
+
 def test_the_command_writes_the_page_and_the_tables(run, capsys):
     assert main(["report", str(run)]) == 0
     assert str(run / "report.html") in capsys.readouterr().out.replace("\n", "")

@@ -1,10 +1,22 @@
-"""What the commands share: saying things on a terminal, where what a model or a file says is never markup."""
+"""What the commands share: a model to work on; saying things, where what a model or a file says is never markup."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+
+def load_wrapper(model: str, adapters: Mapping[str, Path], dtype: str, device: str) -> tuple[Any, Any]:
+    """The model in a wrapper that holds these LoRA adapters, the last one active, and its tokenizer."""
+    from caa import SteeringWrapper, load_model
+
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    wrapper = SteeringWrapper(loaded)
+    for name, path in adapters.items():
+        wrapper.load_adapter(path, name)
+    return wrapper, tokenizer
 
 
 def console() -> Any:

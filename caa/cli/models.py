@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from caa.cli.console import console, print_answer
+from caa.cli.console import console, load_wrapper, print_answer
 
 
 def generate(
@@ -40,7 +40,7 @@ def generate(
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
-    from caa import Intervention, SteeringVector, SteeringWrapper, load_model
+    from caa import Intervention, SteeringVector, SteeringWrapper
     from caa.steering.loading import load_tokenizer, model_name
     from caa.steering.operators import OPERATORS
     from caa.steering.scopes import SCOPES
@@ -52,12 +52,9 @@ def generate(
         interventions = wrapper.interventions
         wrapper.unsteer()
     elif vector and layer is not None:
-        loaded, tokenizer = load_model(model, dtype=dtype, device=device)
-        wrapper = SteeringWrapper(loaded)
+        wrapper, tokenizer = load_wrapper(model, {adapter.name: adapter} if adapter else {}, dtype, device)
         how = OPERATORS[operator], SCOPES[where]
         interventions = (Intervention(SteeringVector.load(vector), layer, multiplier, *how),)
-        if adapter:
-            wrapper.load_adapter(adapter, adapter.name)
     tokenizer = tokenizer or load_tokenizer(model_name(wrapper.model))
     with wrapper.finetune(None):
         print_answer("the model as it is", wrapper, tokenizer, prompt, system, max_new_tokens)
@@ -91,17 +88,14 @@ def play(
     """
     from threading import Event
 
-    from caa import SteeringVector, SteeringWrapper, load_model
+    from caa import SteeringVector
     from caa.playground.launching import serving
     from caa.playground.session import Session
 
     directions = {path.stem: SteeringVector.load(path) for path in vectors or ()}
     if len(directions) < len(vectors or ()):
         raise ValueError("two of the vectors have files of the same name, and would be the same choice; rename one")
-    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
-    wrapper = SteeringWrapper(loaded)
-    for name, path in (adapters or {}).items():
-        wrapper.load_adapter(path, name)
+    wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
     with serving(Session(wrapper, tokenizer, directions, out), port, max_new_tokens) as address:
         console().print(f"The playground is at {address} until Ctrl+C", markup=False, soft_wrap=True)
         Event().wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from caa.cli.console import console, print_tables
+from caa.cli.console import console, load_wrapper, print_tables
 from caa.evals.judging.config import OFFLINE, JudgeConfig
 from caa.finetune.config import FinetuneConfig
 
@@ -100,16 +100,13 @@ def grid(
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
-    from caa import EvalGrid, SteeringVector, SteeringWrapper, load_behavior, load_facts, load_model, make_judge
+    from caa import EvalGrid, SteeringVector, load_behavior, load_facts, make_judge
     from caa.data.sources import BUILTIN
     from caa.reports.tables import write_report
 
     found = load_behavior(behavior)
     direction = SteeringVector.load(vector)
-    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
-    wrapper = SteeringWrapper(loaded)
-    for name, path in (adapters or {}).items():
-        wrapper.load_adapter(path, name)
+    wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
     others = [load_behavior(name) for name in BUILTIN if name != found.name]
     EvalGrid(
         found,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from caa.cli.console import console, refuse_to_overwrite
+from caa.cli.console import console, load_wrapper, refuse_to_overwrite
 
 
 def extract_(
@@ -36,16 +36,13 @@ def extract_(
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
-    from caa import SteeringWrapper, load_behavior, load_model
     from caa import extract as find
+    from caa import load_behavior
     from caa.vectors import methods
 
     refuse_to_overwrite(out)
     found = load_behavior(behavior)
-    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
-    wrapper = SteeringWrapper(loaded)
-    if adapter:
-        wrapper.load_adapter(adapter, adapter.name)
+    wrapper, tokenizer = load_wrapper(model, {adapter.name: adapter} if adapter else {}, dtype, device)
     pairs = found.require("pairs")
     how: dict[str, Any] = {"method": getattr(methods, method), "token": token, "site": site, "batch_size": batch_size}
     vector = find(wrapper.model, tokenizer, pairs, layers, behavior=found.name, progress=True, **how)

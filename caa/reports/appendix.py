@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 from caa.evals.rows import Cell, Row
-from caa.files import replacing
 from caa.reports.collapse import TEXT
 from caa.reports.facts import again, facts
 from caa.reports.formats import in_markdown, to_markdown
@@ -31,10 +30,7 @@ def write_appendix(run_folder: str | Path) -> Path:
     Returns its path. Pictures in the folder `figures` are named by relative paths. Errors as those of `write_report`.
     """
     run = read_run(run_folder)
-    made = to_appendix(run, write_tables(run))
-    with replacing(run.folder / APPENDIX) as scratch:
-        scratch.write_text(made, encoding="utf-8", errors="replace")  # a model may write half a character
-    return run.folder / APPENDIX
+    return run.write(APPENDIX, to_appendix(run, write_tables(run)))
 
 
 def to_appendix(run: Run, tables: Sequence[Table]) -> str:

@@ -61,7 +61,7 @@ def again(run: Run) -> str:
     lengths = {each["open"]["max_new_tokens"] for each in settings.values() if "max_new_tokens" in each.get("open", {})}
     arguments: dict[str, Any] = {
         "behaviors": _values(rows, "behavior"),
-        "model": run.record.get("notes", {}).get("model", "tiny-chat"),
+        "model": run.model,
         "layer": layers[0],
         "multipliers": sorted({cell.multiplier for cell in cells}),
         "finetunes": _values(rows, "finetune"),

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from caa.files import replacing
 from caa.reports.facts import again, facts
 from caa.reports.layout import Entry, Table
 from caa.reports.naming import most
@@ -30,10 +29,7 @@ def write_html(run_folder: str | Path) -> Path:
     row, ValueError for a broken row, a broken run.json, a broken CSV of tokens.
     """
     run = read_run(run_folder)
-    made = to_html(run, write_tables(run))
-    with replacing(run.folder / PAGE) as scratch:
-        scratch.write_text(made, encoding="utf-8", errors="replace")  # a model may write half a character
-    return run.folder / PAGE
+    return run.write(PAGE, to_html(run, write_tables(run)))
 
 
 def to_html(run: Run, tables: Sequence[Table]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caa.evals.rows import Row, read_rows
+from caa.files import replacing
 
 RECORD = "run.json"
 
@@ -45,6 +46,12 @@ class Run:
             return {"model": notes.get("model", ""), "judge_accuracy": accuracy, "doses": dict(notes.get("doses", {}))}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(_broken(self.folder / RECORD, error)) from error
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file of this name beside the rows, whole or not at all; its path."""
+        with replacing(self.folder / name) as scratch:
+            scratch.write_text(text, encoding="utf-8", errors="replace")  # a model may write half a character
+        return self.folder / name
 
 
 def read_run(folder: str | Path) -> Run:
