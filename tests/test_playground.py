@@ -508,7 +508,7 @@ def test_a_vector_without_the_chosen_layer_is_said_and_can_be_moved_on_from():
     from caa.playground.app import BASE, _sliders, _words
 
     opened = Session(SteeringWrapper(tiny_model()), tiny_tokenizer(), vectors(layers=2))
-    chosen = (opened, BASE, ["one"], 3, "after_prompt", "", 9, 0.5, 0.0)
+    chosen = (opened, ["one"], BASE, ["one"], 3, "after_prompt", "", 9, 0.5, 0.0)
     assert "no direction for layer 3" in _words(*chosen)
     assert "<p" in _words(*chosen)
     known, _, shown, hidden = _sliders(opened, ["one"], 3, [], "one", 0.5, 0.0)
@@ -615,6 +615,22 @@ def save_and_save_again(page: Page, opened: Session, setting: Setting) -> None:
     page.press("Save")
     page.toast(f"{HOSTILE[25:60]!r} is no name for a folder")
     assert [path.name for path in opened.out.iterdir()] == ["my-1"]
+
+
+@pytest.mark.slow
+@needs_browser
+def test_nothing_is_answered_while_a_vector_is_being_found(served, monkeypatch):
+    """Its slider still says 0, and the steered side would be unsteered without a word."""
+    opened, address = served
+    found, find = threading.Event(), opened.vector
+    monkeypatch.setattr(opened, "vector", lambda name: found.wait(30) and find(name))
+    with window() as w:
+        w.page.goto(address)
+        w.page.get_by_role("button", name="Send").click()
+        w.page.get_by_test_id("toast-body").filter(has_text="has no multiplier yet").wait_for()
+        assert not w.page.locator(".said").count()
+        found.set()
+        Page(w, address)
 
 
 @pytest.mark.slow

@@ -35,6 +35,8 @@ _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 class Controls:
     """What is chosen on the left."""
 
+    known: gr.State
+    """The vectors that were found: their sliders are set."""
     finetune: gr.Dropdown
     picked: gr.Dropdown
     multipliers: Sequence[gr.Slider]
@@ -47,7 +49,16 @@ class Controls:
     @property
     def all(self) -> list[Any]:
         """In the order of `_setting`."""
-        return [self.finetune, self.picked, self.layer, self.scope, self.system, self.tokens, *self.multipliers]
+        return [
+            self.known,
+            self.finetune,
+            self.picked,
+            self.layer,
+            self.scope,
+            self.system,
+            self.tokens,
+            *self.multipliers,
+        ]
 
 
 def build(session: Session, longest_answer: int) -> gr.Blocks:
@@ -67,6 +78,7 @@ def build(session: Session, longest_answer: int) -> gr.Blocks:
 def _controls(session: Session, longest_answer: int) -> Controls:
     finetunes = [BASE, *session.wrapper.adapters]
     return Controls(
+        known=gr.State([]),
         finetune=gr.Dropdown(finetunes, value=BASE, label="Finetune, worn by both sides", interactive=True),
         picked=gr.Dropdown(list(session.names), value=[session.names[0]], multiselect=True, label="Vectors"),
         multipliers=[
@@ -134,14 +146,13 @@ def _side(title: str, about: str) -> gr.HTML:
 
 def _follow(page: gr.Blocks, session: Session, controls: Controls, force: gr.HTML, color: gr.Dropdown) -> None:
     """Whatever is changed shows at once: the sliders of the vectors that are picked, and the words above."""
-    known = gr.State([])
-    ranged = [known, color, *controls.multipliers]
+    ranged = [controls.known, color, *controls.multipliers]
     words: tuple[Any, ...] = (partial(_words, session), controls.all, force)
     how: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE}
     reaching = [page.load, controls.picked.change, controls.layer.change]
     first = gr.on(reaching, partial(_sliders, session), [controls.picked, controls.layer, *ranged], ranged, **how)
     first.then(*words, **how)
-    others = [each.change for each in controls.all if each not in (controls.picked, controls.layer)]
+    others = [each.change for each in controls.all if each not in (controls.known, controls.picked, controls.layer)]
     gr.on(others, *words, trigger_mode="always_last", **how)
 
 
@@ -178,8 +189,22 @@ def _words(session: Session, *chosen: Any) -> str:
 
 
 def _setting(
-    session: Session, finetune: str, picked: list[str], layer: int, scope: str, system: str, tokens: int, *values: float
+    session: Session,
+    known: list[str],
+    finetune: str,
+    picked: list[str],
+    layer: int,
+    scope: str,
+    system: str,
+    tokens: int,
+    *values: float,
 ) -> Setting:
+    """What is chosen; ValueError while a vector is being found, for its slider would still say 0."""
+    if missing := [name for name in picked if name not in known]:
+        raise ValueError(
+            f"the vector {missing[0]!r} has no multiplier yet, for it is still being found or could not be: wait for "
+            "its slider, or pick another"
+        )
     multipliers = dict(zip(session.names, values, strict=True))
     return Setting(
         layer=layer,
