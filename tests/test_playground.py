@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -527,13 +528,17 @@ def test_the_command_opens_on_the_embedded_model_and_ends_by_itself(tmp_path):
     pytest.importorskip("gradio")
     port = free_port()
     command = [sys.executable, "-m", "caa.cli", "play", "--port", str(port)]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    how: dict[str, Any] = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # As in a terminal: what a shell starts in the background is deaf to Ctrl+C, and so are its children.
+    how["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, **how) as running:
         try:
             assert f"http://127.0.0.1:{port}/" in running.stdout.readline()
             assert "tiny-chat" in httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).text
-        finally:
             running.send_signal(signal.SIGINT)
-        _, said = running.communicate(timeout=20)
+            _, said = running.communicate(timeout=20)
+        finally:
+            running.kill()
     assert running.returncode == 130
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
