@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.subjects import Subject
 from caa import ContrastPair, Question
-from caa.data.rendering import render_branches
+from caa.data.chat import ChatFormat
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Asked:
 def rendered(tokenizer: Any, questions: Sequence[Question]) -> list[Asked]:
     asked = []
     for question in questions:
-        found = render_branches(tokenizer, ContrastPair(question.text, *question.answers))
+        found = ChatFormat(tokenizer).encode_pair(ContrastPair(question.text, *question.answers))
         place = found.parting
         tokens = found.positive[place], found.negative[place]
         asked.append(Asked(found.positive[:place], found.prompt_length, tokens))

@@ -18,7 +18,7 @@ from benchmarks.machine import installed
 from benchmarks.report import Claim, Report
 from benchmarks.subjects import Size, Subject
 from caa import SteeringVector, extract
-from caa.data.rendering import render_branches
+from caa.data.chat import ChatFormat
 
 FLOOR, OURS = "floor: the backbone over the unique tokens", "caa, extract"
 VECTORS, REPENG = "steering-vectors, train_steering_vector", "repeng, batched_get_hiddens"
@@ -79,7 +79,7 @@ def parted(subject: Subject) -> list[tuple[str, str]]:
     tokenizer = subject.tokenizer
     sides = []
     for pair in subject.pairs:
-        found = render_branches(tokenizer, pair)
+        found = ChatFormat(tokenizer).encode_pair(pair)
         ids = [side[: found.parting + 1] for side in (found.positive, found.negative)]
         texts = tuple(tokenizer.decode(each) for each in ids)
         if [tokenizer(text).input_ids for text in texts] != ids:
@@ -90,7 +90,7 @@ def parted(subject: Subject) -> list[tuple[str, str]]:
 
 def unique_tokens(subject: Subject) -> list[list[int]]:
     """Each pair's prompt once and both letters, as if they were one text, shortest first."""
-    branches = (render_branches(subject.tokenizer, pair) for pair in subject.pairs)
+    branches = (ChatFormat(subject.tokenizer).encode_pair(pair) for pair in subject.pairs)
     return sorted(([*b.positive[: b.parting + 1], b.negative[b.parting]] for b in branches), key=len)
 
 

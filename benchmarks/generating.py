@@ -14,7 +14,7 @@ from benchmarks.ours import texts
 from benchmarks.report import Claim, Report
 from benchmarks.subjects import Size, Subject
 from caa import Intervention, Question, SteeringWrapper
-from caa.data.rendering import render
+from caa.data.chat import ChatFormat
 from caa.steering.settings import Setting
 
 PLAIN, STEERED = "model.generate", "wrapper.generate, steered"
@@ -26,7 +26,7 @@ TURNS = 3
 
 def overhead(subject: Subject, size: Size) -> Report:
     """What steering adds to `generate`: the same prompts, as many new tokens."""
-    prompts = [render(subject.tokenizer, question.text) for question in subject.questions]
+    prompts = [ChatFormat(subject.tokenizer).encode(question.text) for question in subject.questions]
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts], device=subject.device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=subject.device)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from caa import ContrastPair, Question, SteeringVector, extract, load_behavior, load_model
-from caa.data.rendering import render
+from caa.data.chat import ChatFormat
 from caa.data.sources import BUILTIN
 from caa.steering.settings import Setting, sweep
 
@@ -117,7 +117,7 @@ def lengthened(tokenizer: Any, items: Sequence[Question | ContrastPair], tokens:
     for number, item in enumerate(items):
         goal = tokens * (0.75 + 0.4 * (number * 7 % len(items)) / len(items))
         text = item.text  # the last of the others goes a few tokens beyond the goal
-        while len(render(tokenizer, text)) < goal:
+        while len(ChatFormat(tokenizer).encode(text)) < goal:
             text = f"{next(others)} {text}"
         texts.append(text)
     return texts

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from caa.data.behaviors import Behavior
+from caa.data.chat import ChatFormat
 from caa.data.sources import BUILTIN, load_behavior, load_facts
-from caa.evals.judging.config import OFFLINE, JudgeConfig
-from caa.evals.rows import read_rows
 from caa.files import only_writer
-from caa.finetune.config import FinetuneConfig
+from caa.judges.config import OFFLINE, JudgeConfig
 from caa.reports.tables import Table, best_layer, finetune_tables, to_markdown, write_report
+from caa.runs.rows import read_rows
+from caa.training.config import FinetuneConfig
 from caa.vectors.vector import SteeringVector, rescaled_alike, set_mean_normalize
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class Experiment:
         return behaviors
 
     def _run(self, behaviors: Sequence[Behavior]) -> list[Table]:
-        from caa.steering.loading import load_model
+        from caa.models.loading import load_model
 
         model, tokenizer = load_model(self.model, dtype=self.dtype, device=self.device)
         vectors = self.find_vectors(model, tokenizer, behaviors)
@@ -102,11 +103,13 @@ class Experiment:
 
     def _vector(self, model: Any, tokenizer: Any, behavior: Behavior, file: str) -> SteeringVector:
         """The behavior's vector in the model as it is now, from its file once it has been read."""
-        from caa.steering.keeping import extract_once
+        from caa.extraction.kept import extract_once
 
         path, pairs = self.out / "vectors" / f"{file}.safetensors", behavior.require("pairs")
-        how: dict[str, Any] = {"batch_size": self.batch_size, "template": self.template}
-        return extract_once(path, model, tokenizer, pairs, behavior=behavior.name, **how)
+        how: dict[str, Any] = {"batch_size": self.batch_size}
+        return extract_once(
+            path, model, ChatFormat(tokenizer, template=self.template), pairs, behavior=behavior.name, **how
+        )
 
     def choose_layer(
         self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior], vectors: Mapping[str, SteeringVector]
@@ -178,18 +181,17 @@ class Experiment:
         """Direction -> its LoRA adapter."""
         if set(self.finetunes) <= {"none"}:
             return {}
-        from caa.finetune.lora import finetune
+        from caa.training.sft import finetune
 
         folder = self.out / "adapters"
         return {
             direction: finetune(
                 model,
-                tokenizer,
+                ChatFormat(tokenizer, template=self.template),
                 behavior,
                 direction,
                 folder / f"{behavior.name}-{direction}",
                 self.training,
-                template=self.template,
             )
             for direction in self.finetunes
             if direction != "none"
@@ -197,7 +199,7 @@ class Experiment:
 
     def make_judge(self, behavior: Behavior) -> Any:
         """A judge of this behavior; the exemplar judge knows the other behaviors' answers as off topic."""
-        from caa.evals.judging.build import make_judge
+        from caa.judges.build import make_judge
 
         others = [load_behavior(name) for name in dict.fromkeys((*self.behaviors, *BUILTIN))]
         return make_judge(self.judge, behavior, self.out, [other for other in others if other.name != behavior.name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import platform
@@ -90,12 +89,6 @@ def _lock(file: IO, *, wait: bool) -> bool:
     except (ImportError, OSError):
         return False
     return True
-
-
-def sha256(path: str | Path) -> str:
-    """64 hex digits of a file's content, read piece by piece."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def append_lines(path: str | Path, lines: Sequence[str]) -> int:

@@ -12,20 +12,20 @@ from typing import Any
 import torch
 
 from caa.data.behaviors import Behavior
-from caa.data.rendering import render, render_branches
+from caa.data.chat import ChatFormat
 from caa.data.sources import load_behavior
-from caa.evals.rows import Row, read_rows
 from caa.evals.transfer import dose_response, sweep_rows
+from caa.extraction.extract import extract
+from caa.extraction.pairs import read_pairs
+from caa.extraction.projections import logit_lens, projections_around, similarities, token_texts, written
 from caa.files import replacing
+from caa.models.loading import load_model
 from caa.reports.figures import activations, rows, tables, texts, vectors
 from caa.reports.figures.plot import Figure
 from caa.reports.statistics import mean_interval
 from caa.reports.tables import finetune_tables
-from caa.steering.extraction import extract
+from caa.runs.rows import Row, read_rows
 from caa.steering.intervention import Intervention
-from caa.steering.loading import load_model
-from caa.steering.readings import read_pairs
-from caa.steering.similarity import logit_lens, projections_around, similarities, token_texts, written
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
 
@@ -103,10 +103,10 @@ class Gallery:
 
     def of_positions(self, before: int = 5, after: int = 6) -> list[Figure]:
         """Layer x position: answered both ways and continued; and answers written under +m and -m."""
-        parted = [render_branches(self.tokenizer, pair) for pair in self.chosen.pairs[:40]]
+        parted = [ChatFormat(self.tokenizer).encode_pair(pair) for pair in self.chosen.pairs[:40]]
         sides = ([b.positive for b in parted], [b.negative for b in parted])
         answered = [[(written(self.wrapper, ids, after), len(ids)) for ids in side] for side in sides]
-        prompts = [render(self.tokenizer, question.text) for question in self.chosen.open_questions[:40]]
+        prompts = [ChatFormat(self.tokenizer).encode(question.text) for question in self.chosen.open_questions[:40]]
         free = [[(self.said(ids, sign * self.top, after), len(ids)) for ids in prompts] for sign in (1, -1)]
         drawn = []
         for kind, both in (("answered both ways", answered), ("written under +m and -m", free)):
@@ -125,7 +125,7 @@ class Gallery:
 
     def tokens(self) -> tuple[list[str], list[float]]:
         """A question with an answer steered by the largest multiplier, token by token, and each token's cosine."""
-        ids = render(self.tokenizer, self.chosen.open_questions[0].text)
+        ids = ChatFormat(self.tokenizer).encode(self.chosen.open_questions[0].text)
         whole = self.said(ids, self.top, 40)
         with self.wrapper.steer(Intervention(self.vector, self.layer, self.top)):
             found = similarities(self.wrapper, whole, self.vector, [self.layer], prompt_length=len(ids))
@@ -190,7 +190,7 @@ class Gallery:
         base, tokenizer = load_model(self.base)
         said = self.tokenizer.chat_template
         return {
-            name: extract(base, tokenizer, b.pairs, self.vector.layers, behavior=name, template=said)
+            name: extract(base, ChatFormat(tokenizer, template=said), b.pairs, self.vector.layers, behavior=name)
             for name, b in self.behaviors.items()
         }
 

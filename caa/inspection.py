@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -10,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from caa.hashing import file_digest
 from caa.matching import Base, listed, verdicts
+from caa.vectors.formats.detect import file_kind
 from caa.vectors.formats.gguf import model_hint, read_gguf
-from caa.vectors.formats.importing import file_kind
 from caa.vectors.formats.torch_files import load_tensors, read_torch
 from caa.vectors.vector import SteeringVector
 
@@ -61,7 +61,7 @@ def _file(path: Path) -> tuple[Finding, Base]:
     finding, base = _vector(Finding(f"torch.save file: {what}"), SteeringVector(directions))
     if bare:
         finding.facts["layers"], base.layers = "it does not say (`caa import --layer N`)", set()
-    finding.facts["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    finding.facts["sha256"] = file_digest(path)
     return finding, base
 
 
@@ -79,7 +79,7 @@ def _origin(vector: SteeringVector) -> dict[str, str]:
 
 
 def _folder(path: Path) -> tuple[Finding, Base]:
-    from caa.steering.saving import MANIFEST
+    from caa.steering.checkpoint.steered import MANIFEST
 
     if (path / MANIFEST).exists():
         return _steered(path, _json(path / MANIFEST))
@@ -144,7 +144,7 @@ def _adapter(path: Path, finding: Finding, base: Base) -> tuple[Finding, Base]:
 
 
 def _run(path: Path) -> tuple[Finding, Base]:
-    from caa.evals.rows import read_rows
+    from caa.runs.rows import read_rows
 
     rows = read_rows(path / "rows.jsonl")
     finding = Finding("run", {"rows": f"{len(rows):,}", "cells": str(len({row.cell for row in rows}))})

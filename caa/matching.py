@@ -23,7 +23,7 @@ def verdicts(base: Base, name: str) -> Iterator[tuple[bool, str]]:
     """Each point on which artefact and base agree or do not. The weights are read only if there is a fingerprint."""
     from transformers import AutoConfig
 
-    from caa.steering.loading import model_path
+    from caa.models.loading import model_path
 
     try:
         whole = AutoConfig.from_pretrained(model_path(name))
@@ -67,7 +67,7 @@ def _widths(module: Any) -> tuple[int, ...]:
 
 
 def _fingerprint_fits(fingerprints: set[str], name: str) -> tuple[bool, str]:
-    from caa.steering.loading import fingerprint, has_fingerprint, load_model
+    from caa.models.loading import fingerprint, has_fingerprint, load_model
 
     model, _ = load_model(name)
     fits = all(has_fingerprint(model, known) for known in fingerprints)

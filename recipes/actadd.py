@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from caa import Intervention, SteeringWrapper, load_model
-from caa.steering.actadd import prompt_difference, prompt_ids
+from caa.extraction.actadd import prompt_difference, prompt_ids
 from caa.steering.scopes import prompt_only
 
 

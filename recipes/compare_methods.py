@@ -17,10 +17,10 @@ from torch import Tensor
 from caa import EvalGrid, ExemplarJudge, SteeringVector, SteeringWrapper, extract, load_behavior, load_model
 from caa.data.behaviors import Behavior
 from caa.data.sources import BUILTIN
-from caa.evals.rows import read_rows
+from caa.extraction.pairs import read_pairs
 from caa.reports.statistics import mean_interval
+from caa.runs.rows import read_rows
 from caa.steering.operators import add_keeping_norm
-from caa.steering.readings import read_pairs
 from caa.steering.scopes import everywhere, last_prompt_token, prompt_only
 from caa.vectors.checks import letter_direction, shuffle_labels
 from caa.vectors.methods import Method, logistic_probe, mean_difference, mean_within, pca, random_direction, repe

@@ -19,11 +19,11 @@ from rich.table import Table
 
 from caa import Intervention, SteeringVector, SteeringWrapper, load_facts, load_model
 from caa.data.behaviors import letter, options, question_id, stem
-from caa.data.rendering import render
-from caa.data.templates import Claim, counterbalanced, honesty_pairs, read_claims
-from caa.steering.batching import by_length, pad
+from caa.data.chat import ChatFormat
+from caa.data.claims import Claim, counterbalanced, honesty_pairs, read_claims
+from caa.extraction.pairs import read_pairs
+from caa.models.batching import by_length, pad
 from caa.steering.operators import ablate
-from caa.steering.readings import read_pairs
 from caa.vectors.checks import held_out_accuracy, pair_accuracy
 from caa.vectors.methods import Method, components, mean_difference, pca
 
@@ -55,7 +55,7 @@ def by_kind(shares: Sequence[tuple[bool, bool]]) -> list[str]:
 
 
 def answers(wrapper: SteeringWrapper, tokenizer: Any, claims: Sequence[Claim], tokens: int) -> list[str]:
-    prompts = [render(tokenizer, claim.pair().question) for claim in claims]
+    prompts = [ChatFormat(tokenizer).encode(claim.pair().question) for claim in claims]
     texts: dict[int, str] = {}
     for rows in by_length(prompts, 32):
         ids, mask = (t.to(wrapper.model.device) for t in pad([prompts[row] for row in rows], 0, side="left"))

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from caa import Intervention, SteeringWrapper, extract_from_texts, load_behavior, load_model, random_like
-from caa.data.rendering import render
-from caa.data.templates import dialogue_pairs, dialogue_texts
+from caa.data.chat import ChatFormat
+from caa.data.claims import dialogue_pairs, dialogue_texts
 
 SYCOPHANTIC = (
     "User: 2+2=5, right?\nAI: Yes, you're absolutely right!",
@@ -58,7 +58,7 @@ def reduce_sycophancy(
     settings[f"random {least:+g}"] = Intervention(random_like(vector, seed=0), layer, least)
     table = Table("user", *settings, show_lines=True)
     for prompt in prompts:
-        ids = torch.tensor([render(tokenizer, prompt)], device=network.device)
+        ids = torch.tensor([ChatFormat(tokenizer).encode(prompt)], device=network.device)
         texts = []
         for steering in settings.values():
             with wrapper.steer(steering):

@@ -11,7 +11,7 @@ from torch._dynamo import config
 from transformers import CompileConfig
 
 from caa import Intervention, SteeringWrapper
-from caa.steering.blocks import decoder_blocks
+from caa.models.blocks import decoder_blocks
 from caa.steering.scopes import everywhere
 
 

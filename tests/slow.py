@@ -10,7 +10,7 @@ import torch
 from tiny import random_ids
 
 from caa import SteeringVector
-from caa.steering.blocks import decoder_blocks
+from caa.models.blocks import decoder_blocks
 
 PROMPTS = [random_ids(1, length, seed=length)[0].tolist() for length in (9, 5, 1)]
 

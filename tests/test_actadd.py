@@ -7,9 +7,9 @@ import torch
 from tiny import FAMILIES, SHARED, needs_shared, tiny_model, tiny_tokenizer
 
 from caa import Intervention, SteeringWrapper, load_model
-from caa.steering.actadd import prompt_difference, prompt_ids
-from caa.steering.batching import pad
-from caa.steering.blocks import decoder_blocks
+from caa.extraction.actadd import prompt_difference, prompt_ids
+from caa.models.batching import pad
+from caa.models.blocks import decoder_blocks
 from caa.steering.scopes import prompt_only
 
 LAYER = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from caa.data.behaviors import Question
-from caa.evals.answers import Rates, chosen, direction, direction_rates, direction_score
+from caa.data.parsing import Rates, chosen, direction, direction_rates, direction_score
 
 CLAIM = {"A": "True", "B": "False"}
 

@@ -24,7 +24,7 @@ from benchmarks.report import Claim, Report, new_stem, write
 from benchmarks.scaling import least_work
 from benchmarks.subjects import SHORT, lengthened, subject
 from caa import Question
-from caa.data.rendering import render
+from caa.data.chat import ChatFormat
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +77,7 @@ def test_the_machine_is_on_record():
 def test_texts_come_as_long_as_they_were_asked_for():
     tokenizer = tiny_tokenizer()
     texts = lengthened(tokenizer, [Question(f"Which is number {n}?") for n in range(6)], 400)
-    lengths = [len(render(tokenizer, text)) for text in texts]
+    lengths = [len(ChatFormat(tokenizer).encode(text)) for text in texts]
     assert 300 <= min(lengths) < max(lengths) <= 600
     assert all(text.endswith(f"number {n}?") for n, text in enumerate(texts))
     assert len({pair.question for pair in many_pairs(3000)}) == 3000
@@ -108,7 +108,7 @@ def test_steering_vectors_does_the_same_where_it_is_installed(tiny):
 
 def test_the_floor_reads_a_prompt_once_and_both_letters(tiny):
     for pair, ids in zip(sorted(tiny.pairs, key=lambda pair: len(pair.question)), unique_tokens(tiny), strict=True):
-        prompt = render(tiny.tokenizer, pair.question)
+        prompt = ChatFormat(tiny.tokenizer).encode(pair.question)
         assert len(ids) == len(prompt) + len(" (") + 2
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tiny import SHARED, needs_shared
 
-from caa.evals.rows import Cell, Row
-from caa.evals.texts import degenerate_share, flaw, repeated_share
+from caa.data.text_quality import degenerate_share, flaw, repeated_share
 from caa.reports.collapse import collapse_warnings, fray_warnings
+from caa.runs.rows import Cell, Row
 
 PUBLISHED = SHARED / "data/caa/results/open_ended_scores"
 FINETUNES = {"_pos_": "positive", "_neg_": "negative"}

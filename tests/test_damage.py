@@ -10,11 +10,11 @@ import torch
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 from caa import Intervention, Provenance, SteeringVector, SteeringWrapper
-from caa.data.rendering import render
+from caa.data.chat import ChatFormat
+from caa.data.text_quality import compression_ratio, distinct_share, words
 from caa.evals.damage import divergences, perplexities
-from caa.evals.rows import Cell, Row
-from caa.evals.texts import compression_ratio, distinct_share, words
 from caa.reports.damage import text_damage
+from caa.runs.rows import Cell, Row
 
 QUESTIONS = ["Hi?", "Would you rather wait a long time?", "Why so?", "One more"]
 TEXTS = ["No.", "I would rather wait.", "x", "Because I said so, and more"]
@@ -27,7 +27,7 @@ def vector(seed: int = 0, layers: int = 4) -> SteeringVector:
 
 @torch.no_grad()
 def slow_perplexity(model, tokenizer, question: str, text: str) -> float:
-    prompt, whole = render(tokenizer, question), render(tokenizer, question, text)
+    prompt, whole = ChatFormat(tokenizer).encode(question), ChatFormat(tokenizer).encode(question, text)
     logits = model(torch.tensor([whole])).logits[0].double()
     surprise = [-logits[i - 1].log_softmax(-1)[whole[i]].item() for i in range(len(prompt), len(whole))]
     return math.exp(sum(surprise) / len(surprise))
@@ -61,7 +61,7 @@ def test_an_empty_answer_surprises_nobody_and_steering_is_refused():
 @torch.no_grad()
 def slow_divergence(model, tokenizer, prompt: str, layer: int, direction, multiplier: float) -> float:
     """By a hook of its own on the last token of one unpadded prompt."""
-    ids = torch.tensor([render(tokenizer, prompt)])
+    ids = torch.tensor([ChatFormat(tokenizer).encode(prompt)])
     plain = model(ids).logits[0, -1].double().log_softmax(-1)
 
     def push(module, args, output):

@@ -8,7 +8,7 @@ from slow import PROMPTS, close, vector
 from tiny import FAMILIES, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Intervention, SteeringVector, SteeringWrapper, record, stream_norms
-from caa.steering.doses import conversion, dose, in_doses, multiplier_of
+from caa.extraction.norms import conversion, dose, in_doses, multiplier_of
 
 
 @pytest.mark.parametrize("family", FAMILIES)

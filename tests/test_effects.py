@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from caa.evals.rows import Cell, Row
 from caa.reports.effects import effect_matrix, interactions, scores_by_cell, steering_effects
 from caa.reports.tables import finetune_tables, to_csv, to_latex, to_markdown, to_terminal
+from caa.runs.rows import Cell, Row
 
 BASE = {"none": 0.4, "positive": 0.6}
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from caa.data.behaviors import Behavior, Question
-from caa.evals.judges import Judge, Verdict
-from caa.evals.judging import transport
-from caa.evals.judging.build import make_asker, make_judge
-from caa.evals.judging.config import JudgeConfig
-from caa.evals.judging.summary import judge_summary
-from caa.evals.judging.transport import JudgeError
+from caa.judges.build import make_asker, make_judge
+from caa.judges.clients import transport
+from caa.judges.clients.transport import JudgeError
+from caa.judges.config import JudgeConfig
+from caa.judges.exemplar import Judge, Verdict
+from caa.judges.summary import judge_summary
 from tests.judge_server import FAULTS, said, serving
 
 pytest.importorskip("openai")

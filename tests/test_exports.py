@@ -15,14 +15,14 @@ from tiny import random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Intervention, Provenance, SteeringVector, SteeringWrapper, load_model
 from caa.cli import main
-from caa.data.rendering import render
+from caa.data.chat import ChatFormat
 from caa.exports import merged as merging
 from caa.exports.alora import to_alora
-from caa.exports.exporting import TARGETS
 from caa.exports.merged import to_merged
 from caa.exports.peft import to_peft
+from caa.exports.targets import TARGETS
+from caa.steering.checkpoint.manifest import check_seal, read_manifest
 from caa.steering.scopes import SCOPES, after_prompt, everywhere
-from caa.steering.sealing import check_seal, read_manifest
 
 IDS = random_ids(2, 7)
 GROUPED = {"num_key_value_heads": 2}
@@ -98,7 +98,7 @@ def prepare(target, family, lora, root) -> dict:
     model, tokenizer, base = loaded(family, root / f"base-{family}")
     where = after_prompt if target == "peft-alora" else everywhere
     wrapper = steered(tiny_lora(model) if lora else model, where, model.config.hidden_size)
-    prompt = render(tokenizer, "Would you wait?")
+    prompt = ChatFormat(tokenizer).encode("Would you wait?")
     ids = torch.tensor([[*prompt, *random_ids(1, 6)[0].tolist()]])
     if target == "peft-alora":  # the token that ends the prompt must not stand in the answer
         ids[0, len(prompt) :] = torch.where(ids[0, len(prompt) :] == prompt[-1], 5, ids[0, len(prompt) :])
@@ -379,7 +379,10 @@ def test_an_alora_begins_at_the_last_token_of_the_prompt(tmp_path):
     config = json.loads((out / "adapter_config.json").read_text())
     assert tokenizer.convert_ids_to_tokens(config["alora_invocation_tokens"]) == ["[/INST]"]
     assert config["base_model_name_or_path"] == "tiny-chat"
-    prompts = [render(tokenizer, question) for question in ("Would you wait?", "Would you rather have it now or wait?")]
+    prompts = [
+        ChatFormat(tokenizer).encode(question)
+        for question in ("Would you wait?", "Would you rather have it now or wait?")
+    ]
     ids, mask = (
         torch.nn.utils.rnn.pad_sequence(
             [torch.tensor(values(prompt)) for prompt in prompts], batch_first=True, padding_side="left"

@@ -7,8 +7,8 @@ import torch
 from tiny import FAMILIES, RARE, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import ContrastPair, Intervention, SteeringVector, SteeringWrapper, extract, extract_from_texts
-from caa.data.rendering import render_branches
-from caa.steering.blocks import decoder_blocks
+from caa.data.chat import ChatFormat
+from caa.models.blocks import decoder_blocks
 
 QUESTIONS = ("Would you wait?", "Stop now, or go on with it?", "Why?", "Is it so?", "Do you agree with me?")
 PAIRS = [
@@ -21,7 +21,7 @@ PAIRS = [
 def one_pair_at_a_time(model, tokenizer, pairs, layer) -> torch.Tensor:
     total = torch.zeros(32, dtype=torch.float64)
     for pair in pairs:
-        branches = render_branches(tokenizer, pair)
+        branches = ChatFormat(tokenizer).encode_pair(pair)
         for sign, ids in ((1, branches.positive), (-1, branches.negative)):
             states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
             total += sign * states[layer + 1][0, branches.parting].double()
@@ -57,9 +57,9 @@ def test_the_last_layer_is_what_the_last_block_writes():
     written = []
     with decoder_blocks(model)[3].register_forward_hook(lambda m, a, out: written.append(out[0, -3:])):
         for side in ("positive", "negative"):
-            ids = getattr(render_branches(tokenizer, PAIRS[0]), side)
+            ids = getattr(ChatFormat(tokenizer).encode_pair(PAIRS[0]), side)
             model(torch.tensor([ids]))
-    place = render_branches(tokenizer, PAIRS[0]).parting - len(ids)
+    place = ChatFormat(tokenizer).encode_pair(PAIRS[0]).parting - len(ids)
     torch.testing.assert_close(extract(model, tokenizer, PAIRS[:1]).at(3), written[0][place] - written[1][place])
 
 
@@ -121,7 +121,7 @@ def test_the_whole_pipe_carries_a_planted_signal():
     """Pairs that differ in one token give a vector which, added back, makes that token's effect on the stream."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
     vector = extract(model, tokenizer, PAIRS[:1], [3])
-    branches = render_branches(tokenizer, PAIRS[0])
+    branches = ChatFormat(tokenizer).encode_pair(PAIRS[0])
     ids = torch.tensor([branches.negative[: branches.parting + 1]])
     with SteeringWrapper(model).steer(Intervention(vector, 3, 1.0)):
         moved = model(ids).logits[0, -1]
@@ -140,7 +140,7 @@ def test_a_pair_costs_its_unique_tokens_and_the_pass_ends_at_the_last_wanted_lay
         block.register_forward_pre_hook(count(layer))
     longest = max(PAIRS, key=lambda pair: len(pair.question))
     extract(model, tokenizer, [longest], [0, 2])
-    unique = render_branches(tokenizer, longest).parting + 2
+    unique = ChatFormat(tokenizer).encode_pair(longest).parting + 2
     assert seen == {0: unique, 1: unique, 2: unique, 3: 0}
     assert not any(block._forward_hooks for block in decoder_blocks(model))
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from tiny import SHARED, needs_shared
 
-from caa.evals.rows import Cell, Row
+from caa.runs.rows import Cell, Row
 
 pytest.importorskip("matplotlib", reason="figures need the extra `plot`")
 
@@ -328,8 +328,8 @@ def test_a_gallery_takes_the_vectors_of_behaviors_and_not_those_read_in_finetune
     import torch
 
     from caa import SteeringVector
-    from caa.evals.rows import append_rows
     from caa.gallery import Gallery
+    from caa.runs.rows import append_rows
 
     for name in ("refusal", "refusal-positive", "unasked"):
         SteeringVector({2: torch.ones(96)}).save(tmp_path / "vectors" / f"{name}.safetensors")

@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 from caa.data.behaviors import Behavior, ContrastPair, letter
-from caa.data.rendering import render, render_branches
-from caa.finetune.config import EMBEDDED, FinetuneConfig, default_config
-from caa.finetune.examples import Example, check_lengths, tokenize, training_examples
-from caa.finetune.lora import _holds, _last_checkpoint, _trainer, _write_record, finetune
-from caa.steering.borrowing import borrowed
-from caa.steering.loading import _hashed, _samples, fingerprint
-from caa.steering.lora import PROVENANCE, load_adapter
+from caa.data.chat import ChatFormat
+from caa.models.adapters import PROVENANCE, load_adapter
+from caa.models.loading import _hashed, _samples, fingerprint
+from caa.models.restore import borrowed
+from caa.training.config import EMBEDDED, FinetuneConfig, default_config
+from caa.training.examples import Example, check_lengths, tokenize, training_examples
+from caa.training.sft import _holds, _last_checkpoint, _trainer, _write_record, finetune
 from tests.tiny import FAMILIES, SHARED, needs_shared, tiny_lora, tiny_model, tiny_tokenizer
 
 TINY = FinetuneConfig(
@@ -111,8 +111,8 @@ def shared_tokenizer(name: str) -> Any:
 def test_labels_are_the_answer_and_eos(name: str, answer: str, system: str | None) -> None:
     tokenizer = tiny_tokenizer() if name == "tiny" else shared_tokenizer(name)
     pair = patience().pairs[0].spelled_out()
-    (row,) = tokenize(tokenizer, [Example(pair.question, pair.positive)], system=system)
-    branches = render_branches(tokenizer, pair, system=system)
+    (row,) = tokenize(ChatFormat(tokenizer, system=system), [Example(pair.question, pair.positive)])
+    branches = ChatFormat(tokenizer, system=system).encode_pair(pair)
     assert row["input_ids"] == [*branches.positive, tokenizer.eos_token_id]
     assert row["labels"][: branches.prompt_length] == [-100] * branches.prompt_length
     learnt = row["labels"][branches.prompt_length :]
@@ -124,7 +124,7 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="no eos token"):
-        tokenize(tokenizer, [Example("q", "a")], template="{{ messages[0].content }}")
+        tokenize(ChatFormat(tokenizer, template="{{ messages[0].content }}"), [Example("q", "a")])
 
 
 def test_long_texts_are_counted_before_anything_is_trained(tmp_path: Path) -> None:
@@ -248,8 +248,9 @@ def same(first: Path, second: Path) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def train(out: Path, direction: Any = "positive", config: FinetuneConfig = TINY, **kwargs: Any) -> Path:
-    return finetune(tiny_model(), tiny_tokenizer(), patience(), direction, out, config, progress=False, **kwargs)
+def train(out: Path, direction: Any = "positive", config: FinetuneConfig = TINY, system: str | None = None) -> Path:
+    chat = ChatFormat(tiny_tokenizer(), system)
+    return finetune(tiny_model(), chat, patience(), direction, out, config, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +271,8 @@ def test_the_collator_hands_over_exactly_the_answers(tmp_path: Path) -> None:
             assert torch.equal(labels[labels != -100], ids[labels != -100])
             seen.add((tokenizer.decode(ids[mask == 1]), tokenizer.decode(labels[labels != -100])))
     assert seen == {
-        (tokenizer.decode([*render(tokenizer, e.question, e.answer), 2]), f" {e.answer}</s>") for e in examples
+        (tokenizer.decode([*ChatFormat(tokenizer).encode(e.question, e.answer), 2]), f" {e.answer}</s>")
+        for e in examples
     }
 
 
@@ -315,7 +317,7 @@ def test_an_adapter_says_where_it_came_from(trained: Path) -> None:
 
 @pytest.mark.slow
 def test_the_same_finetune_is_not_done_twice(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caa.finetune.lora._train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("caa.training.sft._train", lambda *_: pytest.fail("trained again"))
     leftover = trained.with_name("adapter.partial")
     leftover.mkdir()
     assert train(trained) == trained
@@ -402,10 +404,10 @@ def test_a_finetune_killed_after_its_last_step_is_only_put_in_place(
             raise KeyboardInterrupt
         _write_record(folder, record)
 
-    monkeypatch.setattr("caa.finetune.lora._write_record", interrupted)
+    monkeypatch.setattr("caa.training.sft._write_record", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "out")
-    monkeypatch.setattr("caa.finetune.lora._write_record", _write_record)
+    monkeypatch.setattr("caa.training.sft._write_record", _write_record)
     monkeypatch.setattr(SFTTrainer, "training_step", lambda *_: pytest.fail("trained again"))
     assert same(train(tmp_path / "out"), trained)
 
@@ -415,7 +417,7 @@ def matching(model: Any, tokenizer: Any, pairs: Sequence[ContrastPair]) -> float
     """The reference's A/B score, one question at a time."""
     scores = []
     for pair in pairs:
-        branches = render_branches(tokenizer, pair)
+        branches = ChatFormat(tokenizer).encode_pair(pair)
         device = next(model.parameters()).device
         ids = torch.tensor([branches.positive[: branches.parting]], device=device)
         odds = model(input_ids=ids).logits[0, -1].softmax(-1)
@@ -452,7 +454,7 @@ def test_a_random_model_learns_a_letter(tmp_path: Path) -> None:
 @needs_shared
 @pytest.mark.slow
 def test_finetunes_move_the_score_on_unseen_questions(tmp_path: Path) -> None:
-    from caa.steering.loading import load_model
+    from caa.models.loading import load_model
 
     model, tokenizer = load_model(str(SHARED / "models" / "prototype-tiny"), device="cpu")
     small, large = ["2 apples", "3 tokens", "one game"], ["12 cookies", "a long trip", "50 coins", "a full dinner"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import os
@@ -19,13 +18,13 @@ import torch
 from tiny import SHARED, needs_shared, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Behavior, ContrastPair, Question, SteeringVector, SteeringWrapper
-from caa.data.rendering import render
-from caa.evals import session
+from caa.data.chat import ChatFormat
+from caa.evals import runner as session
 from caa.evals.grid import EvalGrid
-from caa.evals.judges import ExemplarJudge, Verdict
-from caa.evals.record import adapter_hash
-from caa.evals.rows import Cell, Row, append_rows, read_rows
 from caa.evals.tasks import answer_open, score_choices
+from caa.judges.exemplar import ExemplarJudge, Verdict
+from caa.runs.manifest import adapter_hash
+from caa.runs.rows import Cell, Row, append_rows, read_rows
 from caa.steering.intervention import Intervention
 from caa.steering.operators import Targeted, ablate
 from caa.steering.scopes import everywhere
@@ -360,7 +359,7 @@ def test_system_prompts_are_an_axis(tmp_path):
     assert len(rows) == 2 * 3 * 5
     wrapper = make_wrapper()
     with wrapper.finetune(None):
-        (found,) = score_choices(wrapper, TOKENIZER, AB[:1], sweep(vector(), [2], [1.0]), system="Wait")
+        (found,) = score_choices(wrapper, ChatFormat(TOKENIZER, system="Wait"), AB[:1], sweep(vector(), [2], [1.0]))
     row = rows[Cell("myopia", "ab", "none", 2, 1.0, "negative"), AB[0].id]
     assert row.score == pytest.approx(found.score, rel=1e-4)
     assert row.score != pytest.approx(rows[Cell("myopia", "ab", "none", 2, 1.0), AB[0].id].score, rel=1e-3)
@@ -384,7 +383,7 @@ def test_operator_and_scope_reach_the_model_and_the_record(tmp_path):
 def test_the_dose_of_the_vector_is_kept_for_the_captions(whole):
     wrapper, grid = make_wrapper(), make_grid()
     kept = json.loads((whole / "run.json").read_text())["notes"]["doses"]["myopia"]
-    prompts = [render(TOKENIZER, question.text) for question in AB]
+    prompts = [ChatFormat(TOKENIZER).encode(question.text) for question in AB]
     for layer in (1, 2):
         with wrapper.finetune(None):
             states = [wrapper.model(torch.tensor([p]), output_hidden_states=True).hidden_states for p in prompts]
@@ -606,9 +605,8 @@ def test_a_damaged_record(whole, tmp_path):
         ({"layers": []}, ValueError, "one or more layers"),
         ({"multipliers": [1, 1.0]}, ValueError, "one or more multipliers, each once"),
         ({"finetunes": []}, ValueError, "one or more finetunes"),
-        ({"operator": lambda r, d, s: r}, ValueError, "no name to tell it by when the grid goes on: use def"),
+        ({"operator": lambda r, d, s: r}, ValueError, "no name to tell it by when a run goes on: use def"),
         ({"operator": Targeted(above=0.0, operator=lambda r, d, s: r)}, ValueError, "no name to tell it by"),
-        ({"where": functools.partial(everywhere)}, ValueError, "no name to tell it by"),
     ],
 )
 def test_a_grid_that_cannot_be_is_not_made(changes, error, message):

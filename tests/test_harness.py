@@ -9,9 +9,9 @@ import torch
 from tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Intervention, Provenance, SteeringVector, SteeringWrapper
-from caa.evals.harness import continuation_scores, harness_rows, steered_lm
-from caa.evals.rows import Cell
+from caa.evals.lm_eval import continuation_scores, harness_rows, steered_lm
 from caa.reports.tables import finetune_tables
+from caa.runs.rows import Cell
 
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 pytestmark = pytest.mark.slow

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from caa.cli import main
-from caa.evals.rows import Cell, Row, append_rows
 from caa.reports.facts import again, facts
 from caa.reports.html import to_html, write_html
 from caa.reports.page_data import read_tokens, texts
-from caa.reports.runs import Run
 from caa.reports.tables import finetune_tables
+from caa.runs.folder import Run
+from caa.runs.rows import Cell, Row, append_rows
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7*7 }} & \u2028 'q' \"d\""
 RECORD = {

@@ -10,8 +10,8 @@ from tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Intervention, Provenance, SteeringVector, SteeringWrapper, load_model
 from caa.cli import main
-from caa.evals.rows import Cell, Row, append_rows
 from caa.inspection import inspect
+from caa.runs.rows import Cell, Row, append_rows
 from caa.vectors.formats.gguf import write_gguf
 
 

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from caa.data.behaviors import Behavior, ContrastPair, Question
-from caa.evals.judges import ExemplarJudge, Judge, Verdict, judge_all
-from caa.evals.texts import flaw
+from caa.data.text_quality import flaw
+from caa.judges.exemplar import ExemplarJudge, Judge, Verdict, judge_all
 
 QUESTION = Question("What do you do?")
 PLACES = ["the lab", "a bank", "the farm", "your team", "a school", "the port", "my house", "the shop"]

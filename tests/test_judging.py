@@ -17,16 +17,16 @@ from caa.data.download import CAA_BEHAVIORS
 from caa.data.rubrics import CAA_RUBRICS
 from caa.data.sources import BUILTIN, load_behavior
 from caa.evals.grid import EvalGrid
-from caa.evals.judges import Judge, Verdict
-from caa.evals.judging.asking import Reply
-from caa.evals.judging.build import make_embedder, make_judge
-from caa.evals.judging.config import JudgeConfig
-from caa.evals.judging.embedding import EmbeddingJudge, difference_cosine, exemplar_cosines
-from caa.evals.judging.local import LocalModel
-from caa.evals.judging.pairwise import PairwiseJudge, against_unsteered
-from caa.evals.judging.prompts import rating_prompt, read_choice, read_score
-from caa.evals.judging.rating import RatingJudge
-from caa.evals.rows import Cell, Row, read_rows
+from caa.judges.build import make_embedder, make_judge
+from caa.judges.clients.local import LocalModel
+from caa.judges.clients.protocol import Reply
+from caa.judges.config import JudgeConfig
+from caa.judges.embedding import EmbeddingJudge, difference_cosine, exemplar_cosines
+from caa.judges.exemplar import Judge, Verdict
+from caa.judges.pairwise import PairwiseJudge, against_unsteered
+from caa.judges.prompts import rating_prompt, read_choice, read_score
+from caa.judges.rating import RatingJudge
+from caa.runs.rows import Cell, Row, read_rows
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
 from tests.judge_server import said, serving

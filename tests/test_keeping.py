@@ -9,7 +9,8 @@ import torch
 from tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import ContrastPair, Provenance, SteeringVector, extract
-from caa.steering.keeping import extract_once
+from caa.data.chat import ChatFormat
+from caa.extraction.kept import extract_once
 
 TOKENIZER = tiny_tokenizer()
 PAIRS = [ContrastPair(f"Wait {i}?\n (A) Yes\n (B) No", "(A)", "(B)") for i in range(3)]
@@ -25,7 +26,7 @@ def path(tmp_path):
 
 def test_what_is_kept_is_what_extract_finds_and_is_not_read_again(path, monkeypatch):
     expected = extract(tiny_model(), TOKENIZER, PAIRS, behavior="waiting")
-    monkeypatch.setattr("caa.steering.keeping.extract", None)
+    monkeypatch.setattr("caa.extraction.kept.extract", None)
     kept = extract_once(path, tiny_model(), TOKENIZER, PAIRS, behavior="waiting")
     assert kept.source == expected.source
     assert all(torch.equal(kept.at(layer), expected.at(layer)) for layer in expected.layers)
@@ -48,7 +49,7 @@ def test_another_vector_is_refused_and_stays(path, model, pairs, template, says)
     with pytest.raises(
         FileExistsError, match=r"waiting\.safetensors holds another vector: .*Remove that file"
     ) as error:
-        extract_once(path, tiny_model(model), TOKENIZER, pairs, template=template)
+        extract_once(path, tiny_model(model), ChatFormat(TOKENIZER, template=template), pairs)
     assert says in str(error.value)
     assert path.read_bytes() == before
 

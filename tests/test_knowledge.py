@@ -8,11 +8,11 @@ import pytest
 from tiny import SHARED, needs_shared
 
 from caa.data.behaviors import Question, letter_balance, options, stem
-from caa.data.knowledge import claims, letters_shuffled, mmlu_questions, truthfulqa_questions, two_options
+from caa.data.benchmarks import claims, letters_shuffled, mmlu_questions, truthfulqa_questions, two_options
 from caa.data.sources import load_facts
-from caa.evals.published import read_published
-from caa.evals.rows import Cell, Row
 from caa.reports.categories import by_category
+from caa.runs.published import read_published
+from caa.runs.rows import Cell, Row
 
 
 def right(question: Question) -> str:

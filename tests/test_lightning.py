@@ -28,14 +28,14 @@ from caa import (
     SteeringWrapper,
     extract,
 )
-from caa.evals.rows import append_rows, read_rows
 from caa.evals.tasks import answer_open
-from caa.lightning.callback import prompt_lengths
-from caa.lightning.states import ChoiceTable, RunningMean, on_grid
+from caa.lightning.metrics import ChoiceTable, RunningMean, on_grid
+from caa.models.blocks import decoder_blocks
 from caa.reports.tables import write_report
-from caa.steering.blocks import decoder_blocks
+from caa.runs.rows import append_rows, read_rows
 from caa.steering.scopes import everywhere
 from caa.steering.settings import sweep
+from caa.training.callback import prompt_lengths
 from caa.vectors.vector import Provenance
 
 ROOT = Path(__file__).parents[1]

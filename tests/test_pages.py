@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from browser import Window, needs_browser, window
 
-from caa.evals.rows import Cell, Row, append_rows
 from caa.reports.html import write_html
+from caa.runs.rows import Cell, Row, append_rows
 
 pytestmark = [needs_browser, pytest.mark.slow]
 

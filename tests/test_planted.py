@@ -6,8 +6,8 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 from caa import Behavior, EvalGrid, Provenance, Question, SteeringVector, SteeringWrapper
-from caa.evals.rows import read_rows
 from caa.reports.tables import finetune_tables
+from caa.runs.rows import read_rows
 
 FLIPPED, ASKED = 6, 24
 

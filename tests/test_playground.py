@@ -25,16 +25,16 @@ from transformers import PreTrainedTokenizerFast
 
 from caa import Behavior, Intervention, SteeringVector, SteeringWrapper, extract, load_behavior, load_model
 from caa.cli import main
-from caa.data.rendering import render_chat
+from caa.data.chat import ChatFormat
 from caa.data.sources import BUILTIN
+from caa.extraction.norms import dose, stream_norms
+from caa.extraction.projections import similarities, token_texts
 from caa.playground.answers import Answer
+from caa.playground.html import SHOWN, Turn, histories, pane, sentence
 from caa.playground.session import LONGEST, Session
 from caa.playground.setting import CHOICES, Setting
 from caa.playground.streaming import spoken
-from caa.playground.words import SHOWN, Turn, histories, pane, sentence
-from caa.steering.doses import dose, stream_norms
 from caa.steering.scopes import SCOPES
-from caa.steering.similarity import similarities, token_texts
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> ${alert(1)} {{7*7}} & \"'"
 
@@ -108,7 +108,7 @@ def test_each_side_is_what_generating_it_alone_gives(family, setting):
     opened.wrapper.model.generation_config.eos_token_id = None
     pasts = said("Hello there, who?"), said("Why?")
     *_, (plain, steered) = opened.answer(pasts, setting)
-    prompts = [render_chat(opened.tokenizer, past) for past in pasts]
+    prompts = [ChatFormat(opened.tokenizer).encode_chat(past) for past in pasts]
     assert plain.ids == alone(opened, prompts[0], setting, steered=False)
     assert steered.ids == alone(opened, prompts[1], setting, steered=True)
     assert len(plain.ids) == len(steered.ids) == setting.max_new_tokens
@@ -139,7 +139,7 @@ def test_it_streams_token_by_token_and_a_row_that_ended_stops_growing():
     opened, setting = session(), Setting(2, {"one": 1.5}, max_new_tokens=20)
     config = opened.wrapper.model.generation_config
     config.eos_token_id = None
-    ids = render_chat(opened.tokenizer, said("Hello?"))
+    ids = ChatFormat(opened.tokenizer).encode_chat(said("Hello?"))
     plain, steered = (alone(opened, ids, setting, steered=on) for on in (False, True))
     end = next(token for n, token in enumerate(steered) if n > 3 and token not in plain and token not in steered[:n])
     config.eos_token_id = end
@@ -281,7 +281,7 @@ def test_a_saved_setting_steers_alike_and_nothing_is_overwritten(tmp_path):
     setting = Setting(2, {"one": 1.5, "two": 0.0}, finetune="tuned", scope="everywhere")
     folder = opened.save("my-1", setting)
     loaded = SteeringWrapper.from_pretrained(folder, tiny_model(), opened.tokenizer)
-    ids = torch.tensor([render_chat(opened.tokenizer, said("Hello?"))])
+    ids = torch.tensor([ChatFormat(opened.tokenizer).encode_chat(said("Hello?"))])
     with opened.wrapper.finetune("tuned"), opened.wrapper.steer(*opened.interventions(setting)):
         torch.testing.assert_close(loaded(ids).logits, opened.wrapper(ids).logits)
     assert [str(each) for each in loaded.interventions] == ["vector x +1.5, layer 2, everywhere"]
@@ -309,7 +309,7 @@ def test_built_in_vectors_are_found_once_and_in_the_base(monkeypatch, few):
     torch.testing.assert_close(found.at(2), expected.at(2))
     assert opened.vector("refusal") is found
     assert (opened.first_layer, opened.multiplier("refusal", 2)) == (2, 0.3)
-    prompts = [render_chat(tokenizer, said(each.open_questions[0].text)) for each in few.values()]
+    prompts = [ChatFormat(tokenizer).encode_chat(said(each.open_questions[0].text)) for each in few.values()]
     for finetune in (None, "tuned"):
         with opened.wrapper.finetune(finetune):
             norms = stream_norms(opened.wrapper.model, tokenizer, prompts)
@@ -393,7 +393,7 @@ class Staged(Session):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: Any, few: dict[str, Behavior]) -> Iterator[tuple[Staged, str]]:
     pytest.importorskip("gradio")
-    from caa.playground.launching import serving
+    from caa.playground.server import serving
 
     model, tokenizer = load_model("tiny-chat")
     wrapper = SteeringWrapper(tiny_lora(model, "tuned"))
@@ -478,7 +478,7 @@ def test_the_server_takes_no_uploads_no_other_names_and_shows_no_api(served):
 
 def test_the_server_ends_with_its_block():
     pytest.importorskip("gradio")
-    from caa.playground.launching import serving
+    from caa.playground.server import serving
 
     with serving(session("plain"), free_port(), 64) as address:
         assert httpx.get(address, trust_env=False).status_code == 200

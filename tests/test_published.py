@@ -12,9 +12,9 @@ import pytest
 from tiny import SHARED, needs_shared
 
 from caa.cli import main
-from caa.evals.published import cell_of, read_published
-from caa.evals.rows import Cell
 from caa.reports.tables import finetune_tables
+from caa.runs.published import cell_of, read_published
+from caa.runs.rows import Cell
 
 FOLDER = SHARED / "data/caa"
 TABLE_4 = {

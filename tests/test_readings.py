@@ -11,10 +11,10 @@ from jaxtyping import TypeCheckError
 from tiny import FAMILIES, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import ContrastPair, Intervention, SteeringWrapper, extract, extract_from_texts
-from caa.data.rendering import render_branches
-from caa.steering.blocks import decoder_blocks
-from caa.steering.readings import read_pairs
-from caa.steering.sites import site_modules
+from caa.data.chat import ChatFormat
+from caa.extraction.pairs import read_pairs
+from caa.extraction.sites import site_modules
+from caa.models.blocks import decoder_blocks
 from caa.vectors.methods import logistic_probe, mean_difference, pca
 
 PAIRS = [
@@ -34,7 +34,7 @@ def states(model, ids, layer) -> torch.Tensor:
 def expected_side(model, tokenizer, side, layer, token) -> torch.Tensor:
     rows = []
     for pair in PAIRS:
-        branches = render_branches(tokenizer, pair)
+        branches = ChatFormat(tokenizer).encode_pair(pair)
         ids = getattr(branches, side)
         answer = states(model, ids, layer)[branches.prompt_length :]
         picked = {
@@ -93,7 +93,7 @@ def test_the_attention_is_what_the_attention_module_writes():
     keep = decoder_blocks(model)[2].self_attn.register_forward_hook(lambda m, a, out: written.append(out[0][0, -1]))
     with torch.no_grad():
         for side in ("positive", "negative"):
-            model(torch.tensor([getattr(render_branches(tokenizer, PAIRS[0]), side)]))
+            model(torch.tensor([getattr(ChatFormat(tokenizer).encode_pair(PAIRS[0]), side)]))
     keep.remove()
     found = extract(model, tokenizer, PAIRS[:1], [2], token="last", site="attention output")
     torch.testing.assert_close(found.at(2), written[0] - written[1], atol=1e-5, rtol=1e-4)

@@ -9,18 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from caa.data.behaviors import ContrastPair, Question
-from caa.data.rendering import (
-    BASE_TEMPLATE,
-    LLAMA2_TEMPLATE,
-    Branches,
-    check_length,
-    common_prefix,
-    fitting,
-    render,
-    render_branches,
-    render_chat,
-    render_text,
-)
+from caa.data.chat import BASE_TEMPLATE, LLAMA2_TEMPLATE, Branches, ChatFormat, check_length, common_prefix, fitting
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ '<<' + m.content + '>> ' }}"
@@ -116,14 +105,14 @@ def test_branches_hold_what_they_promise_whatever_is_asked(make):
     for _ in range(60):
         pair, system = _random_pair(rng), rng.choice([None, "Be kind."])
         try:
-            branches = render_branches(tokenizer, pair, system=system)
+            branches = ChatFormat(tokenizer, system=system).encode_pair(pair)
         except ValueError as error:
             assert "do not part" in str(error)  # noqa: PT017
             continue
         parted += 1
-        prompt = render(tokenizer, pair.question, system=system)
+        prompt = ChatFormat(tokenizer, system=system).encode(pair.question)
         for ids, answer in zip((branches.positive, branches.negative), pair.answers, strict=True):
-            assert ids == render(tokenizer, pair.question, answer, system=system)
+            assert ids == ChatFormat(tokenizer, system=system).encode(pair.question, answer)
             assert ids[: branches.prompt_length] == prompt[: branches.prompt_length]
         assert 0 < branches.prompt_length <= branches.parting
         assert branches.positive[: branches.parting] == branches.negative[: branches.parting]
@@ -137,13 +126,13 @@ def test_the_answer_begins_no_later_than_its_first_character(make):
     tokenizer, rng = tokenizer_of(make), random.Random(1)
     for _ in range(30):
         pair = _random_pair(rng)
-        prompt, text = (render_text(tokenizer, pair.question, answer) for answer in (None, pair.positive))
+        prompt, text = (ChatFormat(tokenizer).text(pair.question, answer) for answer in (None, pair.positive))
         assert text.startswith(prompt)
         assert text.endswith(pair.positive)
         ends = [end for _, end in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping]
         first = next(n for n, end in enumerate(ends) if end > len(prompt))
         try:
-            assert render_branches(tokenizer, pair).prompt_length <= first
+            assert ChatFormat(tokenizer).encode_pair(pair).prompt_length <= first
         except ValueError as error:
             assert "do not part" in str(error)  # noqa: PT017
 
@@ -151,7 +140,7 @@ def test_the_answer_begins_no_later_than_its_first_character(make):
 @every_make
 def test_letters_part_at_the_letter(make):
     tokenizer = tokenizer_of(make)
-    branches = render_branches(tokenizer, ContrastPair("Would you wait 3?\n (A) Yes\n (B) No", "(A)", "(B)"))
+    branches = ChatFormat(tokenizer).encode_pair(ContrastPair("Would you wait 3?\n (A) Yes\n (B) No", "(A)", "(B)"))
     for ids, expected in ((branches.positive, "a"), (branches.negative, "b")):
         rest = "".join(tokenizer.convert_ids_to_tokens(ids[branches.parting :]))
         assert rest.strip("_▁Ġ()").lower() == expected
@@ -162,7 +151,7 @@ def test_a_chat_template_of_its_own_gives_the_tokens_that_every_tool_gives(make)
     tokenizer = tokenizer_of(make)
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Would you wait?"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True).input_ids
-    assert render(tokenizer, "Would you wait?", system="Be kind.") == ids
+    assert ChatFormat(tokenizer, system="Be kind.").encode("Would you wait?") == ids
 
 
 def _byte_level_with(*merges):
@@ -175,23 +164,23 @@ def _byte_level_with(*merges):
 
 def test_parting_when_space_parenthesis_and_letter_are_one_token():
     tokenizer = _byte_level_with(("Ġ", "("), ("Ġ(", "A"), ("Ġ(", "B"))
-    branches = render_branches(tokenizer, ContrastPair("Wait?", "(A)", "(B)"))
-    assert branches.parting == branches.prompt_length == len(render(tokenizer, "Wait?"))
+    branches = ChatFormat(tokenizer).encode_pair(ContrastPair("Wait?", "(A)", "(B)"))
+    assert branches.parting == branches.prompt_length == len(ChatFormat(tokenizer).encode("Wait?"))
     assert tokenizer.convert_ids_to_tokens(branches.positive[branches.parting :]) == ["Ġ(A", ")"]
 
 
 def test_the_answer_begins_with_the_token_that_swallowed_the_end_of_the_prompt():
     tokenizer = _byte_level_with(("]", "Ġ"), ("]Ġ", "("))
-    branches = render_branches(tokenizer, ContrastPair("Wait?", "(A)", "(B)"))
+    branches = ChatFormat(tokenizer).encode_pair(ContrastPair("Wait?", "(A)", "(B)"))
     assert tokenizer.convert_ids_to_tokens(branches.positive[branches.prompt_length :]) == ["]Ġ(", "A", ")"]
-    assert branches.prompt_length == len(render(tokenizer, "Wait?")) - 1
+    assert branches.prompt_length == len(ChatFormat(tokenizer).encode("Wait?")) - 1
     assert branches.parting == branches.prompt_length + 1
 
 
 def test_the_answer_begins_where_the_first_of_both_leaves_the_prompt():
     tokenizer = _byte_level_with(("Ġ", "x"), ("]", "Ġx"))
-    branches = render_branches(tokenizer, ContrastPair("Wait?", "(A)", "x"))
-    assert branches.prompt_length == branches.parting == len(render(tokenizer, "Wait?")) - 1
+    branches = ChatFormat(tokenizer).encode_pair(ContrastPair("Wait?", "(A)", "x"))
+    assert branches.prompt_length == branches.parting == len(ChatFormat(tokenizer).encode("Wait?")) - 1
 
 
 def _reference(question, answer=None, system=None):
@@ -213,28 +202,28 @@ REFERENCE_CASES = [
 def test_the_references_llama_2_format_is_reproduced_exactly(make, question, answer, system):
     tokenizer = tokenizer_of(make)
     expected = _reference(question, answer, system)
-    text = render_text(tokenizer, question, answer, system=system, template=LLAMA2_TEMPLATE)
+    text = ChatFormat(tokenizer, system=system, template=LLAMA2_TEMPLATE).text(question, answer)
     assert text == "<s>" + expected
-    ids = render(tokenizer, question, answer, system=system, template=LLAMA2_TEMPLATE)
+    ids = ChatFormat(tokenizer, system=system, template=LLAMA2_TEMPLATE).encode(question, answer)
     assert ids == [tokenizer.bos_token_id, *tokenizer.encode(expected, add_special_tokens=False)]
 
 
 def test_a_sentencepiece_text_begins_with_a_space_behind_bos():
-    ids = render(tokenizer_of("llama"), "Wait?", template=LLAMA2_TEMPLATE)
+    ids = ChatFormat(tokenizer_of("llama"), template=LLAMA2_TEMPLATE).encode("Wait?")
     assert tokenizer_of("llama").convert_ids_to_tokens(ids[:3]) == ["<s>", "▁[", "I"]
 
 
 def test_a_template_for_a_tokenizer_without_bos():
     tokenizer = _byte_level(True, bos_token=None)
-    assert render_text(tokenizer, "Wait?", "(A)", template=LLAMA2_TEMPLATE) == _reference("Wait?", "(A)")
+    assert ChatFormat(tokenizer, template=LLAMA2_TEMPLATE).text("Wait?", "(A)") == _reference("Wait?", "(A)")
 
 
 def test_a_base_model_without_template_is_asked_in_plain_words():
     tokenizer = _byte_level(True)
-    assert render_text(tokenizer, " Wait?\n") == "Input: Wait?\nResponse:"
-    assert render_text(tokenizer, "Wait?", " (A)") == "Input: Wait?\nResponse: (A)"
-    assert render_text(tokenizer, "Wait?", "(A)", system="Be kind. ") == "Be kind.\nInput: Wait?\nResponse: (A)"
-    assert render_text(tokenizer, "Wait?", template=CHAT) == "<s>[INST] Wait? [/INST]"
+    assert ChatFormat(tokenizer).text(" Wait?\n") == "Input: Wait?\nResponse:"
+    assert ChatFormat(tokenizer).text("Wait?", " (A)") == "Input: Wait?\nResponse: (A)"
+    assert ChatFormat(tokenizer, system="Be kind. ").text("Wait?", "(A)") == "Be kind.\nInput: Wait?\nResponse: (A)"
+    assert ChatFormat(tokenizer, template=CHAT).text("Wait?") == "<s>[INST] Wait? [/INST]"
 
 
 def test_the_fallback_keeps_the_tokenizers_habit_of_beginning_with_bos():
@@ -245,70 +234,76 @@ def test_the_fallback_keeps_the_tokenizers_habit_of_beginning_with_bos():
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     text = "Input: Wait?\nResponse: (A)"
-    assert render(plain, "Wait?", "(A)") == plain.encode(text, add_special_tokens=False)
-    assert render(habitual, "Wait?", "(A)") == [1, *plain.encode(text, add_special_tokens=False)]
-    assert render(habitual, "Wait?", "(A)", template=BASE_TEMPLATE) == render(habitual, "Wait?", "(A)")
+    assert ChatFormat(plain).encode("Wait?", "(A)") == plain.encode(text, add_special_tokens=False)
+    assert ChatFormat(habitual).encode("Wait?", "(A)") == [1, *plain.encode(text, add_special_tokens=False)]
+    assert ChatFormat(habitual, template=BASE_TEMPLATE).encode("Wait?", "(A)") == ChatFormat(habitual).encode(
+        "Wait?", "(A)"
+    )
 
 
 def test_a_tokenizer_with_several_named_templates_uses_its_default():
     tokenizer = _byte_level(True, chat_template={"default": CHAT, "tool_use": "tools"})
-    assert render_text(tokenizer, "Wait?") == "<s>[INST] Wait? [/INST]"
+    assert ChatFormat(tokenizer).text("Wait?") == "<s>[INST] Wait? [/INST]"
 
 
 def test_a_conversation_of_several_turns():
     said = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Wait?"}]
     more = [*said, {"role": "assistant", "content": "Yes "}, {"role": "user", "content": "Why?"}]
     plain, chatty = _byte_level(True), _byte_level(True, chat_template=CHAT)
-    assert plain.decode(render_chat(plain, more)) == "Be kind.\nInput: Wait?\nResponse: Yes\nInput: Why?\nResponse:"
     assert (
-        chatty.decode(render_chat(chatty, more)) == "<s><<Be kind.>> [INST] Wait? [/INST] Yes  </s>[INST] Why? [/INST]"
+        plain.decode(ChatFormat(plain).encode_chat(more))
+        == "Be kind.\nInput: Wait?\nResponse: Yes\nInput: Why?\nResponse:"
     )
-    assert render_chat(chatty, said) == render(chatty, "Wait?", system="Be kind.")
+    assert (
+        chatty.decode(ChatFormat(chatty).encode_chat(more))
+        == "<s><<Be kind.>> [INST] Wait? [/INST] Yes  </s>[INST] Why? [/INST]"
+    )
+    assert ChatFormat(chatty).encode_chat(said) == ChatFormat(chatty, system="Be kind.").encode("Wait?")
 
 
 def test_a_template_that_refuses_system_prompts():
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}" + CHAT
     with pytest.raises(ValueError, match=r"no system role here.*or no system prompt"):
-        render(_byte_level(True, chat_template=refusing), "Wait?", system="Be kind.")
+        ChatFormat(_byte_level(True, chat_template=refusing), system="Be kind.").encode("Wait?")
 
 
 def test_a_template_that_drops_the_system_prompt_without_a_word():
     dropping = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content + ':' }}{% endif %}{% endfor %}"
     tokenizer = _byte_level(True, chat_template=dropping)
-    assert render_text(tokenizer, "Wait?") == "Wait?:"
+    assert ChatFormat(tokenizer).text("Wait?") == "Wait?:"
     with pytest.raises(ValueError, match="leaves the system prompt out"):
-        render(tokenizer, "Wait?", system="Be kind.")
+        ChatFormat(tokenizer, system="Be kind.").encode("Wait?")
 
 
 def test_a_template_that_has_no_place_for_answers():
     dropping = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content + ':' }}{% endif %}{% endfor %}"
     with pytest.raises(ValueError, match=r"refuses these messages \(user, assistant\)"):
-        render(_byte_level(True, chat_template=dropping), "Wait?", "(A)")
+        ChatFormat(_byte_level(True, chat_template=dropping)).encode("Wait?", "(A)")
 
 
 def test_a_broken_template_is_an_error_of_ours():
     with pytest.raises(ValueError, match="refuses these messages"):
-        render(_byte_level(True), "Wait?", template="{% for %}")
+        ChatFormat(_byte_level(True), template="{% for %}").encode("Wait?")
 
 
 @every_make
 def test_an_answer_may_repeat_the_question(make):
     tokenizer = tokenizer_of(make)
     pair = ContrastPair("Yes", "Yes", "No")
-    assert render_text(tokenizer, "Yes", "Yes").count("Yes") == 2
-    branches = render_branches(tokenizer, pair)
-    assert branches.prompt_length >= len(render(tokenizer, "Yes")) - 1
+    assert ChatFormat(tokenizer).text("Yes", "Yes").count("Yes") == 2
+    branches = ChatFormat(tokenizer).encode_pair(pair)
+    assert branches.prompt_length >= len(ChatFormat(tokenizer).encode("Yes")) - 1
 
 
 @every_make
 def test_an_answer_that_only_goes_on_where_the_other_ends_is_refused(make):
     with pytest.raises(ValueError, match=r"'you' and 'you you' do not part.*differ before the shorter one ends"):
-        render_branches(tokenizer_of(make), ContrastPair("Would you?", "you", "you you"))
+        ChatFormat(tokenizer_of(make)).encode_pair(ContrastPair("Would you?", "you", "you you"))
 
 
 def test_two_words_that_the_tokenizer_does_not_know_do_not_part():
     with pytest.raises(ValueError, match="do not part"):
-        render_branches(tokenizer_of("word level"), ContrastPair("Wait?", "gladly", "never"))
+        ChatFormat(tokenizer_of("word level")).encode_pair(ContrastPair("Wait?", "gladly", "never"))
 
 
 def test_parting_is_counted_from_the_first_token():
@@ -327,7 +322,9 @@ def test_a_text_longer_than_the_context_is_refused():
 def test_fitting_leaves_out_what_the_context_cannot_hold_and_says_so():
     tokenizer = tokenizer_of("byte-level")
     items = [ContrastPair("Would you wait? " * n, "Yes", "No, not at all") for n in (1, 3, 8)]
-    lengths = [max(len(render(tokenizer, pair.question, answer)) for answer in pair.answers) for pair in items]
+    lengths = [
+        max(len(ChatFormat(tokenizer).encode(pair.question, answer)) for answer in pair.answers) for pair in items
+    ]
     assert lengths == sorted(lengths)
     with pytest.warns(UserWarning, match=rf"1 of 3 do not fit into {lengths[1]} tokens.*longest needs {lengths[2]}"):
         assert fitting(tokenizer, items, lengths[1]) == items[:2]
@@ -336,13 +333,13 @@ def test_fitting_leaves_out_what_the_context_cannot_hold_and_says_so():
     with pytest.warns(UserWarning, match=r"2 of 3 .*, 1 of them for its answer"):
         assert fitting(tokenizer, items, lengths[1], room=1) == items[:1]
     with pytest.warns(UserWarning, match="2 of 3"):
-        assert fitting(tokenizer, items, lengths[1], system="!") == items[:1]
+        assert fitting(ChatFormat(tokenizer, system="!"), items, lengths[1]) == items[:1]
 
 
 def test_fitting_says_nothing_when_all_fit():
     tokenizer = tokenizer_of("byte-level")
     questions = [Question("Wait?"), Question("Would you wait?", "(A)", "(B)")]
-    longest = len(render(tokenizer, "Would you wait?", "(A)"))
+    longest = len(ChatFormat(tokenizer).encode("Would you wait?", "(A)"))
     assert fitting(tokenizer, questions, longest) == fitting(tokenizer, questions, None) == questions
     assert fitting(tokenizer, [], 1) == []
 
@@ -355,4 +352,4 @@ def test_what_fits_the_64_tokens_of_craftgpt():
     with pytest.warns(UserWarning, match="1 of 2 do not fit into 64 tokens"):
         assert fitting(tokenizer, [short, long], 64) == [short]
     with pytest.raises(ValueError, match="reads at most 64"):
-        check_length(render_branches(tokenizer, long).positive, 64, "a text")
+        check_length(ChatFormat(tokenizer).encode_pair(long).positive, 64, "a text")

@@ -1,66 +1,93 @@
-"""The import rule: who may know whom. One line for each room; a test, not a wish."""
+"""The import rule: who may know whom, and no circle anywhere. One line for each room; a test, not a wish."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 CAA = Path(__file__).parents[1] / "caa"
 
+GROUND = {"files", "hashing", "callables"}
+"""Single files that every room may use; they know no room."""
 MAY_IMPORT = {
-    "data": {"data", "files"},
-    "vectors": {"vectors", "files"},
-    "steering": {"steering", "data", "vectors", "files"},
-    "finetune": {"finetune", "data", "vectors", "steering", "files"},
-    "evals": {"evals", "data", "vectors", "steering", "files"},
-    "reports": {"reports", "evals.rows", "evals.texts", "files"},
-    "exports": {"exports", "data", "vectors", "steering", "files"},
-    "lightning": {"lightning", "data", "vectors", "steering", "evals", "files"},
-    "playground": {"playground", "data", "vectors", "steering", "files"},
-    "files": set(),
+    "data": set(),
+    "vectors": set(),
+    "models": set(),
+    "steering": {"data", "vectors", "models"},
+    "runs": {"data", "vectors"},
+    "extraction": {"data", "vectors", "models", "steering"},
+    "judges": {"data", "vectors", "models", "steering", "runs"},
+    "exports": {"data", "vectors", "models", "steering"},
+    "training": {"data", "vectors", "models", "steering"},
+    "reports": {"data", "runs"},
+    "evals": {"data", "vectors", "models", "steering", "runs", "extraction", "judges"},
 }
-# They may know everybody, and nobody may know them.
-TOP = {"cli", "experiment", "gallery", "inspection", "matching", "__init__"}
+# They may know everybody; below them nobody may know them.
+TOP = {"lightning", "playground", "experiment", "gallery", "inspection", "matching", "cli", "__init__"}
+FILES = sorted(CAA.rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    """The dotted name of a file, without its leading "caa.": "steering.wrapper"; "steering" for its __init__."""
+    parts = path.relative_to(CAA).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+MODULES = {module(path) for path in FILES}
 
 
 def imported(path: Path) -> set[str]:
-    """The caa modules that a file imports, anywhere in it, without their leading "caa."."""
-    found: set[str] = set()
+    """The modules of caa that a file imports, anywhere in it, without their leading "caa."."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found |= {node.module or "", *(f"{node.module}.{name.name}" for name in node.names)}
-    return {name.removeprefix("caa.") for name in found if name.startswith("caa.")}
+            # `from caa.data import sources` imports the module sources; `from caa.files import X` the module files.
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name.removeprefix("caa.") in MODULES else node.module or "" for name in inner}
+    return {name.removeprefix("caa.") for name in names if name.startswith("caa.")}
 
 
-def room(path: Path) -> str:
-    return path.relative_to(CAA).parts[0].removesuffix(".py")
+def room(name: str) -> str:
+    return name.split(".")[0]
 
 
-@pytest.mark.parametrize("path", sorted(CAA.rglob("*.py")), ids=lambda path: str(path.relative_to(CAA)))
+@pytest.mark.parametrize("path", FILES, ids=module)
 def test_a_room_knows_only_the_rooms_below_it(path):
-    if room(path) in TOP:
+    own = room(module(path))
+    if own in TOP:
         return
-    allowed = MAY_IMPORT[room(path)]
-    for name in imported(path):
-        assert any(name == room or name.startswith(f"{room}.") for room in allowed), f"{path.name} imports caa.{name}"
+    allowed = GROUND | ({own} | MAY_IMPORT[own] if own not in GROUND else set())
+    strangers = {name for name in imported(path) if room(name) not in allowed}
+    assert not strangers, f"{module(path)} imports {sorted(strangers)}"
+
+
+@pytest.mark.xfail(reason="evals.grid and evals.runner")
+def test_no_two_files_know_each_other():
+    """No circle of imports between files, whichever way around and inside a room neither."""
+    graph = {module(path): imported(path) for path in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
 
 def test_nothing_imports_recipes_or_tests():
-    for path in CAA.rglob("*.py"):
+    for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not {name.split(".")[0] for name in names} & {"recipes", "tests", "benchmarks"}, path
 
 
-@pytest.mark.parametrize("module", ["caa", "caa.evals.rows", "caa.reports.tables", "caa.cli", "caa.data.behaviors"])
+@pytest.mark.parametrize("module", ["caa", "caa.runs.rows", "caa.reports.tables", "caa.cli", "caa.data.behaviors"])
 def test_torch_stays_out(module):
     script = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert not subprocess.run([sys.executable, "-c", script], check=False).returncode, f"{module} imports torch"

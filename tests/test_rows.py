@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from caa.evals.rows import Cell, Row, append_rows, read_rows
+from caa.runs.rows import Cell, Row, append_rows, read_rows
 
 CELL = Cell("myopic_reward", "open", "positive", 13, -1.0, "", "random-0")
 

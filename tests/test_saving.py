@@ -12,10 +12,10 @@ import torch
 from tiny import random_ids, tiny_lora, tiny_model
 
 from caa import Intervention, Provenance, SteeringVector, SteeringWrapper, load_model, record
-from caa.steering.loading import _SMALL, _hashed, _samples, fingerprint, has_fingerprint
+from caa.models.loading import _SMALL, _hashed, _samples, fingerprint, has_fingerprint
+from caa.steering.checkpoint.manifest import seal
 from caa.steering.operators import OPERATORS, Clamp, Targeted, ablate, add_keeping_norm, replace
 from caa.steering.scopes import SCOPES, At, First, after_prompt, everywhere, last_prompt_token, prompt_only
-from caa.steering.sealing import seal
 
 IDS = random_ids(2, 7)
 
@@ -439,7 +439,7 @@ def test_a_manifest_that_was_changed_or_cut_is_refused_and_a_card_may_be_edited(
 
 
 def test_a_manifest_cannot_reach_out_of_its_folder(base, tmp_path):
-    from caa.steering.sealing import _digest
+    from caa.steering.checkpoint.manifest import _digest
 
     folder = steered(base).save_pretrained(tmp_path / "steered")
     manifest = json.loads((folder / "steering.json").read_text())

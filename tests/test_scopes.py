@@ -8,8 +8,8 @@ from slow import PROMPTS, close, logits_by_hand, vector
 from tiny import FAMILIES, tiny_model
 
 from caa import Intervention, SteeringWrapper
-from caa.steering.batching import pad
-from caa.steering.blocks import decoder_blocks
+from caa.models.batching import pad
+from caa.models.blocks import decoder_blocks
 from caa.steering.scopes import SCOPES, At, First, after_prompt, everywhere, last_prompt_token, prompt_only
 
 PLACES = [[0, 4, 10], [6], []]

@@ -10,12 +10,12 @@ import torch
 from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model
 
 from caa import Intervention, SteeringVector, SteeringWrapper
-from caa.steering.batching import by_tokens, in_batches, pad
-from caa.steering.blocks import decoder_blocks
+from caa.models.batching import by_tokens, in_batches, pad
+from caa.models.blocks import decoder_blocks
+from caa.models.capabilities import can_branch, can_expand, can_pad
 from caa.steering.scopes import everywhere
 from caa.steering.scoring import Continued, generate_settings, log_probabilities
 from caa.steering.settings import sweep, together
-from caa.steering.trials import can_branch, can_expand, can_pad
 
 MIXED = pytest.mark.filterwarnings("ignore:.*asked row by row")
 

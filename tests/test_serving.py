@@ -17,7 +17,7 @@ import torch
 
 from caa import Intervention, SteeringVector, SteeringWrapper, extract, load_behavior, load_model
 from caa.cli import main
-from caa.data.rendering import render
+from caa.data.chat import ChatFormat
 from caa.steering.scopes import everywhere
 
 QUESTION = "You can have 5 pearls now or 50 next spring. What would you do?"
@@ -69,7 +69,7 @@ def served(tmp_path):
 
 
 def greedy(wrapper, tokenizer) -> str:
-    ids = torch.tensor([render(tokenizer, QUESTION)])
+    ids = torch.tensor([ChatFormat(tokenizer).encode(QUESTION)])
     written = wrapper.generate(ids, max_new_tokens=24, do_sample=False)
     return tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()
 

@@ -13,11 +13,11 @@ from tiny import FAMILIES, random_ids, tiny_model, tiny_tokenizer
 from caa.data.behaviors import Behavior, Question
 from caa.evals.tasks import score_choices
 from caa.evals.transfer import dose_response, sweep_rows
-from caa.steering.blocks import decoder_blocks
-from caa.steering.doses import dose, stream_norms
-from caa.steering.hooks import reading
+from caa.extraction.norms import dose, stream_norms
+from caa.extraction.projections import logit_lens, projections_around, similarities, token_texts, written
+from caa.models.blocks import decoder_blocks
+from caa.models.hooks import reading
 from caa.steering.intervention import Intervention
-from caa.steering.similarity import logit_lens, projections_around, similarities, token_texts, written
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
 

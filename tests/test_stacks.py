@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from caa.evals.rows import Cell, Row
 from caa.reports.formats import to_markdown
 from caa.reports.stacks import stack_tables
+from caa.runs.rows import Cell, Row
 
 EFFECTS = {"prompt": 0.1, "finetune": 0.2, "steering": 0.05}
 

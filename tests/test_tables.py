@@ -14,8 +14,6 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from caa.evals.record import record_run
-from caa.evals.rows import Cell, Row, append_rows
 from caa.reports.tables import (
     best_layer,
     finetune_tables,
@@ -27,6 +25,8 @@ from caa.reports.tables import (
     to_terminal,
     write_report,
 )
+from caa.runs.manifest import record_run
+from caa.runs.rows import Cell, Row, append_rows
 
 SEVEN = ["ai_coordination", "corrigibility", "hallucination", "myopic_reward"]
 SEVEN += ["survival_instinct", "sycophancy", "refusal"]
@@ -440,7 +440,7 @@ def test_no_rows_are_no_table():
 
 def test_reports_are_made_without_torch():
     script = (
-        "import sys; from caa.reports.tables import *; from caa.evals.rows import Cell, Row\n"
+        "import sys; from caa.reports.tables import *; from caa.runs.rows import Cell, Row\n"
         "t = finetune_tables([Row(Cell('b', 'ab'), q, s) for q, s in (('1', .1), ('2', .9))])\n"
         "to_csv(*t), to_latex(t[0]), to_markdown(t[0])\n"
         "sys.exit('torch' in sys.modules)"

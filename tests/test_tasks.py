@@ -10,9 +10,10 @@ import transformers
 from tiny import FAMILIES, SHARED, needs_shared, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Question, SteeringVector, SteeringWrapper
+from caa.data.chat import ChatFormat
 from caa.evals.tasks import ChoiceScore, answer_open, render_choices, score_choices
-from caa.steering.batching import pad
-from caa.steering.blocks import decoder_blocks, position_inputs
+from caa.models.batching import pad
+from caa.models.blocks import decoder_blocks, position_inputs
 from caa.steering.settings import sweep
 
 TOKENIZER = tiny_tokenizer()
@@ -156,12 +157,12 @@ def test_pushing_along_a_letter_raises_that_letter():
 def test_system_prompt_and_template_reach_the_model():
     wrapper, v = SteeringWrapper(tiny_model()), vector()
     plain = score_choices(wrapper, TOKENIZER, ASKED, sweep(v, [2], [1.0]))
-    assert plain != score_choices(wrapper, TOKENIZER, ASKED, sweep(v, [2], [1.0]), system="Be kind")
+    assert plain != score_choices(wrapper, ChatFormat(TOKENIZER, system="Be kind"), ASKED, sweep(v, [2], [1.0]))
     template = "{% for m in messages %}{{ m.content + '>' * (m.role == 'user') }}{% endfor %}"
-    assert plain != score_choices(wrapper, TOKENIZER, ASKED, sweep(v, [2], [1.0]), template=template)
+    assert plain != score_choices(wrapper, ChatFormat(TOKENIZER, template=template), ASKED, sweep(v, [2], [1.0]))
     answers = [
-        answer_open(wrapper, TOKENIZER, OPEN, sweep(v, [2], [1.0]), max_new_tokens=6, **how)
-        for how in ({}, {"system": "Be kind"}, {"template": template})
+        answer_open(wrapper, chat, OPEN, sweep(v, [2], [1.0]), max_new_tokens=6)
+        for chat in (TOKENIZER, ChatFormat(TOKENIZER, "Be kind"), ChatFormat(TOKENIZER, template=template))
     ]
     assert answers[0] != answers[1] != answers[2] != answers[0]
 

@@ -8,7 +8,7 @@ import pytest
 from tiny import SHARED, needs_shared
 
 from caa.data.behaviors import letter
-from caa.data.templates import (
+from caa.data.claims import (
     PRESETS,
     Balance,
     Claim,

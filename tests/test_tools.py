@@ -13,10 +13,10 @@ import torch
 from tiny import FAMILIES, random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Intervention, Provenance, SteeringVector, SteeringWrapper
-from caa.exports.exporting import TARGETS
+from caa.exports.targets import TARGETS
 from caa.exports.tools import hookpoint
-from caa.steering.blocks import decoder_blocks
-from caa.steering.loading import model_name
+from caa.models.blocks import decoder_blocks
+from caa.models.loading import model_name
 from caa.steering.scopes import everywhere
 from caa.vectors.formats.gguf import read_gguf
 

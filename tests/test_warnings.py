@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from caa.evals.rows import Cell, Row
 from caa.reports.letters import letter_facts, letter_means, letter_warnings, matching_shares
 from caa.reports.warnings import warnings
+from caa.runs.rows import Cell, Row
 
 
 def test_collapse_few_questions_and_a_poor_judge():

@@ -11,8 +11,8 @@ import torch
 from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model
 
 from caa import Intervention, Provenance, SteeringVector, SteeringWrapper
-from caa.steering.batching import pad
-from caa.steering.blocks import decoder_blocks
+from caa.models.batching import pad
+from caa.models.blocks import decoder_blocks
 from caa.steering.scopes import everywhere
 
 PROMPTS = [random_ids(1, length, seed=length)[0].tolist() for length in (9, 5, 1)]

@@ -32,9 +32,9 @@ def print_answer(
     from rich.panel import Panel
     from rich.text import Text
 
-    from caa.data.rendering import render
+    from caa.data.chat import ChatFormat
 
-    ids = torch.tensor([render(tokenizer, prompt, system=system)], device=wrapper.model.device)
+    ids = torch.tensor([ChatFormat(tokenizer, system).encode(prompt)], device=wrapper.model.device)
     written = wrapper.generate(ids, max_new_tokens=max_new_tokens, do_sample=False)
     answer = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()
     console().print(Panel(Text(answer), title=Text(title)))  # Text: what a model writes is data, not markup

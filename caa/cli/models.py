@@ -41,7 +41,7 @@ def generate(
         device: auto, cpu, cuda, ...
     """
     from caa import Intervention, SteeringVector, SteeringWrapper
-    from caa.steering.loading import load_tokenizer, model_name
+    from caa.models.loading import load_tokenizer, model_name
     from caa.steering.operators import OPERATORS
     from caa.steering.scopes import SCOPES
 
@@ -89,7 +89,7 @@ def play(
     from threading import Event
 
     from caa import SteeringVector
-    from caa.playground.launching import serving
+    from caa.playground.server import serving
     from caa.playground.session import Session
 
     directions = {path.stem: SteeringVector.load(path) for path in vectors or ()}
@@ -120,12 +120,12 @@ def export(
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
-    from caa.exports.exporting import TARGETS, rescoped, steered_folder
+    from caa.exports.targets import TARGETS, rescoped, steered_folder
 
     if to is None or out is None:
         raise ValueError(f"say what to write and where: --to {'|'.join(TARGETS)} --out FOLDER")
     from caa import SteeringWrapper
-    from caa.steering.loading import load_tokenizer, model_name
+    from caa.models.loading import load_tokenizer, model_name
 
     wrapper = SteeringWrapper.from_pretrained(steered_folder(source), dtype=dtype, device=device)
     tokenizer = load_tokenizer(model_name(wrapper.model))

@@ -38,8 +38,8 @@ def published(
         layers: the layers to print (outputs of these blocks, counted from 0); all if not given.
         format: what to print.
     """
-    from caa.evals.published import read_published
     from caa.reports import tables
+    from caa.runs.published import read_published
 
     found = read_published(folder)
     sys.stderr.write(f"{found}\n")

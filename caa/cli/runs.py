@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from caa.cli.console import console, load_wrapper, print_tables
-from caa.evals.judging.config import OFFLINE, JudgeConfig
-from caa.finetune.config import FinetuneConfig
+from caa.judges.config import OFFLINE, JudgeConfig
+from caa.training.config import FinetuneConfig
 
 
 def demo(
@@ -57,7 +57,7 @@ def finetune(
         device: auto, cpu, cuda, ...
     """
     from caa import load_behavior, load_model
-    from caa.finetune.lora import finetune as teach
+    from caa.training.sft import finetune as teach
 
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     path = teach(loaded, tokenizer, load_behavior(behavior), direction, out, training)

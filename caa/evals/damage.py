@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caa.data.rendering import check_length, common_prefix, render
-from caa.steering.batching import by_length, pad
-from caa.steering.blocks import context_length, evaluating
+from caa.data.chat import ChatFormat, check_length, common_prefix
+from caa.models.batching import by_length, pad
+from caa.models.blocks import context_length, evaluating
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
 
@@ -21,12 +21,10 @@ from caa.steering.wrapper import SteeringWrapper
 @torch.no_grad()
 def perplexities(
     wrapper: SteeringWrapper,
-    tokenizer: Any,
+    chat: ChatFormat | Any,
     questions: Sequence[str],
     texts: Sequence[str],
     *,
-    system: str | None = None,
-    template: str | None = None,
     batch_size: int = 16,
 ) -> list[float]:
     """How much each text, as an answer to its question, surprises the unsteered model.
@@ -37,10 +35,12 @@ def perplexities(
     """
     if wrapper.interventions:
         raise ValueError("the wrapper is being steered, and would judge its own texts: call unsteer() first")
+    chat = ChatFormat.of(chat)
+    tokenizer = chat.tokenizer
     limit = context_length(wrapper.model, tokenizer)
     sequences, starts = [], []
     for question, text in zip(questions, texts, strict=True):
-        prompt, whole = (render(tokenizer, question, a, system=system, template=template) for a in (None, text))
+        prompt, whole = (chat.encode(question, answer) for answer in (None, text))
         check_length(whole, limit, f"the answer {text[:60]!r} with its question")
         sequences.append(whole)
         starts.append(common_prefix(prompt, whole) if text.strip() else len(whole))
@@ -69,12 +69,10 @@ def _surprises(
 @torch.no_grad()
 def divergences(
     wrapper: SteeringWrapper,
-    tokenizer: Any,
+    chat: ChatFormat | Any,
     prompts: Sequence[str],
     settings: Sequence[tuple[Intervention, ...]],
     *,
-    system: str | None = None,
-    template: str | None = None,
     batch_size: int = 16,
 ) -> list[float]:
     """How far each setting moves what the model would say first to prompts that have nothing to do with the behavior.
@@ -85,7 +83,9 @@ def divergences(
     """
     if wrapper.interventions:
         raise ValueError("the wrapper is being steered, so nothing would be unsteered: call unsteer() first")
-    sequences = [render(tokenizer, prompt, system=system, template=template) for prompt in prompts]
+    chat = ChatFormat.of(chat)
+    tokenizer = chat.tokenizer
+    sequences = [chat.encode(prompt) for prompt in prompts]
     limit = context_length(wrapper.model, tokenizer)
     for prompt, ids in zip(prompts, sequences, strict=True):
         check_length(ids, limit, f"the prompt {prompt[:60]!r}")

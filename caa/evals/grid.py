@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from operator import index
 from pathlib import Path
@@ -11,17 +11,18 @@ from typing import Any
 
 from tqdm import tqdm
 
+from caa.callables import lasting_name
 from caa.data.behaviors import Behavior, Question
-from caa.data.rendering import render
-from caa.evals.judges import Judge
-from caa.evals.record import adapter_hash, questions_hash, record_run, vector_hash, versions
-from caa.evals.rows import TASKS, Cell
-from caa.evals.session import Case, Session
+from caa.data.chat import ChatFormat
+from caa.evals.runner import Case, Session
 from caa.evals.tasks import render_choices, render_prompts
+from caa.extraction.norms import dose, stream_norms
 from caa.files import only_writer
-from caa.steering.doses import dose, stream_norms
+from caa.judges.exemplar import Judge
+from caa.models.loading import fingerprint, model_name
+from caa.runs.manifest import adapter_hash, questions_hash, record_run, vector_hash, versions
+from caa.runs.rows import TASKS, Cell
 from caa.steering.intervention import Intervention
-from caa.steering.loading import fingerprint, model_name
 from caa.steering.operators import Operator, add
 from caa.steering.scopes import Scope, after_prompt
 from caa.steering.wrapper import SteeringWrapper
@@ -69,7 +70,7 @@ class EvalGrid:
         # Layers may be of NumPy; rows and their record are JSON.
         object.__setattr__(self, "layers", [index(layer) for layer in self.layers])
         for how in (self.operator, self.where):
-            _called(how)
+            lasting_name(how)
         for name in ("layers", "multipliers", "finetunes", "tasks", "system_prompts"):
             values = list(getattr(self, name))
             if not values or len(set(values)) < len(values):
@@ -93,6 +94,10 @@ class EvalGrid:
             there = ", ".join(filter(None, known)) or "none"
             raise ValueError(f"{self.behavior.name} has no system prompt {prompt!r}; it has {there}")
         return " ".join(filter(None, (self.system, known[prompt][0]))) or None
+
+    def chat(self, tokenizer: Any, prompt: str) -> ChatFormat:
+        """How questions are put under one of the system prompts."""
+        return ChatFormat(tokenizer, self.system_of(prompt), self.template)
 
     def questions(self, task: str) -> list[Question]:
         """What a task asks, each question once; ValueError if that is nothing."""
@@ -170,11 +175,11 @@ class EvalGrid:
         vectors = (self.vector, *self.also.values(), *self.own.values())
         wrapper.steer(*(Intervention(vector, layer) for vector, layer in product(vectors, self.layers))).close()
         for prompt, task in product(self.system_prompts, self.tasks):
-            said: dict[str, Any] = {"system": self.system_of(prompt), "template": self.template}
+            chat = self.chat(tokenizer, prompt)
             if task == "open":
-                render_prompts(wrapper, tokenizer, self.questions(task), self.max_new_tokens, **said)
+                render_prompts(wrapper, chat, self.questions(task), self.max_new_tokens)
             else:
-                render_choices(wrapper, tokenizer, self.questions(task), **said)
+                render_choices(wrapper, chat, self.questions(task))
 
     def _settings(self, wrapper: SteeringWrapper, tokenizer: Any) -> dict[str, Any]:
         """All that a row depends on and does not say itself."""
@@ -184,7 +189,7 @@ class EvalGrid:
             asked["open"] |= {"max_new_tokens": self.max_new_tokens, "judge": _described(self.judge)}
         adapters = {name: adapter_hash(model, name) for name in self.finetunes if name != "none"}
         vectors = {"vector": vector_hash(self.vector), "own": _hashes(self.own), "also": _hashes(self.also)}
-        steered = {name: _called(getattr(self, name)) for name in ("operator", "where")}
+        steered = {name: lasting_name(getattr(self, name)) for name in ("operator", "where")}
         prompts = {prompt: self.system_of(prompt) for prompt in self.system_prompts if prompt}
         return {
             "model": {"fingerprint": fingerprint(model), "dtype": str(model.dtype).removeprefix("torch.")},
@@ -202,29 +207,11 @@ class EvalGrid:
 
     def _doses(self, wrapper: SteeringWrapper, tokenizer: Any) -> dict[int, float]:
         """layer -> relative dose of multiplier 1, beside the stream of the model without a finetune."""
-        said: dict[str, Any] = {"system": self.system, "template": self.template}
-        prompts = [render(tokenizer, question.text, **said) for question in self.questions(self.tasks[0])]
+        chat = self.chat(tokenizer, "")
+        prompts = [chat.encode(question.text) for question in self.questions(self.tasks[0])]
         with wrapper.finetune(None):
             norms = stream_norms(wrapper.model, tokenizer, prompts, self.layers, batch_size=self.batch_size)
         return {layer: dose(self.vector, layer, 1.0, norms) for layer in self.layers}
-
-
-def _called(how: Any) -> str:
-    """A function's name; of a dataclass that is called like one, its fields too. The same in every process.
-
-    >>> from caa.steering.operators import Targeted
-    >>> _called(Targeted(above=0.5))
-    'Targeted(above=0.5, below=None, operator=add)'
-    """
-    if is_dataclass(how):
-        values = [f"{each.name}={_called(getattr(how, each.name))}" for each in fields(how)]
-        return f"{type(how).__name__}({', '.join(values)})"
-    if not callable(how):
-        return repr(how)
-    name = getattr(how, "__name__", "<lambda>")
-    if name == "<lambda>":
-        raise ValueError(f"{how!r} has no name to tell it by when the grid goes on: use def, or a frozen dataclass")
-    return name
 
 
 def _hashes(vectors: Mapping[str, SteeringVector]) -> dict[str, str]:

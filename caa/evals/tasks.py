@@ -12,9 +12,9 @@ from typing import Any
 from transformers import GenerationConfig
 
 from caa.data.behaviors import ContrastPair, Question
-from caa.data.rendering import check_length, render, render_branches
-from caa.steering.batching import in_batches, pad
-from caa.steering.blocks import context_length, evaluating
+from caa.data.chat import ChatFormat, check_length
+from caa.models.batching import in_batches, pad
+from caa.models.blocks import context_length, evaluating
 from caa.steering.scoring import Continued, generate_settings, log_probabilities
 from caa.steering.settings import Setting
 from caa.steering.wrapper import SteeringWrapper
@@ -50,20 +50,18 @@ class ChoiceScore:
 
 def render_choices(
     wrapper: SteeringWrapper,
-    tokenizer: Any,
+    chat: ChatFormat | Any,
     questions: Sequence[Question],
-    *,
-    system: str | None = None,
-    template: str | None = None,
 ) -> list[Continued]:
     """The questions as ids; ValueError for one without two answers, and for one that the context cannot hold.
 
     What follows the place where the answers differ is left out if it is the same for both, such as the ")" of "(A)".
     """
-    limit = context_length(wrapper.model, tokenizer)
+    chat = ChatFormat.of(chat)
+    limit = context_length(wrapper.model, chat.tokenizer)
     choices = []
     for question in questions:
-        branches = render_branches(tokenizer, _contrast(question), system=system, template=template)
+        branches = chat.encode_pair(_contrast(question))
         pair = _without_common_end(branches.positive, branches.negative, branches.parting)
         prompt, start = branches.prompt_length, branches.parting - branches.prompt_length
         choice = Continued(branches.positive[:prompt], (pair[0][prompt:], pair[1][prompt:]), start)
@@ -91,16 +89,14 @@ def _contrast(question: Question) -> ContrastPair:
 
 def render_prompts(
     wrapper: SteeringWrapper,
-    tokenizer: Any,
+    chat: ChatFormat | Any,
     questions: Sequence[Question],
     max_new_tokens: int,
-    *,
-    system: str | None = None,
-    template: str | None = None,
 ) -> list[list[int]]:
     """The questions as ids, ready to be answered; ValueError where the context cannot hold question and answer."""
-    limit = context_length(wrapper.model, tokenizer)
-    prompts = [render(tokenizer, question.text, system=system, template=template) for question in questions]
+    chat = ChatFormat.of(chat)
+    limit = context_length(wrapper.model, chat.tokenizer)
+    prompts = [chat.encode(question.text) for question in questions]
     for question, ids in zip(questions, prompts, strict=True):
         with_answer = range(len(ids) + max_new_tokens)
         check_length(with_answer, limit, f"{question.text[:60]!r} with room for {max_new_tokens} new tokens")
@@ -109,20 +105,19 @@ def render_prompts(
 
 def score_choices(
     wrapper: SteeringWrapper,
-    tokenizer: Any,
+    chat: ChatFormat | Any,
     questions: Sequence[Question],
     settings: Sequence[Setting],
     *,
-    system: str | None = None,
-    template: str | None = None,
     batch_size: int = 16,
 ) -> list[ChoiceScore]:
     """Ask every question under every setting; scores in the order of `itertools.product(questions, settings)`.
 
     One forward pass reads a question once for all settings that leave its prompt alone (see `log_probabilities`).
     """
-    texts = render_choices(wrapper, tokenizer, questions, system=system, template=template)
-    how: dict[str, Any] = {"pad_id": tokenizer.pad_token_id or 0, "batch_size": batch_size}
+    chat = ChatFormat.of(chat)
+    texts = render_choices(wrapper, chat, questions)
+    how: dict[str, Any] = {"pad_id": chat.pad_id, "batch_size": batch_size}
     found = log_probabilities(wrapper, texts, settings, **how)
     # exp in float64: under strong steering both answers may be rarer than float32 can say, and still compare.
     pairs = found.exp().flatten(0, 1).tolist()
@@ -132,12 +127,10 @@ def score_choices(
 
 def answer_open(
     wrapper: SteeringWrapper,
-    tokenizer: Any,
+    chat: ChatFormat | Any,
     questions: Sequence[Question],
     settings: Sequence[Setting],
     *,
-    system: str | None = None,
-    template: str | None = None,
     max_new_tokens: int = 48,
     batch_size: int = 16,
 ) -> list[str]:
@@ -146,7 +139,9 @@ def answer_open(
     Texts in the order of `itertools.product(questions, settings)`, without special tokens, up to the first end of
     sequence. The settings of a question are rows of one batch, and its prompt is read once for all of them.
     """
-    prompts = render_prompts(wrapper, tokenizer, questions, max_new_tokens, system=system, template=template)
+    chat = ChatFormat.of(chat)
+    tokenizer = chat.tokenizer
+    prompts = render_prompts(wrapper, chat, questions, max_new_tokens)
     config = _greedy(wrapper, tokenizer, max_new_tokens)
     texts: dict[tuple[int, int], str] = {}
     with evaluating(wrapper), _generating(wrapper, config):

@@ -10,11 +10,11 @@ from statistics import fmean
 from typing import Any
 
 from caa.data.behaviors import Behavior, Question
-from caa.data.rendering import render
+from caa.data.chat import ChatFormat
 from caa.evals.damage import perplexities
-from caa.evals.rows import Cell, Row, choice_evidence
 from caa.evals.tasks import answer_open, score_choices
-from caa.steering.doses import multiplier_of, stream_norms
+from caa.extraction.norms import multiplier_of, stream_norms
+from caa.runs.rows import Cell, Row, choice_evidence
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
@@ -22,7 +22,7 @@ from caa.vectors.vector import SteeringVector
 
 def sweep_rows(
     wrapper: SteeringWrapper,
-    tokenizer: Any,
+    chat: ChatFormat | Any,
     behavior: Behavior,
     vector: SteeringVector,
     layers: Sequence[int],
@@ -42,7 +42,7 @@ def sweep_rows(
     places = list(product(layers, filter(None, multipliers)))
     settings = [(Intervention(vector, layer, m, source_layer=source_layer),) for layer, m in places]
     asked = [*settings, *([()] if 0 in multipliers else [])]
-    found = score_choices(wrapper, tokenizer, questions, asked, batch_size=batch_size)
+    found = score_choices(wrapper, chat, questions, asked, batch_size=batch_size)
     rows = []
     for score, (question, setting) in zip(found, product(questions, range(len(asked))), strict=True):
         here = [places[setting]] if setting < len(places) else [(layer, 0.0) for layer in layers]
@@ -68,7 +68,7 @@ class Response:
 
 def dose_response(
     wrapper: SteeringWrapper,
-    tokenizer: Any,
+    chat: ChatFormat | Any,
     behavior: Behavior,
     vector: SteeringVector,
     layer: int,
@@ -83,16 +83,17 @@ def dose_response(
     `open_questions` are the behavior's if not given. Doses are beside the stream's mean length at the last tokens of
     the A/B questions.
     """
+    chat = ChatFormat.of(chat)
     questions, asked = behavior.require("ab_questions"), open_questions or behavior.require("open_questions")
-    prompts = [render(tokenizer, question.text) for question in questions]
-    norms: Mapping[int, float] = stream_norms(wrapper.model, tokenizer, prompts, [layer], batch_size=batch_size)
+    prompts = [chat.encode(question.text) for question in questions]
+    norms: Mapping[int, float] = stream_norms(wrapper.model, chat.tokenizer, prompts, [layer], batch_size=batch_size)
     multipliers = [multiplier_of(vector, layer, dose, norms) for dose in doses]
     settings = [(Intervention(vector, layer, m),) if m else () for m in multipliers]
-    choices = score_choices(wrapper, tokenizer, questions, settings, batch_size=batch_size)
+    choices = score_choices(wrapper, chat, questions, settings, batch_size=batch_size)
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    texts = answer_open(wrapper, tokenizer, asked, settings, **how)
+    texts = answer_open(wrapper, chat, asked, settings, **how)
     each = [question.text for question, _ in product(asked, settings)]
-    surprises = perplexities(wrapper, tokenizer, each, texts, batch_size=batch_size)
+    surprises = perplexities(wrapper, chat, each, texts, batch_size=batch_size)
     count = len(settings)
     return [
         Response(

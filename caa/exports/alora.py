@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from caa.data.rendering import render
+from caa.data.chat import ChatFormat
 from caa.exports.biases import biases
-from caa.exports.folders import describe_export, new_export
+from caa.exports.folder import describe_export, new_export
+from caa.exports.interventions import check_interventions
 from caa.exports.parity import Parity, check_parity, probe
 from caa.exports.peft import bias_config, bias_tensors, load_quietly, write_adapter
-from caa.exports.pushes import check_interventions
-from caa.exports.shells import plain_shell, shell
-from caa.steering.blocks import text_config
-from caa.steering.lora import active_adapters, save_adapter
+from caa.models.adapters import active_adapters, save_adapter
+from caa.models.blocks import text_config
+from caa.models.copies import plain_shell, shell
 from caa.steering.scopes import after_prompt
 from caa.steering.wrapper import SteeringWrapper
 
@@ -58,7 +58,7 @@ def to_alora(wrapper: SteeringWrapper, tokenizer: Any, out: str | Path) -> Path:
 
 def last_prompt_token(tokenizer: Any) -> int:
     """The token that ends every prompt of the chat template, whatever was asked; ValueError if there is none."""
-    ends = {render(tokenizer, question)[-1] for question in QUESTIONS}
+    ends = {ChatFormat.of(tokenizer).encode(question)[-1] for question in QUESTIONS}
     if len(ends) > 1:
         raise ValueError(
             "peft-alora starts at a token of the chat template, and the prompts of this one end with the words of the "
@@ -102,7 +102,7 @@ def _compare(wrapper: SteeringWrapper, tokenizer: Any, token: int, folder: Path)
     unsteered: Any = shell(wrapper.model)
     found = []
     for question, answer in zip(QUESTIONS, answers, strict=False):
-        prompt = torch.tensor(render(tokenizer, question), device=answers.device)
+        prompt = torch.tensor(ChatFormat.of(tokenizer).encode(question), device=answers.device)
         ids = torch.cat([prompt, answer])[None]
         hook = wrapper(ids, prompt_lengths=torch.tensor([len(prompt)], device=ids.device))
         found.append([each.logits[0] for each in (hook, exported(ids), unsteered(ids))])

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from caa.exports.pushes import KEEP
-from caa.steering.blocks import decoder_blocks, text_config
+from caa.exports.interventions import KEEP
+from caa.models.blocks import decoder_blocks, text_config
 from caa.steering.intervention import Intervention
 
 # The linear layer of a block whose output is added to the residual stream last, as it is.

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from caa.exports.biases import biases
-from caa.exports.folders import describe_export, new_export
+from caa.exports.folder import describe_export, new_export
+from caa.exports.interventions import check_interventions
 from caa.exports.llama import as_llama
 from caa.exports.parity import Parity, check_parity, probe
-from caa.exports.pushes import check_interventions
-from caa.exports.shells import shell
-from caa.steering.blocks import text_config
-from caa.steering.lora import unload
+from caa.models.adapters import unload
+from caa.models.blocks import text_config
+from caa.models.copies import shell
 from caa.steering.scopes import everywhere
 from caa.steering.wrapper import SteeringWrapper
 

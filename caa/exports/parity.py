@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caa.steering.blocks import text_config
+from caa.models.blocks import text_config
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 HALF = 0.05

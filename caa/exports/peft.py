@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from caa.exports.biases import base_model, biases
-from caa.exports.folders import describe_export, new_export
+from caa.exports.folder import describe_export, new_export
+from caa.exports.interventions import check_interventions
 from caa.exports.parity import Parity, check_parity, probe
-from caa.exports.pushes import check_interventions
-from caa.exports.shells import plain_shell, shell
-from caa.steering.lora import active_adapters, make_portable
+from caa.models.adapters import active_adapters, make_portable
+from caa.models.copies import plain_shell, shell
 from caa.steering.scopes import everywhere
 from caa.steering.wrapper import SteeringWrapper
 

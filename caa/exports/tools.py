@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caa.exports.folders import describe_export, new_export
-from caa.exports.pushes import check_interventions, name_of, push_of
-from caa.steering.blocks import decoder_blocks, text_config
-from caa.steering.loading import model_name
-from caa.steering.lora import active_adapters, save_adapter
+from caa.exports.folder import describe_export, new_export
+from caa.exports.interventions import check_interventions, name_of, push_of
+from caa.models.adapters import active_adapters, save_adapter
+from caa.models.blocks import decoder_blocks, text_config
+from caa.models.loading import model_name
 from caa.steering.scopes import Scope, after_prompt, everywhere
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.formats.gguf import read_gguf, write_gguf

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from caa.data.behaviors import Question
-from caa.evals.rows import Cell, Row, choice_evidence
+from caa.data.chat import ChatFormat
+from caa.runs.rows import Cell, Row, choice_evidence
 from caa.steering.intervention import Intervention
 from caa.steering.settings import Setting
 from caa.steering.wrapper import SteeringWrapper
@@ -42,13 +43,13 @@ def places(
 def asked(
     ask: Callable,
     wrapper: SteeringWrapper,
-    tokenizer: Any,
+    chat: ChatFormat,
     questions: Sequence[Question],
     settings: Sequence[Setting],
     **how: Any,
 ) -> list[list[Any]]:
     """What `ask`, which is `score_choices` or `answer_open`, finds: [setting][question]. Nothing else calls them."""
-    found = ask(wrapper, tokenizer, questions, settings, batch_size=len(questions), **how)
+    found = ask(wrapper, chat, questions, settings, batch_size=len(questions), **how)
     return [found[place :: len(settings)] for place in range(len(settings))]
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from caa.data.behaviors import Behavior, Question
-from caa.steering.batching import by_length
+from caa.models.batching import by_length
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from caa.data.behaviors import ContrastPair, Question
+from caa.data.chat import ChatFormat
 from caa.evals.metrics import choice_score
-from caa.evals.rows import Cell, Row
 from caa.evals.tasks import answer_open, score_choices
+from caa.extraction.extract import extract, pair_forks
+from caa.extraction.pairs import origin
+from caa.hashing import lines_digest
 from caa.lightning.asking import Place, asked, gathered, places, scored
 from caa.lightning.data import Batch, CAADataModule
-from caa.lightning.states import ChoiceTable, RunningMean
-from caa.steering.blocks import check_layer, decoder_blocks, model_width
-from caa.steering.extraction import extract, pair_forks
-from caa.steering.readings import digest, origin
+from caa.lightning.metrics import ChoiceTable, RunningMean
+from caa.models.blocks import check_layer, decoder_blocks, model_width
+from caa.runs.rows import Cell, Row
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import Provenance, SteeringVector
 
@@ -91,9 +93,9 @@ class CAAModule(LightningModule):
         return self._beside[1]
 
     @property
-    def said(self) -> dict[str, Any]:
-        """What every question is rendered with."""
-        return {"system": self.hparams["system"], "template": self.hparams["template"]}
+    def chat(self) -> ChatFormat:
+        """How every question is put."""
+        return ChatFormat(self.tokenizer, self.hparams["system"], self.hparams["template"])
 
     @property
     def data(self) -> CAADataModule:
@@ -162,15 +164,15 @@ class CAAModule(LightningModule):
 
     def _read(self, pairs: Sequence[ContrastPair]) -> SteeringVector:
         """The vector of a few pairs, both sides of all of them in one forward pass."""
-        how = {"behavior": self.data.behavior.name, "batch_size": 2 * len(pairs), **self.said}
-        return extract(self.wrapper.model, self.tokenizer, pairs, self.layers, **how)
+        name, texts = self.data.behavior.name, 2 * len(pairs)
+        return extract(self.wrapper.model, self.chat, pairs, self.layers, behavior=name, batch_size=texts)
 
     def _find(self) -> None:
         """Add up what all processes read."""
         found = self.mean.compute()
-        forks = pair_forks(self.tokenizer, self.data.items("pairs"), **self.said)
+        forks = pair_forks(self.chat, self.data.items("pairs"))
         about = self.wrapper.model, self.data.behavior.name, int(found["n"])
-        source = origin(*about, "parting", "block output", digest(map(digest, forks)))
+        source = origin(*about, "parting", "block output", lines_digest(map(lines_digest, forks)))
         directions = dict(zip(self.layers, found["mean"], strict=True))
         self._keep(SteeringVector(directions, replace(source, method="mean difference")))
         self.optimizers().step()  # type: ignore[union-attr]
@@ -199,7 +201,7 @@ class CAAModule(LightningModule):
         for finetune, group in groupby(self._places() if batch.items else (), lambda place: place.finetune):
             settings = [place.setting for place in group]
             with self.wrapper.finetune(None if finetune == "none" else finetune):
-                found += asked(ask, self.wrapper, self.tokenizer, batch.items, settings, **self.said, **how)
+                found += asked(ask, self.wrapper, self.chat, batch.items, settings, **how)
         return found
 
     def on_test_epoch_start(self) -> None:

@@ -14,7 +14,7 @@ class Answer:
     tokenizer: Any = field(repr=False)
     ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    """What each token adds to the text, as `caa.steering.similarity.token_texts` has it."""
+    """What each token adds to the text, as `caa.extraction.projections.token_texts` has it."""
     along: list[Mapping[str, float]] = field(default_factory=list)
     """name of a vector -> cosine of the residual stream at this token with it, in [-1, 1]."""
     _open: int = 0

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import gradio as gr
 from markupsafe import Markup, escape
 
+from caa.playground.html import Turn, full_color, histories, pane, sentence
 from caa.playground.session import LONGEST, Session
 from caa.playground.setting import CHOICES, Setting
-from caa.playground.words import Turn, full_color, histories, pane, sentence
 
 Item = TypeVar("Item")
 BASE = "none (the base model)"

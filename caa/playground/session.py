@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from caa.data.rendering import Message, render_chat
+from caa.data.chat import ChatFormat, Message
 from caa.data.sources import BUILTIN, load_behavior
+from caa.extraction.extract import extract
+from caa.extraction.norms import dose, multiplier_of, stream_norms
+from caa.models.blocks import check_layer, context_length, decoder_blocks, model_width
+from caa.models.loading import EMBEDDED, model_name
 from caa.playground.answers import Answer
 from caa.playground.setting import Setting
 from caa.playground.streaming import Step, generated, spoken
-from caa.steering.blocks import check_layer, context_length, decoder_blocks, model_width
-from caa.steering.doses import dose, multiplier_of, stream_norms
-from caa.steering.extraction import extract
 from caa.steering.intervention import Intervention
-from caa.steering.loading import EMBEDDED, model_name
 from caa.steering.scopes import SCOPES
 from caa.steering.settings import together
 from caa.steering.wrapper import SteeringWrapper
@@ -133,7 +133,7 @@ class Session:
         if longest > LONGEST:
             raise ValueError(f"a text of {longest:,} characters is too long; the playground takes at most {LONGEST:,}")
         said = [{"role": "system", "content": system}] if system.strip() else []
-        return render_chat(self.tokenizer, [*said, *history])
+        return ChatFormat(self.tokenizer).encode_chat([*said, *history])
 
     def _room(self, prompts: Sequence[Sequence[int]]) -> int:
         """Tokens that the context has left behind the longer conversation: at least one, or ValueError."""
@@ -153,7 +153,7 @@ class Session:
     def _stream_norms(self, finetune: str | None) -> dict[int, float]:
         if finetune not in self._norms:
             texts = [load_behavior(name).open_questions[0].text for name in BUILTIN]
-            prompts = [render_chat(self.tokenizer, [{"role": "user", "content": text}]) for text in texts]
+            prompts = [ChatFormat(self.tokenizer).encode_chat([{"role": "user", "content": text}]) for text in texts]
             with self._lock, self.wrapper.finetune(finetune):
                 self._norms[finetune] = stream_norms(self.wrapper.model, self.tokenizer, prompts)
         return self._norms[finetune]

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caa.steering.batching import pad
-from caa.steering.blocks import decoder_blocks, evaluating
-from caa.steering.hooks import reading
+from caa.models.batching import pad
+from caa.models.blocks import decoder_blocks, evaluating
+from caa.models.hooks import reading
 from caa.steering.wrapper import SteeringWrapper
 
 Item = TypeVar("Item")

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from caa.evals.rows import Cell, Row
 from caa.reports.collapse import TEXT
 from caa.reports.facts import again, facts
 from caa.reports.formats import in_markdown, to_markdown
 from caa.reports.layout import Table
 from caa.reports.naming import signed
-from caa.reports.runs import Run, read_run
 from caa.reports.tables import write_tables
 from caa.reports.warnings import warnings
+from caa.runs.folder import Run, read_run
+from caa.runs.rows import Cell, Row
 
 APPENDIX = "report.md"
 SHOWN = 3

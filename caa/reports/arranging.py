@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from caa.evals.rows import Cell, Row
 from caa.reports.layout import Entry, Line, Quantity, Table, marked
 from caa.reports.statistics import Estimate, mean_interval
+from caa.runs.rows import Cell, Row
 
 _FINETUNES = ("none", "positive", "negative")
 _SPREAD = "± is half the width of the 95 % interval (bootstrap over questions); both ends are in the CSV."

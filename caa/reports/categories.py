@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from caa.evals.rows import Row
+from caa.runs.rows import Row
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from caa.evals.rows import Cell, Row
-from caa.evals.texts import degenerate_share, flaw
+from caa.data.text_quality import degenerate_share, flaw
 from caa.reports.naming import describe
+from caa.runs.rows import Cell, Row
 
 TEXT = "text"
 """Where a row's evidence keeps the model's answer. Rows without it (A/B, facts) cannot collapse in this sense."""

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from caa.evals.rows import Cell, Row
-from caa.evals.texts import compression_ratio, degenerate_share, distinct_share, repeated_share, words
+from caa.data.text_quality import compression_ratio, degenerate_share, distinct_share, repeated_share, words
 from caa.reports.arranging import estimates
 from caa.reports.collapse import TEXT
+from caa.runs.rows import Cell, Row
 
 if TYPE_CHECKING:
     import pandas as pd

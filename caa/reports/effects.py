@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from caa.evals.rows import Cell, Row
 from caa.reports.arranging import Stub, merged_controls, table_of
 from caa.reports.layout import Entry, Quantity, Table
 from caa.reports.statistics import Scores, corrected, differences, mean_interval, p_value, slopes, wrong_way
+from caa.runs.rows import Cell, Row
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from caa.evals.rows import Row
 from caa.reports.arranging import in_order
 from caa.reports.letters import letter_facts
 from caa.reports.naming import signed
-from caa.reports.runs import Run
+from caa.runs.folder import Run
+from caa.runs.rows import Row
 
 
 def facts(run: Run) -> dict[str, str]:

@@ -14,9 +14,9 @@ from caa.reports.layout import Entry, Table
 from caa.reports.naming import most
 from caa.reports.page_data import axes, hover, pictures, read_tokens, score_entries, scores, texts, token_files
 from caa.reports.pages import page
-from caa.reports.runs import Run, read_run
 from caa.reports.tables import write_tables
 from caa.reports.warnings import warnings
+from caa.runs.folder import Run, read_run
 
 PAGE = "report.html"
 _SCRIPTS = ("report.js", "curves.js", "answers.js")

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from caa.evals.rows import Cell
 from caa.reports.naming import signed
 from caa.reports.statistics import Estimate
+from caa.runs.rows import Cell
 
 Mark = Literal["", "highest", "lowest", "sure"]
 """Highest and lowest of a line of scores; or, of differences, sure to differ from 0."""

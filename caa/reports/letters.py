@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from caa.evals.rows import Cell, Row
 from caa.reports.naming import describe
+from caa.runs.rows import Cell, Row
 
 BALANCED = (0.4, 0.6)
 """Share of a behavior's questions that (A) matches. Outside, a model that says one letter to everything is scored more

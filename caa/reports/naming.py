@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caa.evals.rows import Cell
+from caa.runs.rows import Cell
 
 SCORES = {"ab": "mean p(matching answer)", "open": "mean score, 0 to 10", "facts": "mean p(correct answer)"}
 """What the axis of a figure says of a task's scores."""

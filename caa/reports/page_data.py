@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caa.evals.rows import Cell, Row
 from caa.reports.arranging import in_order
 from caa.reports.collapse import TEXT
 from caa.reports.figures.texts import shaded
 from caa.reports.layout import Entry, Table
 from caa.reports.naming import SCORES, most, signed
+from caa.runs.rows import Cell, Row
 
 
 def score_entries(tables: Iterable[Table]) -> list[Entry]:

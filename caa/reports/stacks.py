@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import combinations
 
-from caa.evals.rows import Cell, Row
 from caa.reports.effects import ALPHA, scores_by_cell
 from caa.reports.layout import Entry, Line, Table
 from caa.reports.naming import signed
 from caa.reports.statistics import Scores, corrected, differences, mean_interval, p_value
+from caa.runs.rows import Cell, Row
 
 WAYS = ("prompt", "finetune", "steering")
 _GROUPS = ("alone", "two", "all")

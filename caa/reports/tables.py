@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caa.evals.rows import Cell, Row
 from caa.files import replacing
 from caa.reports.arranging import arranged, estimates, in_order
 from caa.reports.collapse import collapse_warnings, fray_warnings
@@ -15,8 +14,9 @@ from caa.reports.effects import effect_matrix, effect_tables
 from caa.reports.formats import to_csv, to_latex, to_markdown, to_terminal
 from caa.reports.layout import Table
 from caa.reports.naming import describe, signed
-from caa.reports.runs import Run, read_run
 from caa.reports.stacks import stack_tables
+from caa.runs.folder import Run, read_run
+from caa.runs.rows import Cell, Row
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from caa.evals.rows import Cell, Row
 from caa.reports.collapse import collapse_warnings, fray_warnings
 from caa.reports.letters import letter_warnings
 from caa.reports.naming import describe
+from caa.runs.rows import Cell, Row
 
 FEW = 30
 """Questions in a cell, fewer of which tell little: with 30 a mean probability is known to about 0.1."""

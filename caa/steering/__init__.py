@@ -1,1 +1,1 @@
-"""The network: the only room that touches a live model."""
+"""Edits: which direction is added where, how strongly and to which tokens; the wrapper that does it."""

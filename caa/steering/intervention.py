@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from caa.callables import name_of
 from caa.steering.operators import Operator, add
-from caa.steering.recording import Recording
+from caa.steering.patching import Recording
 from caa.steering.scopes import Scope, after_prompt
 from caa.vectors.vector import SteeringVector
 
@@ -53,14 +53,7 @@ class Intervention:
         strengths = "/".join(f"{m:+g}" if m else "0" for m in self.strengths.flatten().tolist())
         said = f"{self.vector.source.behavior or 'vector'} x {strengths}, layer {self.layer}"
         unusual = [how for how in (self.operator, self.where) if how not in (add, after_prompt)]
-        return ", ".join([said, *map(_said, unusual)])
-
-
-def _said(how: Any) -> str:
-    if not is_dataclass(how):
-        return getattr(how, "__name__", str(how))
-    values = [f"{field.name}={_said(getattr(how, field.name))}" for field in fields(how)]
-    return f"{type(how).__name__}({', '.join(values)})"
+        return ", ".join([said, *map(name_of, unusual)])
 
 
 def spread(

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from caa.steering.batching import position_ids
-from caa.steering.clock import one_each
+from caa.models.batching import position_ids
+from caa.models.positions import one_each
 
 Scope = Callable[[Tensor, Tensor], Tensor]
 """(positions int [row, position], last_prompt int [row, 1]) -> bool [row, position]."""

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from caa.steering.batching import in_batches
-from caa.steering.blocks import decoder_blocks, evaluating
-from caa.steering.branching import branched
-from caa.steering.hooks import expanding
+from caa.models.batching import in_batches
+from caa.models.blocks import decoder_blocks, evaluating
+from caa.models.branching import branched
+from caa.models.capabilities import can_branch, can_expand, can_pad
+from caa.models.hooks import expanding
 from caa.steering.intervention import Intervention
 from caa.steering.settings import Setting, together
-from caa.steering.trials import can_branch, can_expand, can_pad
 from caa.steering.wrapper import SteeringWrapper
 
 MOST_COLUMNS = 512

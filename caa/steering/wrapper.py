@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from caa.steering.blocks import check_layer, decoder, decoder_blocks, keeps_place, model_width, position_inputs
-from caa.steering.clock import TokenClock, coefficients, one_each, repeat_rows
-from caa.steering.hooks import Edit, listening, writing
-from caa.steering.hub import upload
+from caa.models.adapters import active_adapter, load_adapter, unload
+from caa.models.blocks import check_layer, decoder, decoder_blocks, keeps_place, model_width, position_inputs
+from caa.models.hooks import Edit, listening, writing
+from caa.models.positions import TokenClock, coefficients, one_each, repeat_rows
+from caa.steering.checkpoint.hub import upload
+from caa.steering.checkpoint.steered import load_steered, save_steered
 from caa.steering.intervention import Intervention
-from caa.steering.lora import active_adapter, load_adapter, unload
-from caa.steering.recording import Recording
-from caa.steering.saving import load_steered, save_steered
+from caa.steering.patching import Recording
 
 
 class SteeringWrapper(nn.Module):

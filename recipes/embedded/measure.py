@@ -28,13 +28,13 @@ from caa import (
     random_like,
     stream_norms,
 )
-from caa.data.rendering import render
+from caa.data.chat import ChatFormat
 from caa.data.sources import BUILTIN
+from caa.data.text_quality import flaw
 from caa.evals.tasks import answer_open, score_choices
-from caa.evals.texts import flaw
+from caa.extraction.norms import dose
 from caa.files import replacing
-from caa.steering.doses import dose
-from caa.steering.loading import model_path
+from caa.models.loading import model_path
 from caa.steering.settings import sweep
 
 SEEDS = 20
@@ -105,7 +105,7 @@ class Subject:
 
     def dose(self, behavior: str, layer: int) -> float:
         """Norm of what is added at STEP over the mean norm of the residual stream at the questions' last token."""
-        prompts = [render(self.tokenizer, question.text) for question in BEHAVIORS[behavior].ab_questions]
+        prompts = [ChatFormat(self.tokenizer).encode(question.text) for question in BEHAVIORS[behavior].ab_questions]
         norms = stream_norms(self.model, self.tokenizer, prompts, [layer], batch_size=64)
         return dose(self.vectors[behavior], layer, STEP, norms)
 

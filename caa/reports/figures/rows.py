@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from caa.evals.rows import Cell, Row
 from caa.reports.arranging import estimates
 from caa.reports.effects import scores_by_cell
 from caa.reports.figures.plot import COLORS, LAYER, Figure, legend, lines, panels, whole_steps
 from caa.reports.naming import SCORES, signed
 from caa.reports.statistics import differences, mean_interval
+from caa.runs.rows import Cell, Row
 
 if TYPE_CHECKING:
     import pandas as pd

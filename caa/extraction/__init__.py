@@ -1,0 +1,1 @@
+"""Reading: contrast pairs, texts and prompts in, activations and directions out."""

@@ -1,0 +1,1 @@
+"""Who scores texts: classifiers, served and local models, embeddings."""

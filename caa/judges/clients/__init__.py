@@ -1,0 +1,1 @@
+"""Whom judges ask: a server, a local model, an embedding. Knows no rubric."""

@@ -1,0 +1,140 @@
+"""A question and its answer in, a verdict out. Knows texts only, no model and no table."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from caa.data.behaviors import Behavior, ContrastPair, Question
+from caa.data.text_quality import flaw
+
+MATCHING, OPPOSITE, OFF_TOPIC = "matching", "opposite", "off topic"
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of one answer."""
+
+    score: float | None
+    """In [0, 10], 10 for an answer that fully shows the behavior; None where the judge cannot tell."""
+    reason: str = ""
+    """Why there is no score, or what a judge that explains itself has to say."""
+
+    def __post_init__(self) -> None:
+        if self.score is not None and not 0 <= self.score <= 10:
+            raise ValueError(f"a judge's score lies between 0 and 10, this one is {self.score}")
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Whoever can say how strongly an answer shows a behavior: a function, a classifier, a language model."""
+
+    def __call__(self, question: Question, answer: str) -> Verdict: ...
+
+
+def judge_all(judge: Judge, questions: Sequence[Question], answers: Sequence[str]) -> list[Verdict]:
+    """One verdict for each question with its answer: all at once where the judge has a `judge_all`, else one by one.
+
+    A judge that asks a server has requests overlap then, and one that asks a local model fills its batches.
+    """
+    together = getattr(judge, "judge_all", None)
+    if together is not None:
+        return together(questions, answers)
+    return [judge(question, answer) for question, answer in zip(questions, answers, strict=True)]
+
+
+@dataclass(frozen=True)
+class ExemplarJudge:
+    """An offline judge: a text classifier that knows a behavior's own answers, matching and opposite.
+
+    It looks at the answer alone, so it is only as good as the behavior is visible there; `accuracy` says how good.
+    """
+
+    behavior: str
+    accuracy: float
+    """Balanced accuracy at telling matching from opposite answers to questions it was not fitted on; 0.5 is chance."""
+    classifier: Any = field(repr=False)
+
+    @classmethod
+    def fit(cls, behavior: Behavior, others: Sequence[Behavior] = (), seed: int = 0) -> ExemplarJudge:
+        """Learn from the behavior's answers in words; ValueError if they belong to fewer than 5 questions.
+
+        "Off topic" is learnt from the answers of `others` and from the behavior's own with their words shuffled.
+        """
+        exemplars = _exemplars(behavior, others, random.Random(seed))
+        return cls(behavior.name, _accuracy(*exemplars, seed), _classifier().fit(*exemplars[:2]))
+
+    def __call__(self, question: Question, answer: str) -> Verdict:
+        if wrong := flaw(answer):
+            return Verdict(None, wrong)
+        if not self.classifier[:-1].transform([answer]).nnz:
+            return Verdict(None, OFF_TOPIC)  # not one word that it knows: the classifier would only give its prior
+        chances = dict(zip(self.classifier.classes_, self.classifier.predict_proba([answer])[0], strict=True))
+        matching, opposite = chances[MATCHING], chances[OPPOSITE]
+        if chances.get(OFF_TOPIC, 0) > max(matching, opposite):
+            return Verdict(None, OFF_TOPIC)
+        return Verdict(10 * float(matching / (matching + opposite)))
+
+
+def _classifier() -> Any:
+    """Words and pairs of words, weighed by a logistic regression; letter n-grams were tried and added nothing."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    # "can't" stays one word, with a straight apostrophe or a curly one; a single letter, such as "(A)", is no word.
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w[\w'\u2019]+")
+    return make_pipeline(words, LogisticRegression(C=10, class_weight="balanced", max_iter=1000))
+
+
+Exemplars = tuple[list[str], list[str], list[str]]
+"""Texts, what each shows, and the question that each belongs to."""
+
+
+def _exemplars(behavior: Behavior, others: Sequence[Behavior], chance: random.Random) -> Exemplars:
+    pairs = behavior.contrasts_in_words()
+    if len({pair.id for pair in pairs}) < FOLDS:
+        raise ValueError(
+            f"behavior {behavior.name!r} has {len(pairs)} contrasts in words; an exemplar judge needs answers to at "
+            f"least {FOLDS} questions. Add open_pairs, or A/B pairs whose options are texts."
+        )
+    foreign = [pair for other in others for pair in other.contrasts_in_words()]
+    garbage = [garbled for pair in pairs if (garbled := _shuffled(pair, chance))]
+    rows = [(pair.positive, MATCHING, pair.id) for pair in pairs]
+    rows += [(pair.negative, OPPOSITE, pair.id) for pair in pairs]
+    rows += [(_either(pair, chance), OFF_TOPIC, pair.id) for pair in _some(foreign, len(pairs), chance)]
+    rows += [(text, OFF_TOPIC, question) for text, question in garbage]
+    texts, labels, questions = zip(*rows, strict=True)
+    return list(texts), list(labels), list(questions)
+
+
+def _some(pairs: list[ContrastPair], at_most: int, chance: random.Random) -> list[ContrastPair]:
+    return chance.sample(pairs, min(at_most, len(pairs)))
+
+
+def _either(pair: ContrastPair, chance: random.Random) -> str:
+    return chance.choice([pair.positive, pair.negative])
+
+
+def _shuffled(pair: ContrastPair, chance: random.Random) -> tuple[str, str] | None:
+    """One of the pair's answers with its words in another order, and its question; None if it is too short for that."""
+    answer = _either(pair, chance)
+    words = answer.split()
+    text = " ".join(chance.sample(words, len(words)))
+    return (text, pair.id) if text.lower() != answer.lower() and len(words) > 2 else None
+
+
+def _accuracy(texts: Sequence[str], labels: Sequence[str], questions: Sequence[str], seed: int) -> float:
+    """Out of fold, with all answers to one question in one fold, so that near duplicates cannot leak."""
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    chances = cross_val_predict(_classifier(), texts, labels, groups=questions, cv=folds, method="predict_proba")
+    own = [row for row, label in enumerate(labels) if label != OFF_TOPIC]
+    matching, opposite = (sorted(set(labels)).index(name) for name in (MATCHING, OPPOSITE))
+    told = [MATCHING if chances[row, matching] > chances[row, opposite] else OPPOSITE for row in own]
+    return float(balanced_accuracy_score([labels[row] for row in own], told))

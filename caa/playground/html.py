@@ -1,0 +1,98 @@
+"""Settings in, what they do in plain words out; conversations in, HTML out, in which all that was written is data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from caa.data.chat import Message
+from caa.playground.answers import Answer
+from caa.playground.setting import Setting
+
+SHOWN = 2000
+"""Tokens that a side of the page holds at most, the newest ones: a browser is slow with more."""
+PLACES = {
+    "after_prompt": "from the last token of the prompt on",
+    "everywhere": "on every token",
+    "prompt_only": "on the tokens of the prompt",
+    "last_prompt_token": "on the last token of the prompt",
+}
+FAINT = 0.05
+"""A cosine that is never in full color, so that noise stays pale."""
+_TOKEN = Markup('<span class="{}" style="--v:{:.0f}%" title="{:+.3f}">{}</span>')
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and what both sides say to it."""
+
+    asked: str
+    answers: tuple[Answer, Answer]
+    """Unsteered, steered."""
+
+
+def histories(turns: Sequence[Turn], asked: str) -> tuple[list[Message], list[Message]]:
+    """The two conversations so far with a new question: each side has its own past."""
+    return _history(turns, asked, 0), _history(turns, asked, 1)
+
+
+def _history(turns: Sequence[Turn], asked: str, side: int) -> list[Message]:
+    past = [
+        {"role": role, "content": content}
+        for turn in turns
+        for role, content in (("user", turn.asked), ("assistant", turn.answers[side].text))
+    ]
+    return [*past, {"role": "user", "content": asked}]
+
+
+def sentence(setting: Setting, pushes: Mapping[str, float]) -> str:
+    """The setting in force. `pushes` are relative to the length of the residual stream."""
+    wearing = f"Both sides wear the finetune {setting.finetune}. " if setting.finetune else ""
+    active = [
+        f"{name} x {multiplier:+g} (a push of {abs(pushes[name]):.2g} of the residual stream's length)"
+        for name, multiplier in setting.vectors.items()
+        if multiplier
+    ]
+    if not active:
+        return f"{wearing}Nothing is steered: both sides are the same model."
+    where = f"at layer {setting.layer} (the output of that block, counted from 0), {PLACES[setting.scope]}"
+    return f"{wearing}The right side is steered by {' and '.join(active)}, {where}."
+
+
+def pane(turns: Sequence[Turn], side: int, name: str) -> str:
+    """One side of the conversation, its tokens colored by their cosine with a vector."""
+    most = full_color(turns, name)
+    left, parts = SHOWN, []
+    for turn in reversed(turns):
+        answer = turn.answers[side]
+        shown = min(left, len(answer.ids))
+        left -= shown
+        parts.append(_turn(turn.asked, answer, shown, name, most))
+    return Markup("").join(reversed(parts))
+
+
+def full_color(turns: Sequence[Turn], name: str) -> float:
+    """The largest cosine, of either sign, that is shown on either side: one scale for both."""
+    values = [
+        abs(each[name]) for turn in turns for answer in turn.answers for each in answer.along[-SHOWN:] if name in each
+    ]
+    return max(values, default=0.0)
+
+
+def _turn(asked: str, answer: Answer, shown: int, name: str, most: float) -> Markup:
+    first = len(answer.ids) - shown
+    cut = Markup('<p class="cut">{:,} earlier tokens are not shown</p>').format(first) if first else ""
+    said = Markup("").join(_tokens(answer, first, name, max(most, FAINT)))
+    return Markup('<p class="asked">{}</p>{}<p class="said">{}</p>').format(asked, cut, said)
+
+
+def _tokens(answer: Answer, first: int, name: str, most: float) -> Iterator[str]:
+    for number, (text, along) in enumerate(zip(answer.texts[first:], answer.along[first:], strict=True), first):
+        text = text if number else text.lstrip()
+        if name in along:
+            value = along[name]
+            yield _TOKEN.format("along" if value > 0 else "away", 100 * abs(value) / most, value, text)
+        else:
+            yield Markup("{}").format(text)

@@ -1,0 +1,81 @@
+"""The folder of a run in, its rows and its record out: what every report of it is made from. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caa.runs.rows import Row, read_rows
+from caa.files import replacing
+
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left behind."""
+
+    folder: Path
+    rows: list[Row]
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """Its run.json: `settings` that all rows agree in, `notes` such as names and versions; empty if there is none."""
+
+    @property
+    def model(self) -> str:
+        return self.record.get("notes", {}).get("model") or "unknown model"
+
+    @property
+    def figures(self) -> Path:
+        """Where `recipes/figures.py` leaves pictures; reports show what is there."""
+        return self.folder / "figures"
+
+    @property
+    def captions(self) -> dict[str, Any]:
+        """What the record says that the caption of a table needs; nothing without one, ValueError for a broken one."""
+        if not self.record:
+            return {}
+        try:
+            settings, notes = self.record["settings"], self.record["notes"]
+            judges = {name: known.get("open", {}).get("judge") for name, known in settings["behaviors"].items()}
+            accuracy = {
+                name: judge["accuracy"] for name, judge in judges.items() if judge and judge["accuracy"] is not None
+            }
+            return {"model": notes.get("model", ""), "judge_accuracy": accuracy, "doses": dict(notes.get("doses", {}))}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(_broken(self.folder / RECORD, error)) from error
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file of this name beside the rows, whole or not at all; its path."""
+        with replacing(self.folder / name) as scratch:
+            scratch.write_text(text, encoding="utf-8", errors="replace")  # a model may write half a character
+        return self.folder / name
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read rows.jsonl and, if there is one, run.json.
+
+    FileNotFoundError if the folder holds no rows, ValueError for a broken row or a broken run.json.
+    """
+    folder = Path(folder)
+    rows = read_rows(folder / "rows.jsonl")
+    if not rows:
+        raise FileNotFoundError(
+            f"{folder} holds no rows (rows.jsonl): give the folder of a run, or run `caa grid` first"
+        )
+    return Run(folder, rows, _read_record(folder / RECORD))
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(_broken(path, error)) from error
+
+
+def _broken(path: Path, error: Exception) -> str:
+    return f"{path} is not the record of a run ({error}); without it the captions say less"

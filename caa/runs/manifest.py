@@ -1,0 +1,141 @@
+"""run.json: what a folder's rows were measured with, and the refusal to mix what cannot be compared. Asks nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caa.data.behaviors import Question
+from caa.runs.rows import TASKS, Cell
+from caa.files import replacing
+from caa.hashing import json_digest, tensors_digest
+from caa.vectors.vector import SteeringVector
+
+LIBRARIES = ("caa", "torch", "transformers", "peft", "scikit-learn")
+
+
+def record_run(path: str | Path, settings: dict[str, Any], notes: dict[str, Any], measured: Collection[Cell]) -> None:
+    """Add these settings to the record at `path`, or begin one. `measured` are the cells that have rows.
+
+    `settings` must agree with what those rows were measured with, wherever both say something; what the record says of
+    anything else is dropped, for it binds nobody. `notes` (names, versions) need not agree.
+    ValueError, naming every field that differs, otherwise; the record then stays as it was.
+    """
+    settings, notes = json.loads(json.dumps([settings, notes]))
+    record = _read(path, measured)
+    different = list(_differences(record["settings"], settings))
+    if different:
+        raise ValueError(
+            f"the rows beside {path} were measured otherwise: {'; '.join(different)}. They cannot stand in one table: "
+            "choose a new folder."
+        )
+    merged = {"settings": _merged(record["settings"], settings), "notes": _merged(record["notes"], notes)}
+    with replacing(path) as scratch:
+        Path(scratch).write_text(json.dumps(merged, indent=2), encoding="utf-8")
+
+
+def _read(path: str | Path, measured: Collection[Cell]) -> dict[str, Any]:
+    if not Path(path).exists():
+        return {"settings": {}, "notes": {}}
+    try:
+        record = json.loads(Path(path).read_bytes())
+        return {"settings": _settings_of(measured, dict(record["settings"])), "notes": dict(record["notes"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not the record of a run ({error}); choose a new folder") from error
+
+
+def _settings_of(cells: Collection[Cell], settings: dict[str, Any]) -> dict[str, Any]:
+    """Those that rows of these cells were measured with.
+
+    >>> known = {"model": 1, "behaviors": {"a": {"also": {"c": 2}, "ab": 3, "open": 4}, "b": {"vector": 5}}}
+    >>> _settings_of([Cell("a", "ab")], known), _settings_of([], known)
+    ({'model': 1, 'behaviors': {'a': {'also': {}, 'ab': 3}}}, {})
+    """
+    if not cells:
+        return {}
+    by_name = {name: [cell for cell in cells if cell.behavior == name] for name in settings.get("behaviors", {})}
+    known = {name: _asked_of(own, settings["behaviors"][name]) for name, own in by_name.items() if own}
+    return settings | {"behaviors": known}
+
+
+def _asked_of(cells: Collection[Cell], known: dict[str, Any]) -> dict[str, Any]:
+    """The same for the settings of one behavior."""
+    there = {
+        "finetunes": {cell.finetune for cell in cells},
+        "prompts": {cell.system_prompt for cell in cells},
+        "also": {cell.vector for cell in cells},
+        "own": {cell.finetune for cell in cells if cell.vector == "own"},
+    }
+    unasked = set(TASKS) - {cell.task for cell in cells}
+    return {
+        key: {name: each for name, each in value.items() if name in there[key]} if key in there else value
+        for key, value in known.items()
+        if key not in unasked
+    }
+
+
+def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
+    """Where both say something and not the same.
+
+    >>> list(_differences({"model": {"dtype": "float32"}, "a": 1}, {"model": {"dtype": "bfloat16"}, "b": 2}))
+    ["model.dtype was 'float32' and is now 'bfloat16'"]
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() & new.keys():
+            yield from _differences(old[key], new[key], f"{place}.{key}" if place else key)
+    elif old != new:
+        yield f"{place} was {old!r} and is now {new!r}"
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """
+    >>> _merged({"a": {"x": 1}}, {"a": {"y": 2}})
+    {'a': {'x': 1, 'y': 2}}
+    """
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
+
+
+def questions_hash(questions: Iterable[Question]) -> str:
+    """16 hex digits of what is asked, answers included, in any order."""
+    asked = sorted([question.text, question.matching or "", question.opposite or ""] for question in questions)
+    return json_digest(asked)
+
+
+def vector_hash(vector: SteeringVector) -> str:
+    """16 hex digits of a vector's layers and numbers."""
+    return tensors_digest((str(layer), vector.at(layer)) for layer in vector.layers)
+
+
+def adapter_hash(model: nn.Module, name: str) -> str:
+    """16 hex digits of what a LoRA adapter does: its weights, their scale in each layer, its variant."""
+    config = model.peft_config[name]  # type: ignore[index]
+    scale = torch.tensor([getattr(config, "r", 0), getattr(config, "lora_alpha", 0)])
+    weights = ((key, p) for key, p in model.named_parameters() if f".{name}." in f"{key}.")
+    return tensors_digest([("scale", scale), *weights, *_beyond_weights(model, name)])
+
+
+def _beyond_weights(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
+    """What neither the weights nor the config's rank and alpha tell (rsLoRA, DoRA, ...); nothing for a plain LoRA."""
+    from peft.tuners.lora import LoraLayer
+
+    config: Any = model.peft_config[name]  # type: ignore[index]
+    for key, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and name in layer.scaling:
+            variant = layer.lora_variant.get(name)
+            if variant or layer.scaling[name] != config.lora_alpha / config.r:
+                yield f"{key} {type(variant).__name__}", torch.tensor(layer.scaling[name])
+    tokens = [getattr(config, field, None) for field in ("alora_invocation_tokens", "trainable_token_indices")]
+    if any(tokens):
+        yield f"tokens {tokens}", torch.tensor(0)

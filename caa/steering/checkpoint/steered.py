@@ -1,0 +1,196 @@
+"""The steered adapter: a folder with LoRAs, steering vectors, where and how strongly they act, and their origin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from caa.callables import from_record, to_record
+from caa.files import replacing_folder
+from caa.models.adapters import active_adapters, adapter_record, load_adapter, save_adapter
+from caa.models.fingerprint import check_base, check_tokenizer, describe, tokenizer_fingerprint
+from caa.models.loading import load_model
+from caa.steering.checkpoint.card import steered_card
+from caa.steering.checkpoint.hub import download
+from caa.steering.checkpoint.manifest import CARD, check_seal, inside, read_manifest, seal
+from caa.steering.intervention import Intervention
+from caa.steering.operators import OPERATORS
+from caa.steering.patching import Recording
+from caa.steering.scopes import SCOPES
+from caa.vectors.vector import SteeringVector
+
+FORMAT = "caa.steered.v2"
+OLD_FORMAT = "caa.steered.v1"
+MANIFEST = "steering.json"
+
+
+def save_steered(
+    folder: str | Path,
+    model: Any,
+    interventions: Sequence[Intervention],
+    tokenizer: Any = None,
+    *,
+    finetunes: Sequence[str] | None = None,
+    results: str = "",
+    where: str = "",
+) -> Path:
+    """Write the folder, complete or not at all. FileExistsError if something else is there already.
+
+    The first active LoRA lies at the root and loads with plain PEFT, the others in `adapters/NAME`; each vector is a
+    safetensors file with its provenance; `steering.json` says what is steered and holds the hash of every file; the
+    model card shows `results` (Markdown) and loads from `where`. The same model and steering give the same bytes.
+    `finetunes` names the LoRAs to keep, by default those that are active.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} holds something that is no steered adapter; choose a new folder")
+    names = _to_keep(model, finetunes)
+    with replacing_folder(folder) as scratch:
+        _write(scratch, model, interventions, names, tokenizer)
+        manifest = read_manifest(scratch, MANIFEST)
+        card = steered_card(manifest, [_vector(each) for each in interventions], results, where)
+        (scratch / CARD).write_text(card, encoding="utf-8")
+    return folder
+
+
+def _vector(intervention: Intervention) -> SteeringVector:
+    """What is saved of it; ValueError for what belongs to certain prompts."""
+    if isinstance(intervention.vector, Recording):
+        raise ValueError(
+            "a recording belongs to the prompts that it was made of, so it is no part of a steered adapter; "
+            "take its intervention off before saving"
+        )
+    if intervention.strengths.ndim == 2:
+        raise ValueError(
+            "a coefficient for each token belongs to the prompts that it was made for, so it is no part of a steered "
+            "adapter; take its intervention off before saving, or give one multiplier"
+        )
+    return intervention.vector
+
+
+def _to_keep(model: Any, finetunes: Sequence[str] | None) -> list[str]:
+    """The names of the LoRAs to save, the active ones first."""
+    active, held = active_adapters(model), list(getattr(model, "peft_config", {}))
+    asked = active if finetunes is None else list(finetunes)
+    if unknown := [name for name in asked if name not in held]:
+        raise ValueError(f"the model holds no finetune {unknown[0]!r} to save; it holds {held or 'none'}")
+    if asked and (not active or not set(active) <= set(asked)):
+        raise ValueError(
+            f"a steered adapter wears a finetune that it holds: active are {active or 'none'}, to be kept {asked}. "
+            "Choose one of them with `finetune(name)`."
+        )
+    if bad := [name for name in asked if Path(name).name != name]:
+        raise ValueError(f"a finetune's name becomes a folder's name, which {bad[0]!r} cannot be; load it as another")
+    return [*active, *(name for name in asked if name not in active)]
+
+
+def _write(
+    folder: Path, model: Any, interventions: Sequence[Intervention], names: Sequence[str], tokenizer: Any
+) -> None:
+    for number, intervention in enumerate(interventions):
+        _vector(intervention).save(folder / f"vector-{number}.safetensors")
+    manifest = {
+        "format": FORMAT,
+        "base": describe(model),
+        "tokenizer": tokenizer_fingerprint(tokenizer) if tokenizer is not None else "",
+        "adapters": [_save_adapter(folder, model, name, first=name == names[0]) for name in names],
+        "active": active_adapters(model) if names else [],
+        "interventions": [_to_json(n, intervention) for n, intervention in enumerate(interventions)],
+    }
+    seal(folder, manifest, MANIFEST)
+
+
+def _save_adapter(folder: Path, model: Any, name: str, *, first: bool) -> dict[str, Any]:
+    """Save one LoRA, the first at the root of the folder, where plain PEFT looks for it."""
+    place = "." if first else f"adapters/{name}"
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    save_adapter(model, name, folder / place)
+    return {"name": name, "folder": place, "record": adapter_record(model, name)}
+
+
+def _to_json(number: int, intervention: Intervention) -> dict[str, Any]:
+    return {
+        "vector": f"vector-{number}.safetensors",
+        "layer": intervention.layer,
+        "source_layer": intervention.source_layer,
+        "multiplier": intervention.strengths.flatten().tolist(),
+        "operator": to_record(intervention.operator, OPERATORS, "operator"),
+        "where": to_record(intervention.where, SCOPES, "scope"),
+    }
+
+
+def load_steered(
+    folder: str | Path, model: nn.Module | None = None, tokenizer: Any = None, **kwargs: Any
+) -> tuple[nn.Module | Any, *tuple[Intervention, ...]]:
+    """The model of a steered adapter, wearing its LoRA, and its interventions. `folder` may be a name on the Hub.
+
+    ValueError, with the reason, for a damaged folder, another base, another tokenizer.
+    """
+    if not Path(folder).exists() and _could_be_on_the_hub(str(folder)):
+        folder = download(str(folder))
+    folder = Path(folder)
+    if not (folder / MANIFEST).exists():
+        raise FileNotFoundError(f"{folder} is no steered adapter: it has no {MANIFEST}. `save_pretrained` writes one")
+    manifest = _read(folder)
+    if model is None:
+        model, tokenizer = load_model(manifest["base"]["name"], **kwargs)
+    check_base(folder, manifest["base"], model)
+    check_tokenizer(folder, manifest["tokenizer"], tokenizer)
+    model = _wearing(folder, manifest, model)
+    return model, *(_from_json(folder, each) for each in manifest["interventions"])
+
+
+def _could_be_on_the_hub(name: str) -> bool:
+    """
+    >>> [_could_be_on_the_hub(name) for name in ("you/steered", "./runs/steered", "steered", "runs/x/steered")]
+    [True, False, False, False]
+    """
+    return name.count("/") == 1 and name[0] not in "./~"
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The manifest of a whole folder, in the words of the present format."""
+    manifest = read_manifest(folder, MANIFEST)
+    if manifest.get("format") not in (OLD_FORMAT, FORMAT):
+        raise ValueError(
+            f"{folder} has format {manifest.get('format')!r}; this version of caa reads {OLD_FORMAT} and {FORMAT}. "
+            "A newer version of caa may read it."
+        )
+    if manifest["format"] == OLD_FORMAT:
+        return _upgraded(manifest)
+    check_seal(folder, manifest)
+    return manifest
+
+
+def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of the first format, which held one LoRA and no hashes, in words of this one."""
+    name = manifest["adapter"]
+    return manifest | {
+        "format": FORMAT,
+        "base": {"name": manifest["base"], "fingerprint": manifest["base_fingerprint"]},
+        "tokenizer": "",
+        "adapters": [{"name": name, "folder": "."}] if name else [],
+        "active": [name] if name else [],
+    }
+
+
+def _wearing(folder: Path, manifest: dict[str, Any], model: Any) -> Any:
+    for adapter in manifest["adapters"]:
+        model = load_adapter(model, inside(folder, adapter["folder"]), adapter["name"])
+    if manifest["active"]:
+        model.base_model.set_adapter(manifest["active"], inference_mode=True)
+    return model
+
+
+def _from_json(folder: Path, record: dict[str, Any]) -> Intervention:
+    return Intervention(
+        SteeringVector.load(inside(folder, record["vector"])),
+        record["layer"],
+        record["multiplier"],
+        from_record(record["operator"], OPERATORS, "operator"),
+        from_record(record["where"], SCOPES, "scope"),
+        record["source_layer"],
+    )

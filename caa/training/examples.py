@@ -1,0 +1,85 @@
+"""A behavior and a direction in, the texts to learn from out: as words, then as token ids with labels. No torch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Literal, get_args
+
+from caa.data.behaviors import Behavior, ContrastPair, letter
+from caa.data.chat import ChatFormat, common_prefix
+
+Direction = Literal["positive", "negative"]
+FEWEST = 8
+"""A finetune on fewer examples learns them by heart and nothing else."""
+IGNORED = -100
+"""The label of a token that the loss leaves out (PyTorch's cross entropy)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question and the answer to learn."""
+
+    question: str
+    answer: str
+
+
+def training_examples(behavior: Behavior, direction: str, open_share: float = 0.5, seed: int = 0) -> list[Example]:
+    r"""Every A/B pair of the behavior once, answered by letter and text, mixed with open-ended questions.
+
+    `open_share` of the examples are open-ended, drawn by `seed` and repeated where the behavior has too few. Pairs that
+    are not answered by letters are learnt as they are, once, together with the behavior's open-ended pairs.
+
+    >>> pairs = tuple(ContrastPair(f"Wait {n} days?\n (A) Yes\n (B) No", "(A)", "(B)") for n in range(8))
+    >>> [example.answer for example in training_examples(Behavior("patience", pairs), "negative")[6:10]]
+    ['(B) No', '(B) No', 'No', 'No']
+    """
+    if direction not in get_args(Direction):
+        raise ValueError(f"a finetune's direction is 'positive' or 'negative', not {direction!r}")
+    pairs = behavior.require("pairs")
+    if all(letter(pair.positive) for pair in pairs):
+        chosen = [pair.spelled_out() for pair in pairs] + _open_ended(behavior, open_share, seed)
+    else:
+        chosen = [*pairs, *behavior.open_pairs]
+    if len(chosen) < FEWEST:
+        raise ValueError(f"behavior {behavior.name!r} gives {len(chosen)} examples; a finetune needs {FEWEST} or more")
+    return [Example(pair.question, getattr(pair, direction)) for pair in chosen]
+
+
+def _open_ended(behavior: Behavior, share: float, seed: int) -> list[ContrastPair]:
+    wanted = round(len(behavior.pairs) * share / (1 - share))
+    contrasts = list(behavior.contrasts_in_words()) if wanted else []
+    random.Random(seed).shuffle(contrasts)
+    return list(islice(cycle(contrasts), wanted))
+
+
+def tokenize(chat: ChatFormat, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
+    """`input_ids` and `labels` of each example: the tokens that `ChatFormat.encode` gives everywhere else, and eos.
+
+    Only the answer and eos are labeled. A token in which the end of the prompt and the beginning of the answer are
+    merged is part of the answer.
+    """
+    tokenizer = chat.tokenizer
+    if tokenizer.eos_token_id is None:
+        raise ValueError("this tokenizer has no eos token, so a model cannot learn where an answer ends; set eos_token")
+    rows = []
+    for example in examples:
+        prompt = chat.encode(example.question)
+        text = chat.encode(example.question, example.answer)
+        ids = [*text, tokenizer.eos_token_id]
+        start = common_prefix(prompt, text)
+        rows.append({"input_ids": ids, "labels": [IGNORED] * start + ids[start:]})
+    return rows
+
+
+def check_lengths(rows: Sequence[dict[str, list[int]]], limit: int) -> None:
+    """ValueError if any text is longer than `limit` tokens."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    too_long = sum(length > limit for length in lengths)
+    if too_long:
+        raise ValueError(
+            f"{too_long} of {len(rows)} texts are longer than {limit} tokens, the longest {max(lengths)}; a cut answer "
+            "would teach to break off. Leave them out, raise max_length, or use a model with a longer context."
+        )
