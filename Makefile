@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check docs bench format embedded
+.PHONY: install demo test check docs bench bench-gpu format embedded
 
 install: $(INSTALLED)
 
@@ -32,6 +32,10 @@ docs: $(INSTALLED)
 # About 15 minutes on a quiet machine of two cores; for a minute's trial, `.venv/bin/python -m benchmarks.run --short`.
 bench: benchmarks/.peers/.installed
 	$(BIN)/python -m benchmarks.run
+
+# The same jobs on one CUDA card, with the shapes of Llamas of 1B and 7B in bfloat16: about 8 minutes.
+bench-gpu: benchmarks/.peers/.installed
+	$(BIN)/python -m benchmarks.run --only sweep extraction overhead table training
 
 benchmarks/.peers/.installed: $(INSTALLED) benchmarks/requirements.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target benchmarks/.peers --requirement benchmarks/requirements.txt

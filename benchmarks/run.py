@@ -21,8 +21,9 @@ from benchmarks.report import Report, new_stem, write
 from benchmarks.scaling import scaling
 from benchmarks.subjects import FULL, SHORT, Size, subjects
 from benchmarks.sweep import sweep
+from benchmarks.training import training
 
-OF_A_MODEL = {"sweep": sweep, "extraction": extraction, "overhead": overhead, "table": table}
+OF_A_MODEL = {"sweep": sweep, "extraction": extraction, "overhead": overhead, "table": table, "training": training}
 ALL = (*OF_A_MODEL, "memory", "scaling")
 
 

@@ -27,6 +27,8 @@ class Size:
     layers: int = 16
     width: int = 512
     new_tokens: int = 24
+    steps: int = 10
+    """Of a finetune."""
     repeats: int = 5
     batch_sizes: tuple[int, ...] = (4, 8, 16, 32)
     """Tried for every peer, which then runs at its best."""
@@ -46,6 +48,7 @@ SHORT = Size(
     layers=3,
     width=32,
     new_tokens=3,
+    steps=2,
     repeats=2,
     batch_sizes=(2,),
     reference_questions=1,
