@@ -213,7 +213,7 @@ class Experiment:
         name = "positive" if "positive" in wrapper.adapters else None
         with wrapper.finetune(name), wrapper.steer(Intervention(vector, layer, max(self.multipliers))):
             folder = self.out / "steered" / behavior.name
-            return wrapper.save_pretrained(folder, tokenizer, results=self.measured(behavior))
+            return Path(wrapper.save_pretrained(folder, tokenizer, results=self.measured(behavior)))
 
     def measured(self, behavior: Behavior) -> str:
         """The tables of one behavior, in Markdown."""

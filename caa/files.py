@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def only_writer(path: str | Path) -> Iterator[None]:
         yield
 
 
-def _lock(file: IO, *, wait: bool) -> bool:
+def _lock(file: IO[Any], *, wait: bool) -> bool:
     """Lock a file until it is closed; False where the system cannot. BlockingIOError where waiting is not wanted."""
     try:
         import fcntl

@@ -17,7 +17,7 @@ from caa.data.sources import load_behavior
 from caa.evals.transfer import dose_response, sweep_rows
 from caa.extraction.extract import extract
 from caa.extraction.pairs import read_pairs
-from caa.extraction.projections import logit_lens, projections_around, similarities, token_texts, written
+from caa.extraction.projections import Spoken, logit_lens, projections_around, similarities, token_texts, written
 from caa.files import replacing
 from caa.models.loading import load_model
 from caa.reports.figures import activations, rows, tables, texts, vectors
@@ -82,7 +82,7 @@ class Gallery:
         drawn.append(vectors.between_behaviors({name: v[self.layer] for name, v in each.items()}, self.layer))
         return [*drawn, vectors.logit_lens(lens, self.chosen.name)]
 
-    def lens(self) -> dict:
+    def lens(self) -> dict[int, list[Spoken]]:
         return logit_lens(self.wrapper, self.tokenizer, self.vector, 8)
 
     def of_activations(self) -> list[Figure]:

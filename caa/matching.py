@@ -74,7 +74,7 @@ def _fingerprint_fits(fingerprints: set[str], name: str) -> tuple[bool, str]:
     return fits, f"fingerprint {listed(sorted(fingerprints))}; the base's is {fingerprint(model)}"
 
 
-def listed(values: Sequence) -> str:
+def listed(values: Sequence[Any]) -> str:
     """
     >>> listed([0, 1, 2, 5])
     '0, 1, 2, 5'

@@ -40,14 +40,14 @@ def print_answer(
     console().print(Panel(Text(answer), title=Text(title)))  # Text: what a model writes is data, not markup
 
 
-def print_tables(tables: list) -> None:
+def print_tables(tables: list[Any]) -> None:
     from caa.reports.tables import to_terminal
 
     for table in tables:
         console().print(to_terminal(table))
 
 
-def print_as(made: list, format: str) -> None:
+def print_as(made: list[Any], format: str) -> None:
     from caa.reports import tables
 
     if format == "terminal":

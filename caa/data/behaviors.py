@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 # How nrimsky/CAA ends a question: "Choices:" on a line of its own, then each option on a new one, as " (A) Yes".
 _HEADING = re.compile(r"^[ \t]*Choices:[ \t]*$", re.MULTILINE)
@@ -186,13 +186,13 @@ class Behavior:
         if unknown := sorted(set(self.system_prompts) - {"positive", "negative"}):
             raise ValueError(f"system prompts are 'positive' or 'negative'; {self.name!r} has some that are {unknown}")
 
-    def require(self, part: str) -> tuple:
+    def require(self, part: str) -> tuple[Any, ...]:
         """The named part, or an error that says what this behavior has."""
-        found = getattr(self, part)
-        if not found:
-            there = [name for name in ("pairs", "ab_questions", "open_questions") if getattr(self, name)]
-            raise ValueError(f"behavior {self.name!r} has no {part}; it has {', '.join(there) or 'nothing at all'}")
-        return found
+        entries: tuple[Any, ...] = getattr(self, part)
+        if not entries:
+            present = [name for name in ("pairs", "ab_questions", "open_questions") if getattr(self, name)]
+            raise ValueError(f"behavior {self.name!r} has no {part}; it has {', '.join(present) or 'nothing at all'}")
+        return entries
 
     def contrasts_in_words(self) -> tuple[ContrastPair, ...]:
         """Open-ended contrasts: the behavior's own, else its A/B pairs told without letters."""

@@ -73,7 +73,7 @@ class ChatFormat:
         tokenizer, bos = self.tokenizer, self.tokenizer.bos_token
         its_own = bool(tokenizer.chat_template) and self.template in (None, tokenizer.chat_template)
         if its_own or not bos or not text.startswith(bos):
-            return tokenizer(text, add_special_tokens=False).input_ids
+            return list(tokenizer(text, add_special_tokens=False).input_ids)
         # The reference calls `tokenizer.encode` on a text without <s>. Llama's tokenizer sets a space before the first
         # word of a text, but (in transformers 5) none before a word that follows a literal "<s>".
         return [tokenizer.bos_token_id, *tokenizer(text.removeprefix(bos), add_special_tokens=False).input_ids]
@@ -120,7 +120,7 @@ class ChatFormat:
         """The conversation as text: up to where the assistant begins, or up to the end of what it says."""
         answered = messages[-1]["role"] == "assistant"
         try:
-            return self.tokenizer.apply_chat_template(
+            text: str = self.tokenizer.apply_chat_template(
                 messages,
                 chat_template=template,
                 tokenize=False,
@@ -128,6 +128,7 @@ class ChatFormat:
                 continue_final_message=answered,
                 **self.arguments,
             )
+            return text
         except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message["role"] for message in messages)
             raise ValueError(

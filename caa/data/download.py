@@ -61,7 +61,7 @@ def download_caa(cache: str | Path | None = None, ref: str = CAA_COMMIT) -> Path
 def _fetch(url: str) -> bytes:
     try:
         with urlopen(url, timeout=30) as response:
-            content = response.read()
+            content: bytes = response.read()
         json.loads(content)  # a proxy's login page also arrives with "200 OK"
     except (OSError, HTTPException, ValueError) as error:
         raise ConnectionError(

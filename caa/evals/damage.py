@@ -63,7 +63,7 @@ def _surprises(
     logs = logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(-1)
     places = torch.arange(1, ids.shape[1], device=logits.device)  # places[i] is the target's place in the text
     answer = mask[:, 1:].to(logits.device).bool() & (places >= torch.tensor(starts, device=logits.device)[:, None])
-    return (-(logs * answer).double().sum(1) / answer.sum(1)).tolist()
+    return list((-(logs * answer).double().sum(1) / answer.sum(1)).tolist())
 
 
 @torch.no_grad()
@@ -108,7 +108,8 @@ def _next_token_logs(
     ids, mask = pad(sequences, tokenizer.pad_token_id or 0, side="left")
     lengths = mask.sum(1).to(device)
     output = wrapper(ids.to(device), mask.to(device), prompt_lengths=lengths, logits_to_keep=1, use_cache=False)
-    return output.logits[:, -1].float().log_softmax(-1)
+    logits: Tensor = output.logits[:, -1]
+    return logits.float().log_softmax(-1)
 
 
 def _kl(p: Float[Tensor, "row vocabulary"], q: Float[Tensor, "row vocabulary"]) -> Float[Tensor, " row"]:

@@ -86,4 +86,5 @@ def _refuse_family(config: Any) -> None:
 
 def base_model(model: Any) -> nn.Module:
     """The transformers model inside a PeftModel, or the model itself."""
-    return model.get_base_model() if getattr(model, "peft_config", {}) else model
+    base: nn.Module = model.get_base_model() if getattr(model, "peft_config", {}) else model
+    return base

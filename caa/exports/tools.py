@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caa.callables import name_of
 from caa.exports.folder import describe_export, new_export
-from caa.exports.interventions import check_interventions, name_of, push_of
+from caa.exports.interventions import check_interventions, push_of
 from caa.models.adapters import active_adapters, save_adapter
 from caa.models.blocks import decoder_blocks, text_config
 from caa.models.loading import model_name
@@ -90,7 +91,7 @@ def to_easysteer(wrapper: SteeringWrapper, out: str | Path) -> Path:
 def hookpoint(model: Any, layer: int) -> str:
     """What lm-evaluation-harness calls a block: its name in `model.base_model`, another one when PEFT is around it."""
     block = decoder_blocks(model)[layer]
-    return next(name for name, module in model.base_model.named_modules() if module is block)
+    return next(str(name) for name, module in model.base_model.named_modules() if module is block)
 
 
 def _check_repeng(model: Any) -> None:

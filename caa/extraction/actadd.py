@@ -49,4 +49,4 @@ def _space(tokenizer: Any) -> int:
     ids = tokenizer(" ", add_special_tokens=False).input_ids
     if not ids:
         raise ValueError("this tokenizer has no token for a space, so give two prompts of as many tokens")
-    return ids[-1]
+    return int(ids[-1])

@@ -90,4 +90,4 @@ def conversion(vector: SteeringVector, layer: int, multipliers: Sequence[float],
 def _ratio(vector: SteeringVector, layer: int, norms: Mapping[int, float]) -> float:
     if layer not in norms:
         raise KeyError(f"the stream was not measured at layer {layer}, only at {sorted(norms)}; measure it there too")
-    return vector.at(layer).norm().item() / norms[layer]
+    return float(vector.at(layer).norm()) / norms[layer]

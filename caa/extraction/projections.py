@@ -47,7 +47,8 @@ def similarities(
         wrapper(row, torch.ones_like(row), prompt_lengths=length, use_cache=False)
     resid = torch.stack([found[layer][0].float().cpu() for layer in layers])
     along = torch.einsum("lpd,ld->lp", resid, directions / directions.norm(dim=-1, keepdim=True))
-    return along / {"cosine": resid.norm(dim=-1), "dot": torch.ones(())}[measure]
+    scales: dict[str, Tensor] = {"cosine": resid.norm(dim=-1), "dot": torch.ones(())}
+    return along / scales[measure]
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -101,7 +102,7 @@ def written(wrapper: SteeringWrapper, ids: Sequence[int], n_tokens: int) -> list
     row = torch.tensor([list(ids)], device=wrapper.model.get_input_embeddings().weight.device)
     how: dict[str, Any] = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens, "do_sample": False}
     with evaluating(wrapper):
-        return wrapper.generate(row, **how)[0].tolist()
+        return list(wrapper.generate(row, **how)[0].tolist())
 
 
 def projections_around(

@@ -64,7 +64,7 @@ class JudgeConfig:
         check_url(self.base_url or "")
 
     def _low(self, name: str) -> bool:
-        return getattr(self, name) < 1
+        return bool(getattr(self, name) < 1)
 
 
 def check_url(url: str) -> None:

@@ -31,7 +31,8 @@ def exemplar_cosines(
     >>> exemplar_cosines(np.array([[2.0, 0.0], [1.0, 1.0]]), np.array([[1.0, 0.0]]), np.array([[0.0, 3.0]]))
     array([1., 0.])
     """
-    return _unit(answers) @ (_unit(matching).mean(0) - _unit(opposite).mean(0))
+    direction: ndarray = _unit(matching).mean(0) - _unit(opposite).mean(0)
+    return np.asarray(_unit(answers) @ direction)
 
 
 def difference_cosine(
@@ -43,11 +44,11 @@ def difference_cosine(
     array([ 1., -1.])
     """
     middle = np.concatenate([matching, opposite]).mean(0)
-    return _unit(answers - middle) @ _unit((matching - opposite).mean(0))
+    return np.asarray(_unit(answers - middle) @ _unit((matching - opposite).mean(0)))
 
 
 def _unit(vectors: ndarray) -> ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
 
 
 @dataclass(frozen=True, eq=False)

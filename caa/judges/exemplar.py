@@ -40,9 +40,9 @@ def judge_all(judge: Judge, questions: Sequence[Question], answers: Sequence[str
 
     A judge that asks a server has requests overlap then, and one that asks a local model fills its batches.
     """
-    together = getattr(judge, "judge_all", None)
-    if together is not None:
-        return together(questions, answers)
+    judge_many = getattr(judge, "judge_all", None)
+    if judge_many is not None:
+        return list(judge_many(questions, answers))
     return [judge(question, answer) for question, answer in zip(questions, answers, strict=True)]
 
 

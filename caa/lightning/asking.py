@@ -41,7 +41,7 @@ def places(
 
 
 def asked(
-    ask: Callable,
+    ask: Callable[..., Any],
     wrapper: SteeringWrapper,
     chat: ChatFormat,
     questions: Sequence[Question],

@@ -52,20 +52,20 @@ class CAADataModule(LightningDataModule):
         """The tasks of `test`: "ab", "facts" or both."""
         return [*(["ab"] if self.behavior.ab_questions or not self.facts else []), *(["facts"] if self.facts else [])]
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return self._loader(["pairs"])
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.tested)
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader(["open"])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Words are on no device."""
         return batch
 
-    def _loader(self, tasks: Sequence[str]) -> DataLoader:
+    def _loader(self, tasks: Sequence[str]) -> DataLoader[Any]:
         """This process's share. The sampler is ours: Lightning's own would repeat items to fill up the last round."""
         processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         batches: Any = [batch for task in tasks for batch in self._batches(task)]

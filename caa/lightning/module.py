@@ -100,7 +100,8 @@ class CAAModule(LightningModule):
     @property
     def data(self) -> CAADataModule:
         """What the Trainer was given to read."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        data: CAADataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
 
     @property
     def vector(self) -> SteeringVector:
@@ -195,7 +196,7 @@ class CAAModule(LightningModule):
     def _cells(self, place: Place, task: str) -> list[Cell]:
         return [Cell(self.data.behavior.name, task, place.finetune, *cell) for cell in place.cells]
 
-    def _answers(self, ask: Callable, batch: Batch, **how: Any) -> list[list[Any]]:
+    def _answers(self, ask: Callable[..., Any], batch: Batch, **how: Any) -> list[list[Any]]:
         """What `ask` finds for this batch, [place][question]."""
         found: list[list[Any]] = []
         for finetune, group in groupby(self._places() if batch.items else (), lambda place: place.finetune):

@@ -32,9 +32,10 @@ def load_adapter(model: nn.Module, path: str | Path, name: str) -> nn.Module:
     _check_biases(path)
     try:
         with undone_on_error(model):  # PEFT puts its layers in before it looks whether the weights fit them
-            return _put_on(model, path, name)
+            with_adapter = _put_on(model, path, name)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the adapter at {path} does not fit this model: {str(error)[:300]}") from error
+    return with_adapter
 
 
 def _check_name(model: nn.Module, name: str) -> None:
@@ -70,19 +71,21 @@ def _put_on(model: Any, path: str | Path, name: str) -> nn.Module:
             model = PeftModel.from_pretrained(model, str(path), adapter_name=name)
     model.set_adapter(name, inference_mode=True)
     model.peft_config[name]._caa_record = _read_record(path)
-    return model.eval()
+    with_adapter: nn.Module = model.eval()
+    return with_adapter
 
 
 def unload(model: Any) -> nn.Module:
     """The base without its adapters, as it was; a plain model is its own base."""
     from peft.utils import ModulesToSaveWrapper
 
-    if not getattr(model, "peft_config", {}):
-        return model
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            module.set_adapter([])  # of an active one PEFT would leave the trained copy in place of the original
-    return model.unload()
+    base: nn.Module = model
+    if getattr(model, "peft_config", {}):
+        for module in model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                module.set_adapter([])  # of an active one PEFT would leave the trained copy in place of the original
+        base = model.unload()
+    return base
 
 
 def _read_record(path: str | Path) -> dict[str, Any]:

@@ -45,13 +45,13 @@ def text_config(model: Any) -> Any:
 
 def model_width(model: Any) -> int:
     """d_model, the width of the residual stream."""
-    return text_config(model).hidden_size
+    return int(text_config(model).hidden_size)
 
 
 def context_length(model: Any, tokenizer: Any) -> int:
     """How many tokens the model reads: as many as it has positions, or fewer, where its tokenizer says so."""
     positions = getattr(text_config(model), "max_position_embeddings", None)
-    return min(positions or sys.maxsize, tokenizer.model_max_length)
+    return int(min(positions or sys.maxsize, tokenizer.model_max_length))
 
 
 def check_layer(model: Any, layer: int) -> None:

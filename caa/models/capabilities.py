@@ -113,7 +113,8 @@ def _repeats_rows(model: Any) -> bool:
 def _logits(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     inputs = {"input_ids": ids, "attention_mask": mask, **position_inputs(model, mask)}
     device = model.get_input_embeddings().weight.device
-    return model(**{name: tensor.to(device) for name, tensor in inputs.items()}, use_cache=False).logits
+    logits: Tensor = model(**{name: tensor.to(device) for name, tensor in inputs.items()}, use_cache=False).logits
+    return logits
 
 
 def _same(found: Tensor, expected: Tensor, most: float = 0.1) -> bool:

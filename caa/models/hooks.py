@@ -25,7 +25,7 @@ def _with_resid(output: Any, resid: Tensor) -> Any:
     return resid if isinstance(output, Tensor) else (resid, *output[1:])
 
 
-def _attach(register: Callable[..., Any], hook: Callable, **how: Any) -> Any:
+def _attach(register: Callable[..., Any], hook: Callable[..., Any], **how: Any) -> Any:
     """Register a hook where compiled code sees it: by default torch.compile runs on as if there were none."""
     if dynamo.skip_nnmodule_hook_guards:
         dynamo.skip_nnmodule_hook_guards = False
@@ -54,7 +54,7 @@ def reading(
     """
     found: dict[int, Tensor] = {}
 
-    def reader(layer: int) -> Callable:
+    def reader(layer: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             resid = (args[0] if args else kwargs["hidden_states"]) if inputs else _resid(output)
             found[layer] = resid.detach() if at is None else _places(resid.detach(), at)
@@ -80,7 +80,7 @@ def _places(resid: Tensor, at: Tensor) -> Tensor:
 def writing(blocks: nn.ModuleList, edits: Mapping[int, Edit]) -> ExitStack:
     """Edit what the blocks write until the returned stack is closed. It is a context manager; hooks of others stay."""
 
-    def writer(edit: Edit) -> Callable:
+    def writer(edit: Edit) -> Callable[..., Any]:
         return lambda module, args, output: _with_resid(output, edit(_resid(output)))
 
     with ExitStack() as stack:

@@ -47,4 +47,4 @@ class Answer:
             self.tokenizer.decode(self.ids[self._open : end], clean_up_tokenization_spaces=False)
             for end in (self._known, len(self.ids))
         )
-        return now[len(before) :]
+        return str(now[len(before) :])

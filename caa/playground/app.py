@@ -63,6 +63,7 @@ class Controls:
 
 def build(session: Session, longest_answer: int) -> gr.Blocks:
     """The page of a session, not yet served."""
+    page: gr.Blocks
     with gr.Blocks(title="caa playground", fill_width=True, analytics_enabled=False) as page:
         gr.HTML(_HEAD.format(session.model))
         with gr.Row(equal_height=False):

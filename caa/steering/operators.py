@@ -52,7 +52,7 @@ def add_keeping_norm(
     """
     wide = _wide(resid)
     turned = normalize(add(wide, direction, strength), dim=-1)
-    return (turned * wide.norm(dim=-1, keepdim=True)).to(resid.dtype)
+    return torch.mul(turned, wide.norm(dim=-1, keepdim=True)).to(resid.dtype)
 
 
 def ablate(

@@ -177,7 +177,8 @@ def _branch_logits(
     keep = (text.stem + keep.flatten()).to(device)
     with wrapper.steer(*(_spread(each, text.stem, per_setting) for each in together(settings))):
         output = wrapper(**inputs, prompt_lengths=prompts, logits_to_keep=keep, use_cache=False)
-    return output.logits.view(len(batch), len(settings), len(tails[0]), text.width - first, -1)
+    logits: Tensor = output.logits
+    return logits.view(len(batch), len(settings), len(tails[0]), text.width - first, -1)
 
 
 def _spread(intervention: Intervention, stem: int, per_setting: int) -> Intervention:
@@ -206,7 +207,7 @@ def _row_logits(
     keep = torch.arange(text.stem + first, ids.shape[1], device=device)
     with _at_once(wrapper, settings, len(rows)):
         output = wrapper(ids, mask, prompt_lengths=prompts, logits_to_keep=keep, use_cache=False)
-    by_row = output.logits.view(len(batch), len(tails[0]), len(settings), text.width - first, -1)
+    by_row: Tensor = output.logits.view(len(batch), len(tails[0]), len(settings), text.width - first, -1)
     return by_row.transpose(1, 2)
 
 
@@ -259,7 +260,8 @@ def generate_settings(
     rows = [row.repeat_interleave(times, dim=0) for row in (ids, attention_mask)]
     edits = [replace(each, multiplier=each.strengths.flatten().repeat(len(ids))) for each in together(settings)]
     with wrapper.steer(*edits):
-        return wrapper.generate(*rows, **kept)
+        texts: Tensor = wrapper.generate(*rows, **kept)
+    return texts
 
 
 def _one_at_a_time(wrapper: SteeringWrapper, ids: Tensor, real: Tensor, settings: Sequence[Setting]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ def together(settings: Sequence[Setting]) -> list[Intervention]:
     >>> both.multiplier
     [-1.0, 0.0, 2.0]
     """
-    found: dict[tuple, tuple[Intervention, list[float]]] = {}
+    found: dict[tuple[Any, ...], tuple[Intervention, list[float]]] = {}
     for place, setting in enumerate(settings):
         for order, each in enumerate(setting):
             key = (order, id(each.vector), each.layer, each.operator, each.where, each.source_layer)

@@ -183,7 +183,7 @@ def _chosen(found: Tensor, component: int) -> Tensor:
 
 def _oriented(direction: Tensor, positive: Tensor, negative: Tensor, rescale: bool) -> Tensor:
     """Of norm 1, pointing to the positive side; rescaled, as long as the mean difference is along it."""
-    unit = direction.double().to(positive.device) / direction.norm()
+    unit: Tensor = direction.double().to(positive.device) / direction.norm()
     along = (positive.double().mean(0) - negative.double().mean(0)) @ unit
     if rescale and abs(along) < 1e-9:
         raise ValueError("the two sides do not differ along this direction, so rescaled it would be nothing")

@@ -71,7 +71,8 @@ class SentenceEmbedder:
 
     def __call__(self, texts: Sequence[str]) -> ndarray:
         """Vectors in the order of the texts, [text, d]."""
-        return self._model.encode(list(texts), batch_size=self._batch_size, show_progress_bar=False)
+        vectors: ndarray = self._model.encode(list(texts), batch_size=self._batch_size, show_progress_bar=False)
+        return vectors
 
 
 def _vectors(content: Any, count: int) -> list[list[float]]:

@@ -71,7 +71,7 @@ class EndpointModel:
         key = request_key(self.transport.url, fields, messages)
         if key not in self.cache:
             self.cache.put(key, self._fetch(fields, messages))
-        return self.cache.get(key)["reply"]
+        return dict(self.cache.get(key)["reply"])
 
     def _fetch(self, fields: dict[str, Any], messages: list[dict[str, str]]) -> dict[str, Any]:
         def ask(client: Any) -> Any:

@@ -79,7 +79,7 @@ class LocalModel:
         return said
 
     def _text(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     @torch.no_grad()
     def _next(self, texts: Sequence[list[int]]) -> list[Likely]:
