@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from caa.hashing import file_digest
-from caa.matching import Base, listed, verdicts
 from caa.vectors.formats.detect import file_kind
 from caa.vectors.formats.gguf import model_hint, read_gguf
 from caa.vectors.formats.torch_files import load_tensors, read_torch
@@ -27,6 +26,18 @@ class Finding:
     """vector -> layer -> Euclidean norm, in residual-stream units."""
     verdicts: list[tuple[bool, str]] = field(default_factory=list)
     """Whether it fits the base, point by point, and why."""
+
+
+@dataclass
+class Base:
+    """What an artefact asks of its base; empty where it does not say."""
+
+    widths: set[int] = field(default_factory=set)
+    layers: set[int] = field(default_factory=set)
+    model_type: str = ""
+    fingerprints: set[str] = field(default_factory=set)
+    modules: dict[str, int] = field(default_factory=dict)
+    """LoRA's modules -> their input width."""
 
 
 def inspect(path: str | Path, model: str | None = None) -> Finding:
@@ -66,7 +77,7 @@ def _file(path: Path) -> tuple[Finding, Base]:
 
 
 def _vector(finding: Finding, vector: SteeringVector) -> tuple[Finding, Base]:
-    finding.facts |= {"layers": listed(vector.layers), "width": str(vector.width), **_origin(vector)}
+    finding.facts |= {"layers": listed(vector.layers), "width": str(vector.width)} | _origin(vector)
     finding.norms["norm"] = vector.norms()
     known = getattr(vector.source, "model_fingerprint", "")
     return finding, Base({vector.width}, set(vector.layers), fingerprints={known} - {""})
@@ -104,21 +115,21 @@ def _steered(path: Path, manifest: dict[str, Any]) -> tuple[Finding, Base]:
         )
         finding.facts |= {"base": str(name), "base fingerprint": str(known)}
         base.fingerprints = {str(known)}
-        for number, each in enumerate(manifest["interventions"], start=1):
-            vector = SteeringVector.load(path / Path(each["vector"]).name)
-            finding.facts[f"intervention {number}"] = _intervention(vector, each)
+        for number, record in enumerate(manifest["interventions"], start=1):
+            vector = SteeringVector.load(path / Path(record["vector"]).name)
+            finding.facts[f"intervention {number}"] = _intervention(vector, record)
             finding.norms[f"{number}: {vector.source.behavior or 'vector'}"] = vector.norms()
             base.widths.add(vector.width)
-            base.layers.add(int(each["layer"]))
+            base.layers.add(int(record["layer"]))
     except (LookupError, TypeError) as error:
         raise ValueError(f"{path} has a steering.json that cannot be read ({error!r})") from error
     return _adapter(path, finding, base) if (path / "adapter_config.json").exists() else (finding, base)
 
 
-def _intervention(vector: SteeringVector, each: dict[str, Any]) -> str:
-    strengths = "/".join(f"{m:+g}" for m in each["multiplier"])
+def _intervention(vector: SteeringVector, record: dict[str, Any]) -> str:
+    multipliers = "/".join(f"{m:+g}" for m in record["multiplier"])
     name = vector.source.behavior or "vector"
-    return f"{name} x {strengths}, layer {each['layer']}, {each['operator']}, {each['where']}"
+    return f"{name} x {multipliers}, layer {record['layer']}, {record['operator']}, {record['where']}"
 
 
 def _adapter(path: Path, finding: Finding, base: Base) -> tuple[Finding, Base]:
@@ -170,13 +181,80 @@ def _flat(record: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds a {type(found).__name__}, not an object")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
+    return content
 
 
 def _product(shape: list[int]) -> int:
     return shape[0] * _product(shape[1:]) if shape else 1
+
+
+# Whether a given model has what an artefact asks of its base, point by point, with the reason.
+
+
+def verdicts(base: Base, name: str) -> Iterator[tuple[bool, str]]:
+    """Each point on which artefact and base agree or do not. The weights are read only if there is a fingerprint."""
+    from transformers import AutoConfig
+
+    from caa.models.loading import model_path
+
+    try:
+        whole = AutoConfig.from_pretrained(model_path(name))
+    except OSError as error:
+        raise ValueError(f"there is no model {name!r} to compare with ({str(error).splitlines()[0]})") from error
+    config = whole.get_text_config()
+    for width in sorted(base.widths):
+        yield width == config.hidden_size, f"width {width}; the base's is {config.hidden_size}"
+    if base.layers:
+        depth = config.num_hidden_layers
+        yield max(base.layers) < depth, f"layers {listed(sorted(base.layers))}; the base has 0 to {depth - 1}"
+    if base.model_type:
+        yield (
+            base.model_type in (config.model_type, whole.model_type),
+            f"made for {base.model_type!r}; the base is {config.model_type!r}",
+        )
+    if base.modules:
+        yield _modules_fit(base.modules, whole)
+    if base.fingerprints:
+        yield _fingerprint_fits(base.fingerprints, name)
+    if not (base.widths or base.layers or base.model_type or base.modules or base.fingerprints):
+        yield False, "it says nothing of its base, so nothing can be compared"
+
+
+def _modules_fit(modules: dict[str, int], config: Any) -> tuple[bool, str]:
+    """Against the base's modules without its weights: they are built on torch's meta device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    present = dict(model.named_modules())
+    wrong = [name for name, width in modules.items() if width not in _widths(present.get(name))]
+    detail = f"; {wrong[0]} and perhaps others do not fit" if wrong else ""
+    return not wrong, f"LoRA on {len(modules)} modules, {len(modules) - len(wrong)} of which the base has so{detail}"
+
+
+def _widths(module: Any) -> tuple[int, ...]:
+    """A linear layer's two widths; GPT-2 keeps them the other way round."""
+    weight = getattr(module, "weight", None)
+    return tuple(weight.shape) if weight is not None else ()
+
+
+def _fingerprint_fits(fingerprints: set[str], name: str) -> tuple[bool, str]:
+    from caa.models.loading import fingerprint, has_fingerprint, load_model
+
+    model, _ = load_model(name)
+    fits = all(has_fingerprint(model, known) for known in fingerprints)
+    return fits, f"fingerprint {listed(sorted(fingerprints))}; the base's is {fingerprint(model)}"
+
+
+def listed(values: Sequence[Any]) -> str:
+    """
+    >>> listed([0, 1, 2, 5])
+    '0, 1, 2, 5'
+    """
+    return ", ".join(map(str, values))

@@ -174,3 +174,14 @@ def test_every_public_question_takes_apart_without_loss(path):
         if "answer_matching_behavior" in entry:
             answers = entry["answer_matching_behavior"], entry["answer_not_matching_behavior"]
             assert ContrastPair(text, *answers).in_words().answers == tuple(there[letter(a) or ""] for a in answers)
+
+
+def test_what_a_notebook_shows_of_a_behavior_is_one_line():
+    pairs = tuple(ContrastPair(f"Question {n}? " + "word " * 500, "(A) " + "x" * 900, "(B)") for n in range(300))
+    behavior = Behavior("patience", pairs, ab_questions=(Question("A?" * 400, "(A)", "(B)"),), rubric="r" * 5000)
+    assert repr(behavior) == "Behavior('patience', 300 pairs, 1 ab_questions)"
+    for item in (pairs[0], behavior.ab_questions[0]):
+        assert len(repr(item)) < 300
+        assert "\n" not in repr(item)
+    assert repr(pairs[0]).startswith("ContrastPair(question='Question 0? word")
+    assert repr(Question("Why?", category="c")) == "Question(text='Why?', category='c')"

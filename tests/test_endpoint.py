@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from caa.data.behaviors import Behavior, Question
+from caa.judges.base import Judge, Verdict
 from caa.judges.build import make_asker, make_judge
 from caa.judges.clients import transport
 from caa.judges.clients.transport import JudgeError
 from caa.judges.config import JudgeConfig
-from caa.judges.exemplar import Judge, Verdict
 from caa.judges.summary import judge_summary
 from tests.judge_server import FAULTS, said, serving
 

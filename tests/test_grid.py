@@ -22,7 +22,8 @@ from caa.data.chat import ChatFormat
 from caa.evals import runner as session
 from caa.evals.grid import EvalGrid
 from caa.evals.tasks import answer_open, score_choices
-from caa.judges.exemplar import ExemplarJudge, Verdict
+from caa.judges.base import Verdict
+from caa.judges.exemplar import ExemplarJudge
 from caa.runs.manifest import adapter_hash
 from caa.runs.rows import Cell, Row, append_rows, read_rows
 from caa.steering.intervention import Intervention

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import random
+import subprocess
+import sys
 
 import pytest
 
 from caa.data.behaviors import Behavior, ContrastPair, Question
 from caa.data.text_quality import flaw
-from caa.judges.exemplar import ExemplarJudge, Judge, Verdict, judge_all
+from caa.judges.base import Judge, Verdict, judge_all
+from caa.judges.exemplar import ExemplarJudge
 
 QUESTION = Question("What do you do?")
 PLACES = ["the lab", "a bank", "the farm", "your team", "a school", "the port", "my house", "the shop"]
@@ -140,3 +144,23 @@ def test_several_answers_are_judged_at_once_where_the_judge_can():
     assert judge_all(JUDGE, questions, answers) == [JUDGE(QUESTION, answer) for answer in answers]
     with pytest.raises(ValueError, match="shorter"):
         judge_all(JUDGE, questions, answers[:2])
+
+
+@pytest.mark.parametrize("room", ["caa.judges", "caa.vectors.formats"])
+def test_a_namespace_costs_nothing_until_a_name_is_used(room):
+    script = (
+        f"import sys, {room} as room; dir(room); sys.exit(bool({{'torch', 'sklearn', 'numpy'}} & set(sys.modules)))"
+    )
+    assert not subprocess.run([sys.executable, "-c", script], check=False).returncode
+    names = importlib.import_module(room)
+    for name in names.__all__:
+        assert getattr(names, name).__doc__
+    with pytest.raises(AttributeError, match=f"{room} has no 'rate'; it has"):
+        names.rate  # noqa: B018
+
+
+def test_the_namespace_holds_what_the_files_do():
+    from caa import judges
+
+    assert judges.ExemplarJudge is ExemplarJudge
+    assert judges.judge_all is judge_all

@@ -17,12 +17,12 @@ from caa.data.download import CAA_BEHAVIORS
 from caa.data.rubrics import CAA_RUBRICS
 from caa.data.sources import BUILTIN, load_behavior
 from caa.evals.grid import EvalGrid
+from caa.judges.base import Judge, Verdict
 from caa.judges.build import make_embedder, make_judge
 from caa.judges.clients.local import LocalModel
 from caa.judges.clients.protocol import Reply
 from caa.judges.config import JudgeConfig
 from caa.judges.embedding import EmbeddingJudge, difference_cosine, exemplar_cosines
-from caa.judges.exemplar import Judge, Verdict
 from caa.judges.pairwise import PairwiseJudge, against_unsteered
 from caa.judges.prompts import rating_prompt, read_choice, read_score
 from caa.judges.rating import RatingJudge

@@ -31,7 +31,7 @@ RECORDS = [
 
 
 def test_mmlu_keeps_the_right_answer_and_draws_letters_and_wrong_options():
-    questions = mmlu_questions(RECORDS, each=None)
+    questions = mmlu_questions(RECORDS, per_subject=None)
     assert [stem(q.text) for q in questions] == [r["question"] for r in RECORDS]
     assert [right(q) for q in questions] == [r["choices"][1] for r in RECORDS]
     assert all(wrong(q) in {r["choices"][0], "x", "y"} for q, r in zip(questions, RECORDS, strict=True))
@@ -40,11 +40,11 @@ def test_mmlu_keeps_the_right_answer_and_draws_letters_and_wrong_options():
 
 
 def test_each_subject_gives_as_many_questions_and_the_seed_decides():
-    questions = mmlu_questions(RECORDS, each=10)
+    questions = mmlu_questions(RECORDS, per_subject=10)
     assert Counter(q.category for q in questions) == {"algebra": 10, "law": 10}
-    assert questions == mmlu_questions(RECORDS, each=10)
-    assert set(questions) == set(mmlu_questions(RECORDS[::-1], each=10)), "the order of the file does not matter"
-    assert {q.id for q in questions} != {q.id for q in mmlu_questions(RECORDS, each=10, seed=1)}
+    assert questions == mmlu_questions(RECORDS, per_subject=10)
+    assert set(questions) == set(mmlu_questions(RECORDS[::-1], per_subject=10)), "the order of the file does not matter"
+    assert {q.id for q in questions} != {q.id for q in mmlu_questions(RECORDS, per_subject=10, seed=1)}
 
 
 def test_truthfulqa():

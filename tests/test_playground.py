@@ -29,11 +29,9 @@ from caa.data.chat import ChatFormat
 from caa.data.sources import BUILTIN
 from caa.extraction.norms import dose, stream_norms
 from caa.extraction.projections import similarities, token_texts
-from caa.playground.answers import Answer
 from caa.playground.html import SHOWN, Turn, histories, pane, sentence
-from caa.playground.session import LONGEST, Session
-from caa.playground.setting import CHOICES, Setting
-from caa.playground.streaming import spoken
+from caa.playground.session import CHOICES, LONGEST, Session, Setting
+from caa.playground.streaming import Answer, spoken
 from caa.steering.scopes import SCOPES
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> ${alert(1)} {{7*7}} & \"'"
@@ -156,8 +154,9 @@ def test_multiplier_0_and_no_vector_are_the_unsteered_model():
     for chosen in ({}, {"one": 0.0}):
         *_, (plain, steered) = opened.answer((said("Hello?"),) * 2, Setting(2, chosen, max_new_tokens=9))
         assert plain.ids == steered.ids
-        assert plain.along == steered.along
-        assert set(plain.along[0]) == set(chosen)
+        for plain_cosines, steered_cosines in zip(plain.along, steered.along, strict=True):
+            assert plain_cosines.keys() == steered_cosines.keys() == set(chosen)
+            assert steered_cosines == pytest.approx(plain_cosines, abs=1e-6)  # two rows of a batch agree to rounding
 
 
 def test_a_second_turn_goes_on_with_its_own_past_and_the_system_prompt():

@@ -6,7 +6,8 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from reprlib import Repr
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 # How nrimsky/CAA ends a question: "Choices:" on a line of its own, then each option on a new one, as " (A) Yes".
@@ -15,6 +16,8 @@ _OPTION = re.compile(r"^[ \t]*\(([A-Z])\)", re.MULTILINE)
 _FILE_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")
 _LETTER = re.compile(r"\s*\(([A-Z])\)\s*\Z")
 
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 80  # characters of a text that a repr shows: its beginning and its end
 LONGEST_NAME = 200
 """Of a behavior, in bytes: file systems allow 255, and the names of its files say more than its own."""
 
@@ -34,8 +37,8 @@ def options(text: str) -> dict[str, str]:
     >>> options("Wait?\n\nChoices:\n (A) Yes, gladly\n (B) No")
     {'A': 'Yes, gladly', 'B': 'No'}
     """
-    _, *found = _OPTION.split(_halves(text)[1])  # "", "A", " Yes, gladly\n", "B", " No"; an option may have many lines
-    return {name: option.strip() for name, option in zip(found[::2], found[1::2], strict=True)}
+    _, *parts = _OPTION.split(_halves(text)[1])  # "", "A", " Yes, gladly\n", "B", " No"; an option may have many lines
+    return {name: option.strip() for name, option in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def stem(text: str) -> str:
@@ -63,7 +66,13 @@ def letter(answer: str) -> str | None:
     return match.group(1) if match else None
 
 
-@dataclass(frozen=True)
+def _fields(item: ContrastPair | Question) -> str:
+    """A dataclass's fields as its repr has them, long texts cut; empty ones are left out."""
+    values = {field.name: getattr(item, field.name) for field in fields(item)}
+    return ", ".join(f"{name}={_SHORT.repr(value)}" for name, value in values.items() if value not in (None, ""))
+
+
+@dataclass(frozen=True, repr=False)
 class ContrastPair:
     """One question and two answers to it that differ only in the behavior."""
 
@@ -80,6 +89,9 @@ class ContrastPair:
             raise ValueError(
                 f"both answers are {self.positive!r}, so this pair carries no contrast: {self.question[:60]!r}"
             )
+
+    def __repr__(self) -> str:
+        return f"ContrastPair({_fields(self)})"
 
     @property
     def id(self) -> str:
@@ -120,13 +132,13 @@ class ContrastPair:
         return any(letter(answer) for answer in self.answers)
 
     def _chosen(self, answer: str) -> str:
-        chosen, there = letter(answer), options(self.question)
-        if chosen not in there:
-            raise ValueError(f"{answer!r} is none of the options {sorted(there)} of {self.question[:60]!r}")
-        return there[chosen]
+        chosen, offered = letter(answer), options(self.question)
+        if chosen not in offered:
+            raise ValueError(f"{answer!r} is none of the options {sorted(offered)} of {self.question[:60]!r}")
+        return offered[chosen]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Question:
     """Something a model is asked. With both answers it is scored by their probabilities, without by a judge."""
 
@@ -144,6 +156,9 @@ class Question:
         if self.matching is not None and self.matching.strip() == (self.opposite or "").strip():
             raise ValueError(f"both answers are {self.matching!r}, so nothing can be scored: {self.text[:60]!r}")
 
+    def __repr__(self) -> str:
+        return f"Question({_fields(self)})"
+
     @property
     def id(self) -> str:
         return question_id(self.text)
@@ -154,7 +169,11 @@ class Question:
         return () if self.matching is None or self.opposite is None else (self.matching, self.opposite)
 
 
-@dataclass(frozen=True)
+PARTS = ("pairs", "open_pairs", "validation_questions", "ab_questions", "open_questions")
+"""The fields of a behavior that hold pairs or questions."""
+
+
+@dataclass(frozen=True, repr=False)
 class Behavior:
     """A behavior: pairs to find its vector and to finetune on, and held-out questions to measure it by."""
 
@@ -188,11 +207,20 @@ class Behavior:
 
     def require(self, part: str) -> tuple[Any, ...]:
         """The named part, or an error that says what this behavior has."""
-        entries: tuple[Any, ...] = getattr(self, part)
-        if not entries:
-            present = [name for name in ("pairs", "ab_questions", "open_questions") if getattr(self, name)]
-            raise ValueError(f"behavior {self.name!r} has no {part}; it has {', '.join(present) or 'nothing at all'}")
-        return entries
+        items: tuple[Any, ...] = getattr(self, part)
+        if not items:
+            filled = [name for name in ("pairs", "ab_questions", "open_questions") if getattr(self, name)]
+            raise ValueError(f"behavior {self.name!r} has no {part}; it has {', '.join(filled) or 'nothing at all'}")
+        return items
+
+    def __repr__(self) -> str:
+        """One line, whatever it holds: its name and how many there are of each.
+
+        >>> Behavior("patience", pairs=(ContrastPair("Wait?", "Yes", "No"),), rubric="How patient?")
+        Behavior('patience', 1 pairs)
+        """
+        counts = [f"{len(getattr(self, part))} {part}" for part in PARTS if getattr(self, part)]
+        return f"Behavior({', '.join([repr(self.name), *counts])})"
 
     def contrasts_in_words(self) -> tuple[ContrastPair, ...]:
         """Open-ended contrasts: the behavior's own, else its A/B pairs told without letters."""
@@ -237,5 +265,6 @@ def letter_balance(items: Sequence[ContrastPair | Question]) -> Counter[str]:
     Counter({'A': 2, 'B': 0})
     """
     counts: Counter[str] = Counter({"A": 0, "B": 0})
-    counts.update(found for item in items for answer in item.answers[:1] if (found := letter(answer)))
+    for item in items:
+        counts.update(filter(None, map(letter, item.answers[:1])))
     return counts

@@ -47,21 +47,23 @@ def letters_shuffled(questions: Iterable[Question], seed: int = 0) -> tuple[Ques
 
 
 def _shuffled(question: Question, seed: int) -> Question:
-    there, sides = options(question.text), [letter(answer) or "" for answer in question.answers]
-    if sorted(sides) != ["A", "B"] or there.keys() != {"A", "B"}:
+    shown, sides = options(question.text), [letter(answer) or "" for answer in question.answers]
+    if sorted(sides) != ["A", "B"] or shown.keys() != {"A", "B"}:
         raise ValueError(f"this question is not answered by (A) or (B) out of two options: {question.text[:60]!r}")
-    return two_options(stem(question.text), there[sides[0]], [there[sides[1]]], question.category, seed)
+    return two_options(stem(question.text), shown[sides[0]], [shown[sides[1]]], question.category, seed)
 
 
-def mmlu_questions(records: Iterable[Mapping[str, Any]], each: int | None = 10, seed: int = 0) -> tuple[Question, ...]:
+def mmlu_questions(
+    records: Iterable[Mapping[str, Any]], per_subject: int | None = 10, seed: int = 0
+) -> tuple[Question, ...]:
     """MMLU as the dataset "cais/mmlu" holds it: question, choices, answer (an index), subject.
 
     Args:
         records: rows of the dataset, e.g. `datasets.load_dataset("cais/mmlu", "all", split="test")`.
-        each: how many to take of every subject, the first ones by a draw of the seed; None for all.
+        per_subject: how many to take of every subject, the first ones by a draw of the seed; None for all.
         seed: of the drawn questions, wrong options and letters.
     """
-    return _of_each_category([_from_mmlu(record, seed) for record in records], each, seed)
+    return _of_each_category([_from_mmlu(record, seed) for record in records], per_subject, seed)
 
 
 def _from_mmlu(record: Mapping[str, Any], seed: int) -> Question:
@@ -71,20 +73,20 @@ def _from_mmlu(record: Mapping[str, Any], seed: int) -> Question:
 
 
 def truthfulqa_questions(
-    records: Iterable[Mapping[str, Any]], each: int | None = None, seed: int = 0
+    records: Iterable[Mapping[str, Any]], per_category: int | None = None, seed: int = 0
 ) -> tuple[Question, ...]:
     """TruthfulQA as "truthfulqa/truthful_qa" (generation) holds it: question, best_answer, incorrect_answers, category.
 
     Args:
         records: rows of the dataset, e.g. `load_dataset("truthfulqa/truthful_qa", "generation", split="validation")`.
-        each: how many to take of every category, drawn by the seed; None for all.
+        per_category: how many to take of every category, drawn by the seed; None for all.
         seed: of the drawn questions, wrong options and letters.
     """
-    found = [
+    questions = [
         two_options(r["question"], r["best_answer"], r["incorrect_answers"], r.get("category", ""), seed)
         for r in records
     ]
-    return _of_each_category(found, each, seed)
+    return _of_each_category(questions, per_category, seed)
 
 
 def claims(statements: Iterable[tuple[str, bool]], seed: int = 0) -> tuple[Question, ...]:
@@ -107,13 +109,13 @@ def claims(statements: Iterable[tuple[str, bool]], seed: int = 0) -> tuple[Quest
     )
 
 
-def _of_each_category(questions: Sequence[Question], each: int | None, seed: int) -> tuple[Question, ...]:
-    """The first `each` of every category in an order that the seed draws, returned in the order given."""
-    if each is None:
+def _of_each_category(questions: Sequence[Question], limit: int | None, seed: int) -> tuple[Question, ...]:
+    """The first `limit` of every category in an order that the seed draws, returned in the order given."""
+    if limit is None:
         return tuple(questions)
     taken: dict[str, list[str]] = {}
     for question in sorted(questions, key=lambda q: question_id(q.id, str(seed))):
         names = taken.setdefault(question.category, [])
-        names += [question.id] if len(names) < each else []
+        names += [question.id] if len(names) < limit else []
     kept = {name for names in taken.values() for name in names}
     return tuple(question for question in questions if question.id in kept)

@@ -135,6 +135,7 @@ class ChatFormat:
                 f"the chat template of {self.tokenizer.name_or_path!r} refuses these messages ({roles}): {error}. "
                 "Give another `template`" + (", or no system prompt." if messages[0]["role"] == "system" else ".")
             ) from error
+        return text
 
 
 def _habitual_bos(tokenizer: Any, text: str) -> str:
@@ -171,11 +172,11 @@ class Branches:
         return common_prefix(self.positive, self.negative)
 
 
-def check_length(ids: Sequence[int], limit: int | None, what: str) -> None:
+def check_length(ids: Sequence[int], limit: int | None, name: str) -> None:
     """Refuse a text that a model of `limit` positions cannot read, instead of reading nonsense from its end."""
     if limit is not None and len(ids) > limit:
         raise ValueError(
-            f"{what} is {len(ids)} tokens long, but this model reads at most {limit}. "
+            f"{name} is {len(ids)} tokens long, but this model reads at most {limit}. "
             "Leave such questions out (`fitting`) or use a model with a longer context."
         )
 

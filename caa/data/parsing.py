@@ -7,7 +7,7 @@ spelling, and an answer without one chooses neither.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,8 +29,8 @@ def chosen(text: str, options: Mapping[str, str]) -> str | None:
     >>> [chosen(text, claim) for text in ("The answer is (B).", "TRUE! (B) is wrong", "A claim like this", "b) maybe")]
     ['B', 'A', None, 'B']
     """
-    found = [_place(match, options) for match in _pattern(options).finditer(text)]
-    return next((choice for choice in found if choice is not None), None) or None
+    choices = [_place(match, options) for match in _pattern(options).finditer(text)]
+    return next((choice for choice in choices if choice is not None), None) or None
 
 
 def _pattern(options: Mapping[str, str]) -> re.Pattern[str]:
@@ -42,11 +42,11 @@ def _pattern(options: Mapping[str, str]) -> re.Pattern[str]:
 
 def _place(match: re.Match[str], options: Mapping[str, str]) -> str | None:
     """The letter that a match means; "" for the word "neither", None for a letter that is no option."""
-    said = next(group for group in match.groups() if group is not None)
-    if said.upper() in options:
-        return said.upper()
+    words = next(group for group in match.groups() if group is not None)
+    if words.upper() in options:
+        return words.upper()
     by_words = {text.strip(" .").lower(): name for name, text in options.items()}
-    return "" if said.lower() == "neither" else by_words.get(said.lower())
+    return "" if words.lower() == "neither" else by_words.get(words.lower())
 
 
 def direction(question: Question, text: str) -> Direction:
@@ -54,10 +54,10 @@ def direction(question: Question, text: str) -> Direction:
 
     ValueError for a question that is not answered by two of its letters.
     """
-    there, sides = options(question.text), [letter(answer) for answer in question.answers]
-    if len(sides) != 2 or not set(sides) <= there.keys():
+    shown, sides = options(question.text), [letter(answer) for answer in question.answers]
+    if len(sides) != 2 or not set(sides) <= shown.keys():
         raise ValueError(f"this question has no two lettered options to choose from: {question.text[:60]!r}")
-    named = chosen(text, {name: there[name] for name in sides if name})
+    named = chosen(text, {name: shown[name] for name in sides if name})
     return "neither" if named is None else "on" if named == sides[0] else "off"
 
 
@@ -90,10 +90,9 @@ def direction_rates(questions: Sequence[Question], texts: Sequence[str]) -> dict
             groups.setdefault(question.category, []).append(went)
     if not groups["all"]:
         raise ValueError("there are no answers to count")
-    return {name: _rates(found) for name, found in groups.items()}
+    return {name: _rates(directions) for name, directions in groups.items()}
 
 
-def _rates(found: Iterable[Direction]) -> Rates:
-    went = list(found)
-    on, off, neither = (went.count(way) / len(went) for way in ("on", "off", "neither"))
-    return Rates(on, off, neither, len(went))
+def _rates(directions: Sequence[Direction]) -> Rates:
+    on, off, neither = (directions.count(way) / len(directions) for way in ("on", "off", "neither"))
+    return Rates(on, off, neither, len(directions))

@@ -35,7 +35,7 @@ def letters_outside(items: Iterable[Item]) -> list[Item]:
     >>> letters_outside([ContrastPair("q", "(C)", "(A)"), ContrastPair("r", "(A)", "(B)"), ContrastPair("s", "x", "y")])
     [ContrastPair(question='q', positive='(C)', negative='(A)')]
     """
-    return [item for item in items if {letter(answer) for answer in item.answers} - {None, "A", "B"}]
+    return [item for item in items if set(map(letter, item.answers)) - {None, "A", "B"}]
 
 
 def read_items(read: Callable[[Any], Item], records: Any, where: str) -> tuple[tuple[Item, ...], int]:

@@ -74,9 +74,9 @@ def load_facts(name_or_path: str | Path = FACTS) -> tuple[Question, ...]:
     if name in public and not path.is_file():
         raise ValueError(f"{name!r} has not been downloaded. {HOW_TO_DOWNLOAD}")
     if not path.is_file():
-        there = [FACTS, *public]
+        known = [FACTS, *public]
         raise ValueError(
-            f"there are no facts {name!r}{_did_you_mean(name, there)}; there are {', '.join(there)}, "
+            f"there are no facts {name!r}{_did_you_mean(name, known)}; there are {', '.join(known)}, "
             "or the path of a json file in their format"
         )
     kept, left_out = read_items(records.fact, read_json(path), str(path))
@@ -86,8 +86,8 @@ def load_facts(name_or_path: str | Path = FACTS) -> tuple[Question, ...]:
 
 def list_behaviors(folder: str | Path) -> list[str]:
     """The behaviors in a `datasets` folder of nrimsky/CAA's layout, each to be loaded as `<folder>/<name>`."""
-    found = (path for part in CAA_PARTS.values() for path in Path(folder).glob(part.format("*")))
-    return sorted({path.parent.name for path in found})
+    files = [path for part in CAA_PARTS.values() for path in Path(folder).glob(part.format("*"))]
+    return sorted({path.parent.name for path in files})
 
 
 def pairs_from_dataset(
@@ -127,7 +127,7 @@ def describe(behavior: Behavior) -> list[str]:
     taught = [*behavior.pairs, *behavior.open_pairs]
     everything: list[ContrastPair | Question] = [*taught, *tests]
     left_out = [f"{count} {part}" for part, count in behavior.left_out.items()]
-    found = {
+    facts = {
         "behavior": behavior.name,
         "pairs": len(behavior.pairs),
         "positive letters in pairs": _counts(letter_balance(behavior.pairs)),
@@ -139,11 +139,11 @@ def describe(behavior: Behavior) -> list[str]:
         "left out for other letters": ", ".join(left_out) or 0,
         "asked more than once": sum(_repeated(getattr(behavior, part)) for part in _PARTS),
         "asked in pairs and in tests": len(
-            {stem(pair.text) for pair in taught} & {stem(asked.text) for asked in tests}
+            {stem(pair.text) for pair in taught} & {stem(question.text) for question in tests}
         ),
         "words in the longest question": max((len(item.text.split()) for item in everything), default=0),
     }
-    return [f"{label + ':':<36}{value}" for label, value in found.items()]
+    return [f"{label + ':':<36}{value}" for label, value in facts.items()]
 
 
 # From a name to what its file says.
@@ -161,7 +161,7 @@ def _load(name: str) -> Behavior:
     if not files:
         raise ValueError(_nothing_there(name, path))
     parts = {part: (read_json(file), str(file)) for part, file in files.items()}
-    return _build(path.name, parts, rubric=CAA_RUBRICS.get(path.name, ""))
+    return _build(path.name, parts, {"rubric": CAA_RUBRICS.get(path.name, "")})
 
 
 def _caa_files(path: Path) -> dict[str, Path]:
@@ -179,15 +179,28 @@ def _from_file(path: Path) -> Behavior:
         hint = _did_you_mean(unknown[0], [*_PARTS, *_ABOUT])
         raise ValueError(f"{path}: unknown key {unknown[0]!r}{hint}; known are {', '.join((*_PARTS, *_ABOUT))}")
     parts = {part: (about.pop(part), f"{path}, {part}") for part in _PARTS if part in about}
-    prompts = about.pop("system_prompts", {})
-    about["system_prompts"] = {side: (p,) if isinstance(p, str) else tuple(p) for side, p in prompts.items()}
-    return _build(about.pop("name", path.stem), parts, **about)
+    return _build(about.get("name", path.stem), parts, about)
 
 
-def _build(name: str, parts: Mapping[str, tuple[Any, str]], **about: Any) -> Behavior:
-    read = {part: read_items(_PARTS[part], entries, where) for part, (entries, where) in parts.items()}
-    about |= {part: kept for part, (kept, _) in read.items()}
-    return Behavior(name, left_out={part: count for part, (_, count) in read.items() if count}, **about)
+def _build(name: str, parts: Mapping[str, tuple[Any, str]], about: Mapping[str, Any]) -> Behavior:
+    items: dict[str, tuple[Any, ...]] = {}
+    left_out: dict[str, int] = {}
+    for part, (entries, where) in parts.items():
+        items[part], left_out[part] = read_items(_PARTS[part], entries, where)
+    prompts = about.get("system_prompts", {})
+    return Behavior(
+        name,
+        pairs=items.get("pairs", ()),
+        open_pairs=items.get("open_pairs", ()),
+        ab_questions=items.get("ab_questions", ()),
+        open_questions=items.get("open_questions", ()),
+        validation_questions=items.get("validation_questions", ()),
+        rubric=about.get("rubric", ""),
+        description=about.get("description", ""),
+        system_prompts={side: (p,) if isinstance(p, str) else tuple(p) for side, p in prompts.items()},
+        title=about.get("title", ""),
+        left_out={part: count for part, count in left_out.items() if count},
+    )
 
 
 # What is told to the user.
@@ -203,24 +216,24 @@ def _nothing_there(name: str, path: Path) -> str:
         return f"{name!r} holds {len(inside)} behaviors: {', '.join(inside)}. Give one of them, as {path / inside[0]}"
     beside = list_behaviors(path.parent)
     public = [PUBLIC + behavior for behavior in CAA_BEHAVIORS]
-    there = f"Built in: {', '.join(BUILTIN)}. Public, once downloaded: {', '.join(public)}. "
-    there += f"In {path.parent}: {', '.join(beside)}. " if beside else ""
+    known = f"Built in: {', '.join(BUILTIN)}. Public, once downloaded: {', '.join(public)}. "
+    known += f"In {path.parent}: {', '.join(beside)}. " if beside else ""
     hint = _did_you_mean(name, [*BUILTIN, *public]) or _did_you_mean(path.name, beside)
     return (
-        f"there is no behavior {name!r}{hint}. {there}Or give a CAA folder (datasets/<behavior>), a .json or a .jsonl"
+        f"there is no behavior {name!r}{hint}. {known}Or give a CAA folder (datasets/<behavior>), a .json or a .jsonl"
     )
 
 
-def _did_you_mean(name: str, there: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, there, n=1)
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _warn_left_out(name: str, counts: Mapping[str, tuple[int, int]]) -> None:
-    told = [f"{left_out} of {total} {part}" for part, (left_out, total) in counts.items() if left_out]
-    if told:
+    counted = [f"{left_out} of {total} {part}" for part, (left_out, total) in counts.items() if left_out]
+    if counted:
         warnings.warn(
-            f"{name}: {' and '.join(told)} are answered by letters other than A and B and are left out, for an A/B "
+            f"{name}: {' and '.join(counted)} are answered by letters other than A and B and are left out, for an A/B "
             "score would count each as 0. To use them, rewrite them with two options, (A) and (B).",
             stacklevel=3,
         )
@@ -235,14 +248,14 @@ def _repeated(items: Sequence[ContrastPair | Question]) -> int:
 
 
 def _check_columns(dataset: Any, wanted: Sequence[str]) -> None:
-    there = dataset.column_names
-    if isinstance(there, Mapping):
+    names = dataset.column_names
+    if isinstance(names, Mapping):
         raise ValueError(
-            f"this dataset is split into {', '.join(there)}: give one of them, as dataset[{next(iter(there))!r}]"
+            f"this dataset is split into {', '.join(names)}: give one of them, as dataset[{next(iter(names))!r}]"
         )
-    missing = [column for column in wanted if there is not None and column not in there]  # None: not known in a stream
+    missing = [column for column in wanted if names is not None and column not in names]  # None: not known in a stream
     if missing:
         raise ValueError(
-            f"the dataset has no column {missing[0]!r}{_did_you_mean(missing[0], there)}; it has {', '.join(there)}. "
+            f"the dataset has no column {missing[0]!r}{_did_you_mean(missing[0], names)}; it has {', '.join(names)}. "
             "Say which are meant: question=..., positive=..., negative=..."
         )

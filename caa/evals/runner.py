@@ -14,7 +14,7 @@ from tqdm import tqdm
 from caa.data.behaviors import Question
 from caa.evals.metrics import ChoiceMetric, JudgedMetric
 from caa.evals.tasks import ChoiceScore, answer_open, score_choices
-from caa.judges.exemplar import Verdict, judge_all
+from caa.judges.base import Verdict, judge_all
 from caa.models.batching import by_length
 from caa.runs.rows import Cell, Row, append_rows, choice_evidence, read_rows
 from caa.steering.settings import Setting

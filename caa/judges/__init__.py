@@ -1,1 +1,51 @@
-"""Who scores texts: classifiers, served and local models, embeddings."""
+"""Who scores texts: a judge reads a question and an answer, and says from 0 to 10 how much of a behavior is in it.
+
+The names of the room, imported when they are first used: `from caa import judges; judges.make_judge(...)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from caa.judges.base import Judge as Judge
+    from caa.judges.base import Verdict as Verdict
+    from caa.judges.base import judge_all as judge_all
+    from caa.judges.build import make_asker as make_asker
+    from caa.judges.build import make_embedder as make_embedder
+    from caa.judges.build import make_judge as make_judge
+    from caa.judges.config import JudgeConfig as JudgeConfig
+    from caa.judges.embedding import EmbeddingJudge as EmbeddingJudge
+    from caa.judges.exemplar import ExemplarJudge as ExemplarJudge
+    from caa.judges.pairwise import PairwiseJudge as PairwiseJudge
+    from caa.judges.pairwise import against_unsteered as against_unsteered
+    from caa.judges.rating import RatingJudge as RatingJudge
+    from caa.judges.summary import judge_summary as judge_summary
+
+_HOME = {
+    "Judge": "base",
+    "Verdict": "base",
+    "judge_all": "base",
+    "make_asker": "build",
+    "make_embedder": "build",
+    "make_judge": "build",
+    "JudgeConfig": "config",
+    "EmbeddingJudge": "embedding",
+    "ExemplarJudge": "exemplar",
+    "PairwiseJudge": "pairwise",
+    "against_unsteered": "pairwise",
+    "RatingJudge": "rating",
+    "judge_summary": "summary",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"caa.judges has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"caa.judges.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

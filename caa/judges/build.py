@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from caa.data.behaviors import Behavior
+from caa.judges.base import Judge
 from caa.judges.clients.protocol import Asker
 from caa.judges.config import JudgeConfig
 from caa.judges.embedding import Embed, EmbeddingJudge
-from caa.judges.exemplar import ExemplarJudge, Judge
+from caa.judges.exemplar import ExemplarJudge
 from caa.judges.rating import RatingJudge
 
 

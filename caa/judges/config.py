@@ -46,9 +46,8 @@ class JudgeConfig:
     """Texts in one forward pass of a local model, or in one request for embeddings."""
 
     def __post_init__(self) -> None:
-        wrong = [
-            f"{name} must be at least 1" for name in ("concurrency", "max_tokens", "batch_size") if self._low(name)
-        ]
+        counts = {"concurrency": self.concurrency, "max_tokens": self.max_tokens, "batch_size": self.batch_size}
+        wrong = [f"{name} must be at least 1" for name, count in counts.items() if count < 1]
         if self.kind != "exemplar" and not self.model:
             wrong.append(
                 f"an {self.kind} judge needs a model" if self.kind[0] == "e" else "a local judge needs a model"
@@ -62,9 +61,6 @@ class JudgeConfig:
         if wrong:
             raise ValueError("; ".join(wrong))
         check_url(self.base_url or "")
-
-    def _low(self, name: str) -> bool:
-        return bool(getattr(self, name) < 1)
 
 
 def check_url(url: str) -> None:

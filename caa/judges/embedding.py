@@ -11,9 +11,11 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from caa.callables import name_of
 from caa.data.behaviors import Behavior, Question
 from caa.data.text_quality import flaw
-from caa.judges.exemplar import FOLDS, Verdict
+from caa.judges.base import Verdict
+from caa.judges.exemplar import FOLDS
 
 Embed = Callable[[Sequence[str]], ndarray]
 """Texts -> their vectors, [text, d]."""
@@ -31,8 +33,8 @@ def exemplar_cosines(
     >>> exemplar_cosines(np.array([[2.0, 0.0], [1.0, 1.0]]), np.array([[1.0, 0.0]]), np.array([[0.0, 3.0]]))
     array([1., 0.])
     """
-    direction: ndarray = _unit(matching).mean(0) - _unit(opposite).mean(0)
-    return np.asarray(_unit(answers) @ direction)
+    cosines: ndarray = _unit(answers) @ (_unit(matching).mean(0) - _unit(opposite).mean(0))
+    return cosines
 
 
 def difference_cosine(
@@ -44,11 +46,13 @@ def difference_cosine(
     array([ 1., -1.])
     """
     middle = np.concatenate([matching, opposite]).mean(0)
-    return np.asarray(_unit(answers - middle) @ _unit((matching - opposite).mean(0)))
+    cosines: ndarray = _unit(answers - middle) @ _unit((matching - opposite).mean(0))
+    return cosines
 
 
 def _unit(vectors: ndarray) -> ndarray:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
+    unit: ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +104,8 @@ class EmbeddingJudge:
     def settings(self) -> dict[str, Any]:
         """What a verdict depends on besides the answer, for the run's record."""
         embedding = getattr(self.embed, "settings", None)
-        found = {"accuracy": self.accuracy, "control": self.control, "ends": list(self.ends)}
-        return {"measure": self.measure.__name__, "embedding": embedding, **found}
+        quality = {"accuracy": self.accuracy, "control": self.control, "ends": list(self.ends)}
+        return {"measure": name_of(self.measure), "embedding": embedding} | quality
 
     def __call__(self, question: Question, answer: str) -> Verdict:
         return self.judge_all([question], [answer])[0]
@@ -125,13 +129,13 @@ def _held_out(
     """Mean measure of held-out opposite and matching exemplars, and the balanced accuracy at the point between them."""
     from sklearn.model_selection import GroupKFold
 
-    found = np.zeros((2, len(matching)))
+    measured = np.zeros((2, len(matching)))
     for kept, held in GroupKFold(FOLDS, shuffle=True, random_state=seed).split(matching, groups=questions):
         exemplars = matching[kept], opposite[kept]
-        found[:, held] = measure(opposite[held], *exemplars), measure(matching[held], *exemplars)
-    low, high = found.mean(1).tolist()
+        measured[:, held] = measure(opposite[held], *exemplars), measure(matching[held], *exemplars)
+    low, high = measured.mean(1).tolist()
     middle = (low + high) / 2
-    return low, high, float(((found[0] < middle).mean() + (found[1] > middle).mean()) / 2)
+    return low, high, float(((measured[0] < middle).mean() + (measured[1] > middle).mean()) / 2)
 
 
 def _swapped(matching: ndarray, opposite: ndarray, chance: random.Random) -> tuple[ndarray, ndarray]:

@@ -1,49 +1,18 @@
-"""A question and its answer in, a verdict out. Knows texts only, no model and no table."""
+"""The offline judge: a classifier of words, fitted on a behavior's own answers. Knows texts only, no model."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from caa.data.behaviors import Behavior, ContrastPair, Question
 from caa.data.text_quality import flaw
+from caa.judges.base import Verdict
 
 MATCHING, OPPOSITE, OFF_TOPIC = "matching", "opposite", "off topic"
 FOLDS = 5
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a judge says of one answer."""
-
-    score: float | None
-    """In [0, 10], 10 for an answer that fully shows the behavior; None where the judge cannot tell."""
-    reason: str = ""
-    """Why there is no score, or what a judge that explains itself has to say."""
-
-    def __post_init__(self) -> None:
-        if self.score is not None and not 0 <= self.score <= 10:
-            raise ValueError(f"a judge's score lies between 0 and 10, this one is {self.score}")
-
-
-@runtime_checkable
-class Judge(Protocol):
-    """Whoever can say how strongly an answer shows a behavior: a function, a classifier, a language model."""
-
-    def __call__(self, question: Question, answer: str) -> Verdict: ...
-
-
-def judge_all(judge: Judge, questions: Sequence[Question], answers: Sequence[str]) -> list[Verdict]:
-    """One verdict for each question with its answer: all at once where the judge has a `judge_all`, else one by one.
-
-    A judge that asks a server has requests overlap then, and one that asks a local model fills its batches.
-    """
-    judge_many = getattr(judge, "judge_all", None)
-    if judge_many is not None:
-        return list(judge_many(questions, answers))
-    return [judge(question, answer) for question, answer in zip(questions, answers, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -102,29 +71,26 @@ def _exemplars(behavior: Behavior, others: Sequence[Behavior], chance: random.Ra
             f"least {FOLDS} questions. Add open_pairs, or A/B pairs whose options are texts."
         )
     foreign = [pair for other in others for pair in other.contrasts_in_words()]
-    garbage = [garbled for pair in pairs if (garbled := _shuffled(pair, chance))]
+    garbled = [_shuffled(pair, chance) for pair in pairs]
+    drawn = chance.sample(foreign, min(len(pairs), len(foreign)))
     rows = [(pair.positive, MATCHING, pair.id) for pair in pairs]
     rows += [(pair.negative, OPPOSITE, pair.id) for pair in pairs]
-    rows += [(_either(pair, chance), OFF_TOPIC, pair.id) for pair in _some(foreign, len(pairs), chance)]
-    rows += [(text, OFF_TOPIC, question) for text, question in garbage]
+    rows += [(_either(pair, chance), OFF_TOPIC, pair.id) for pair in drawn]
+    rows += [(text, OFF_TOPIC, pair.id) for text, pair in zip(garbled, pairs, strict=True) if text]
     texts, labels, questions = zip(*rows, strict=True)
     return list(texts), list(labels), list(questions)
-
-
-def _some(pairs: list[ContrastPair], at_most: int, chance: random.Random) -> list[ContrastPair]:
-    return chance.sample(pairs, min(at_most, len(pairs)))
 
 
 def _either(pair: ContrastPair, chance: random.Random) -> str:
     return chance.choice([pair.positive, pair.negative])
 
 
-def _shuffled(pair: ContrastPair, chance: random.Random) -> tuple[str, str] | None:
-    """One of the pair's answers with its words in another order, and its question; None if it is too short for that."""
+def _shuffled(pair: ContrastPair, chance: random.Random) -> str:
+    """One of the pair's answers with its words in another order; empty if it is too short for that."""
     answer = _either(pair, chance)
     words = answer.split()
     text = " ".join(chance.sample(words, len(words)))
-    return (text, pair.id) if text.lower() != answer.lower() and len(words) > 2 else None
+    return text if text.lower() != answer.lower() and len(words) > 2 else ""
 
 
 def _accuracy(texts: Sequence[str], labels: Sequence[str], questions: Sequence[str], seed: int) -> float:
@@ -136,5 +102,5 @@ def _accuracy(texts: Sequence[str], labels: Sequence[str], questions: Sequence[s
     chances = cross_val_predict(_classifier(), texts, labels, groups=questions, cv=folds, method="predict_proba")
     own = [row for row, label in enumerate(labels) if label != OFF_TOPIC]
     matching, opposite = (sorted(set(labels)).index(name) for name in (MATCHING, OPPOSITE))
-    told = [MATCHING if chances[row, matching] > chances[row, opposite] else OPPOSITE for row in own]
-    return float(balanced_accuracy_score([labels[row] for row in own], told))
+    guesses = [MATCHING if chances[row, matching] > chances[row, opposite] else OPPOSITE for row in own]
+    return float(balanced_accuracy_score([labels[row] for row in own], guesses))

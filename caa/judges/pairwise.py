@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from caa.data.behaviors import Behavior, Question
 from caa.data.text_quality import flaw
+from caa.judges.base import Verdict
 from caa.judges.clients.protocol import Asker, Reply
-from caa.judges.exemplar import Verdict
 from caa.judges.prompts import comparison_prompt, read_choice
 from caa.judges.rating import UNPARSABLE
 from caa.judges.scales import LEAST_MASS, expected_choice
@@ -60,22 +60,22 @@ class PairwiseJudge:
     def judge_all(self, questions: Sequence[Question], answers: Sequence[str]) -> list[Verdict]:
         """10 for an answer that shows more of the behavior than the one it is compared with, 5 for a tie."""
         others = [self._other(question) for question in questions]
-        return [_verdict(found) for found in self.compare_all(questions, answers, others)]
+        return [_verdict(comparison) for comparison in self.compare_all(questions, answers, others)]
 
     def compare_all(
         self, questions: Sequence[Question], answers: Sequence[str], others: Sequence[str]
     ) -> list[Comparison]:
         """One comparison for each question, its answer and the other; equal answers are a tie that nobody is asked."""
         triples = list(zip(questions, answers, others, strict=True))
-        found = {i: known for i, (_, *pair) in enumerate(triples) if (known := _known(*pair))}
-        asked = [i for i in range(len(triples)) if i not in found]
-        orders = {i: (False, True) if self.both_orders else (bool(n % 2),) for n, i in enumerate(asked)}
-        places = [(i, swapped) for i in asked for swapped in orders[i]]
+        comparisons = {i: known for i, (_, *pair) in enumerate(triples) if (known := _known(*pair))}
+        open_pairs = [i for i in range(len(triples)) if i not in comparisons]
+        orders = {i: (False, True) if self.both_orders else (bool(n % 2),) for n, i in enumerate(open_pairs)}
+        places = [(i, swapped) for i in open_pairs for swapped in orders[i]]
         replies = self.ask([self._prompt(*triples[i], swapped) for i, swapped in places])
-        told = dict(zip(places, map(self._second, replies), strict=True))
-        for i in asked:
-            found[i] = _combined({swapped: told[i, swapped] for swapped in orders[i]})
-        return [found[i] for i in range(len(triples))]
+        preferences = dict(zip(places, map(self._second, replies), strict=True))
+        for i in open_pairs:
+            comparisons[i] = _combined({swapped: preferences[i, swapped] for swapped in orders[i]})
+        return [comparisons[i] for i in range(len(triples))]
 
     def _other(self, question: Question) -> str:
         if question.id not in self.against:
@@ -107,21 +107,22 @@ def _known(answer: str, other: str) -> Comparison | None:
     return Comparison(0.5, reason="the same answer") if answer == other else None
 
 
-def _combined(told: Mapping[bool, float | str]) -> Comparison:
+def _combined(preferences: Mapping[bool, float | str]) -> Comparison:
     """Swapped or not -> how strongly the second place was preferred, or why not.
 
     >>> _combined({False: 1.0, True: 0.25})  # preferred in both places, less so when it stands first
     Comparison(preference=0.875, first_bias=-0.25, reason='')
     """
-    if reasons := [value for value in told.values() if isinstance(value, str)]:
+    if reasons := [value for value in preferences.values() if isinstance(value, str)]:
         return Comparison(None, reason=reasons[0])
-    preferred = {swapped: 1 - float(value) if swapped else float(value) for swapped, value in told.items()}
+    preferred = {swapped: 1 - float(value) if swapped else float(value) for swapped, value in preferences.items()}
     bias = preferred[True] - preferred[False] if len(preferred) == 2 else None
     return Comparison(sum(preferred.values()) / len(preferred), bias)
 
 
-def _verdict(found: Comparison) -> Verdict:
-    return Verdict(None if found.preference is None else 10 * found.preference, found.reason)
+def _verdict(comparison: Comparison) -> Verdict:
+    preference = comparison.preference
+    return Verdict(None if preference is None else 10 * preference, comparison.reason)
 
 
 def against_unsteered(
@@ -139,8 +140,8 @@ def against_unsteered(
     texts = [row.evidence["text"] for row in steered]
     others = [plain[_unsteered(row.cell), row.question] for row in steered]
     judge = PairwiseJudge(behavior, ask, {}, reply=reply)
-    found = judge.compare_all(questions, texts, others)
-    return [_row(*each) for each in zip(steered, others, found, strict=True)]
+    comparisons = judge.compare_all(questions, texts, others)
+    return [_row(*parts) for parts in zip(steered, others, comparisons, strict=True)]
 
 
 def _unsteered(cell: Cell) -> Cell:
@@ -148,6 +149,7 @@ def _unsteered(cell: Cell) -> Cell:
     return replace(cell, multiplier=0.0, vector="caa")
 
 
-def _row(row: Row, other: str, found: Comparison) -> Row:
-    evidence = {**row.evidence, "other": other, "first_bias": found.first_bias, "reason": found.reason}
-    return Row(replace(row.cell, task=TASK), row.question, _verdict(found).score, evidence)
+def _row(row: Row, other: str, comparison: Comparison) -> Row:
+    about = {"other": other, "first_bias": comparison.first_bias, "reason": comparison.reason}
+    cell = replace(row.cell, task=TASK)
+    return Row(cell, row.question, _verdict(comparison).score, row.evidence | about)

@@ -80,8 +80,8 @@ def read_score(reply: str) -> float | None:
     >>> read_score("7"), read_score("Score: **7.5**/10."), read_score("between 3 and 4"), read_score("11")
     (7.0, 7.5, None, None)
     """
-    found = {float(number) for number in _NUMBER.findall(_said(reply))}
-    score = found.pop() if len(found) == 1 else None
+    numbers = {float(number) for number in _NUMBER.findall(_without_thoughts(reply))}
+    score = numbers.pop() if len(numbers) == 1 else None
     return score if score is not None and score <= 10 else None
 
 
@@ -91,15 +91,15 @@ def read_choice(reply: str) -> Literal[1, 2] | None:
     >>> read_choice("Answer 2."), read_choice("1"), read_choice("1 or 2, who knows"), read_choice("12")
     (2, 1, None, None)
     """
-    found = set(_CHOICE.findall(_said(reply)))
-    return (1 if found == {"1"} else 2) if len(found) == 1 else None
+    choices = set(_CHOICE.findall(_without_thoughts(reply)))
+    return (1 if choices == {"1"} else 2) if len(choices) == 1 else None
 
 
-def _said(reply: str) -> str:
+def _without_thoughts(reply: str) -> str:
     """What stands behind the thoughts; nothing if they have no end.
 
-    >>> _said("<think>2 or 3?</think>3"), _said("<think>The rubric says that 3 is")
+    >>> _without_thoughts("<think>2 or 3?</think>3"), _without_thoughts("<think>The rubric says that 3 is")
     ('3', '')
     """
-    said = _THOUGHTS.sub("", reply)
-    return "" if "<think>" in said else said
+    text = _THOUGHTS.sub("", reply)
+    return "" if "<think>" in text else text

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from caa.data.behaviors import Behavior, Question
 from caa.data.text_quality import flaw
+from caa.judges.base import Verdict
 from caa.judges.clients.cache import request_key
 from caa.judges.clients.protocol import Asker, Reply
-from caa.judges.exemplar import Verdict
 from caa.judges.prompts import rating_prompt, read_score
 from caa.judges.scales import LEAST_MASS, expected_score, may_begin_ten
 

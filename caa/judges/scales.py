@@ -29,9 +29,14 @@ def number_masses(first: Tokens) -> dict[int, float]:
 
     >>> masses = number_masses({"7": 0.5, " 7": 0.25, "x": 0.25})
     >>> masses[7], masses[8]
-    (0.75, 0)
+    (0.75, 0.0)
     """
-    return {number: sum(p for token, p in first.items() if token.strip() == str(number)) for number in range(11)}
+    masses = dict.fromkeys(range(11), 0.0)
+    numbers = {str(number): number for number in masses}
+    for token, probability in first.items():
+        if token.strip() in numbers:
+            masses[numbers[token.strip()]] += probability
+    return masses
 
 
 def expected_score(first: Tokens, after_one: Tokens | None = None) -> tuple[float | None, float]:

@@ -21,10 +21,11 @@ def judge_summary(folder: str | Path) -> str:
         usage.update({name: n for name, n in (record.get("usage") or {}).items() if isinstance(n, int)})
     retries = sum(record["retries"] for record in records)
     tokens = f"{usage['prompt_tokens']} + {usage['completion_tokens']} tokens (prompts + replies)"
-    asked = [f"{len(records)} replies from a server, {retries} retries, {tokens}"] if records else []
+    requests = [f"{len(records)} replies from a server, {retries} retries, {tokens}"] if records else []
     unjudged = unjudged_reasons(read_rows(Path(folder) / "rows.jsonl"))
-    told = ", ".join(f"{count} {reason}" for reason, count in unjudged.most_common())
-    return "; ".join([*asked, *([f"{unjudged.total()} answers without a score: {told}"] if told else [])])
+    reasons = ", ".join(f"{count} {reason}" for reason, count in unjudged.most_common())
+    without = [f"{unjudged.total()} answers without a score: {reasons}"] if reasons else []
+    return "; ".join([*requests, *without])
 
 
 def unjudged_reasons(rows: Iterable[Row]) -> Counter[str]:

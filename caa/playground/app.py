@@ -14,8 +14,7 @@ import gradio as gr
 from markupsafe import Markup, escape
 
 from caa.playground.html import Turn, full_color, histories, pane, sentence
-from caa.playground.session import LONGEST, Session
-from caa.playground.setting import CHOICES, Setting
+from caa.playground.session import CHOICES, LONGEST, Session, Setting
 
 Item = TypeVar("Item")
 BASE = "none (the base model)"
@@ -28,7 +27,6 @@ _LEGEND = Markup(
     '<p class="legend">{:.2f}<span class="bar"></span>{:+.2f} cosine of a token with {}; '
     "hover over a token for its number</p>"
 )
-_PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def _controls(session: Session, longest_answer: int) -> Controls:
 
 def _saving(session: Session, controls: Controls) -> None:
     name = gr.Textbox(label=f"Save as a steered adapter in {session.out}", placeholder="a name", max_length=64)
-    button, said = gr.Button("Save"), gr.HTML(elem_id="saved")
+    button, note = gr.Button("Save"), gr.HTML(elem_id="saved")
 
     def save(name: str, *chosen: Any) -> str:
         with readable():
@@ -107,7 +105,7 @@ def _saving(session: Session, controls: Controls) -> None:
         command = f"caa generate PROMPT --steered {shlex.quote(str(folder))}"
         return Markup("<p>Saved. It loads with<br><code>{}</code></p>").format(command)
 
-    button.click(save, [name, *controls.all], said, **_PRIVATE)
+    button.click(save, [name, *controls.all], note, api_visibility="private")
 
 
 def _talk(session: Session, controls: Controls) -> tuple[gr.HTML, gr.Dropdown]:
@@ -118,24 +116,24 @@ def _talk(session: Session, controls: Controls) -> tuple[gr.HTML, gr.Dropdown]:
     with gr.Row():
         legend = gr.HTML(elem_id="legend")
         color = gr.Dropdown(list(session.names), value=session.names[0], label="Color by", visible=False, min_width=120)
-    asked = gr.Textbox(session.question, label="Your message", max_length=LONGEST, lines=1, max_lines=6)
+    question = gr.Textbox(session.question, label="Your message", max_length=LONGEST, lines=1, max_lines=6)
     with gr.Row():
         send = gr.Button("Send", variant="primary", scale=3, min_width=90)
         stop, clear = gr.Button("Stop", scale=1, min_width=70), gr.Button("Clear", scale=1, min_width=70)
     turns = gr.State([])
     gr.on(
-        [send.click, asked.submit],
+        [send.click, question.submit],
         lambda *chosen: (yield from _send(session, *chosen)),  # Gradio asks whether it is a generator's function
-        [asked, turns, color, *controls.all],
-        [asked, *sides, legend],
+        [question, turns, color, *controls.all],
+        [question, *sides, legend],
         show_progress="hidden",
         concurrency_id="talk",
-        **_PRIVATE,
+        api_visibility="private",
     )
-    gr.on([stop.click, clear.click], session.stop, queue=False, **_PRIVATE)
+    gr.on([stop.click, clear.click], session.stop, queue=False, api_visibility="private")
     # In the queue of the answers: what is still on its way to the page must not come after this.
-    clear.click(_clear, turns, [*sides, legend], concurrency_id="talk", **_PRIVATE)
-    color.change(_panes, [turns, color], [*sides, legend], show_progress="hidden", **_PRIVATE)
+    clear.click(_clear, turns, [*sides, legend], concurrency_id="talk", api_visibility="private")
+    color.change(_panes, [turns, color], [*sides, legend], show_progress="hidden", api_visibility="private")
     return force, color
 
 
@@ -148,13 +146,21 @@ def _side(title: str, about: str) -> gr.HTML:
 def _follow(page: gr.Blocks, session: Session, controls: Controls, force: gr.HTML, color: gr.Dropdown) -> None:
     """Whatever is changed shows at once: the sliders of the vectors that are picked, and the words above."""
     ranged = [controls.known, color, *controls.multipliers]
-    words: tuple[Any, ...] = (partial(_words, session), controls.all, force)
-    how: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE}
+    sliders, words = partial(_sliders, session), partial(_words, session)
+    inputs = [controls.picked, controls.layer, *ranged]
     reaching = [page.load, controls.picked.change, controls.layer.change]
-    first = gr.on(reaching, partial(_sliders, session), [controls.picked, controls.layer, *ranged], ranged, **how)
-    first.then(*words, **how)
-    others = [each.change for each in controls.all if each not in (controls.known, controls.picked, controls.layer)]
-    gr.on(others, *words, trigger_mode="always_last", **how)
+    first = gr.on(reaching, sliders, inputs, ranged, show_progress="hidden", api_visibility="private")
+    first.then(words, controls.all, force, show_progress="hidden", api_visibility="private")
+    others = [item.change for item in controls.all if item not in (controls.known, controls.picked, controls.layer)]
+    gr.on(
+        others,
+        words,
+        controls.all,
+        force,
+        trigger_mode="always_last",
+        show_progress="hidden",
+        api_visibility="private",
+    )
 
 
 def _sliders(
@@ -217,17 +223,17 @@ def _setting(
     )
 
 
-def _send(session: Session, asked: str, turns: list[Turn], color: str | None, *chosen: Any) -> Iterator[list[Any]]:
+def _send(session: Session, question: str, turns: list[Turn], color: str | None, *chosen: Any) -> Iterator[list[Any]]:
     """Both answers as they grow. The list of turns is changed in place: what is broken off is a turn too."""
     with readable():
-        if not asked.strip():
+        if not question.strip():
             raise ValueError("there is no message to answer; write one")
-        past = histories(turns, asked.strip())
+        past = histories(turns, question.strip())
         turn = None
         with closing(session.answer(past, _setting(session, *chosen))) as growing:
             for answers in at_most_every(EVERY, growing):
                 if turn is None:
-                    turn = Turn(asked.strip(), answers)
+                    turn = Turn(question.strip(), answers)
                     turns.append(turn)
                     yield ["", *_panes(turns, color)]
                 else:
@@ -272,5 +278,5 @@ def readable() -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, OSError, RuntimeError) as error:
-        said = error.args[0] if isinstance(error, KeyError) else error  # a KeyError's own text is a repr
-        raise gr.Error(escape(str(said)), print_exception=False) from error
+        text = error.args[0] if isinstance(error, KeyError) else error  # a KeyError's own text is a repr
+        raise gr.Error(escape(str(text)), print_exception=False) from error

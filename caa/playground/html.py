@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from caa.data.chat import Message
-from caa.playground.answers import Answer
-from caa.playground.setting import Setting
+from caa.playground.session import Setting
+from caa.playground.streaming import Answer
 
 SHOWN = 2000
 """Tokens that a side of the page holds at most, the newest ones: a browser is slow with more."""
@@ -28,23 +28,22 @@ _TOKEN = Markup('<span class="{}" style="--v:{:.0f}%" title="{:+.3f}">{}</span>'
 class Turn:
     """A question and what both sides say to it."""
 
-    asked: str
+    question: str
     answers: tuple[Answer, Answer]
     """Unsteered, steered."""
 
 
-def histories(turns: Sequence[Turn], asked: str) -> tuple[list[Message], list[Message]]:
+def histories(turns: Sequence[Turn], question: str) -> tuple[list[Message], list[Message]]:
     """The two conversations so far with a new question: each side has its own past."""
-    return _history(turns, asked, 0), _history(turns, asked, 1)
+    return _history(turns, question, 0), _history(turns, question, 1)
 
 
-def _history(turns: Sequence[Turn], asked: str, side: int) -> list[Message]:
-    past = [
-        {"role": role, "content": content}
-        for turn in turns
-        for role, content in (("user", turn.asked), ("assistant", turn.answers[side].text))
-    ]
-    return [*past, {"role": "user", "content": asked}]
+def _history(turns: Sequence[Turn], question: str, side: int) -> list[Message]:
+    messages: list[Message] = []
+    for turn in turns:
+        messages.append({"role": "user", "content": turn.question})
+        messages.append({"role": "assistant", "content": turn.answers[side].text})
+    return [*messages, {"role": "user", "content": question}]
 
 
 def sentence(setting: Setting, pushes: Mapping[str, float]) -> str:
@@ -69,23 +68,22 @@ def pane(turns: Sequence[Turn], side: int, name: str) -> str:
         answer = turn.answers[side]
         shown = min(left, len(answer.ids))
         left -= shown
-        parts.append(_turn(turn.asked, answer, shown, name, most))
+        parts.append(_turn(turn.question, answer, shown, name, most))
     return Markup("").join(reversed(parts))
 
 
 def full_color(turns: Sequence[Turn], name: str) -> float:
     """The largest cosine, of either sign, that is shown on either side: one scale for both."""
-    values = [
-        abs(each[name]) for turn in turns for answer in turn.answers for each in answer.along[-SHOWN:] if name in each
-    ]
-    return max(values, default=0.0)
+    answers = [answer for turn in turns for answer in turn.answers]
+    shown = [cosines for answer in answers for cosines in answer.along[-SHOWN:]]
+    return max((abs(cosines[name]) for cosines in shown if name in cosines), default=0.0)
 
 
-def _turn(asked: str, answer: Answer, shown: int, name: str, most: float) -> Markup:
+def _turn(question: str, answer: Answer, shown: int, name: str, most: float) -> Markup:
     first = len(answer.ids) - shown
     cut = Markup('<p class="cut">{:,} earlier tokens are not shown</p>').format(first) if first else ""
-    said = Markup("").join(_tokens(answer, first, name, max(most, FAINT)))
-    return Markup('<p class="asked">{}</p>{}<p class="said">{}</p>').format(asked, cut, said)
+    text = Markup("").join(_tokens(answer, first, name, max(most, FAINT)))
+    return Markup('<p class="asked">{}</p>{}<p class="said">{}</p>').format(question, cut, text)
 
 
 def _tokens(answer: Answer, first: int, name: str, most: float) -> Iterator[str]:

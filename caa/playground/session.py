@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
@@ -18,9 +19,7 @@ from caa.extraction.extract import extract
 from caa.extraction.norms import dose, multiplier_of, stream_norms
 from caa.models.blocks import check_layer, context_length, decoder_blocks, model_width
 from caa.models.loading import EMBEDDED, model_name
-from caa.playground.answers import Answer
-from caa.playground.setting import Setting
-from caa.playground.streaming import Step, generated, spoken
+from caa.playground.streaming import Answer, Step, generated, spoken
 from caa.steering.intervention import Intervention
 from caa.steering.scopes import SCOPES
 from caa.steering.settings import together
@@ -30,6 +29,36 @@ from caa.vectors.vector import SteeringVector
 LONGEST = 8_000
 """Characters in a question or a system prompt."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+CHOICES = tuple(name for name, scope in SCOPES.items() if not isinstance(scope, type))
+"""The scopes that need no numbers of their own."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to steer. A vector with multiplier 0 does nothing, and may still color the tokens."""
+
+    layer: int
+    """The block whose output is steered, counted from 0."""
+    vectors: Mapping[str, float] = field(default_factory=dict)
+    """Names of vectors -> multipliers."""
+    finetune: str | None = None
+    """The LoRA adapter that both sides wear, None for the base."""
+    scope: str = "after_prompt"
+    system: str = ""
+    max_new_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if self.scope not in CHOICES:
+            raise ValueError(f"there is no scope {self.scope!r}; choose one of {', '.join(CHOICES)}")
+        if wrong := [name for name, multiplier in self.vectors.items() if not math.isfinite(multiplier)]:
+            raise ValueError(f"the multiplier of {wrong[0]!r} is no number; move its slider")
+        if self.layer < 0 or self.max_new_tokens < 1:
+            raise ValueError(
+                f"layers count from 0 and an answer has at least one token; "
+                f"these are layer {self.layer} and {self.max_new_tokens} tokens"
+            )
 
 
 class Session:
@@ -85,8 +114,8 @@ class Session:
             if name not in self._vectors:
                 pairs = load_behavior(name).pairs
                 with self.wrapper.finetune(None):
-                    found = extract(self.wrapper.model, self.tokenizer, pairs, behavior=name)
-                self._vectors[name] = found
+                    vector = extract(self.wrapper.model, self.tokenizer, pairs, behavior=name)
+                self._vectors[name] = vector
         return self._vectors[name]
 
     def interventions(self, setting: Setting) -> tuple[Intervention, ...]:
@@ -129,11 +158,11 @@ class Session:
         self._stop.set()
 
     def _prompt(self, history: Sequence[Message], system: str) -> list[int]:
-        longest = max(len(system), *(len(each["content"]) for each in history if each["role"] == "user"))
+        longest = max(len(system), *(len(message["content"]) for message in history if message["role"] == "user"))
         if longest > LONGEST:
             raise ValueError(f"a text of {longest:,} characters is too long; the playground takes at most {LONGEST:,}")
-        said = [{"role": "system", "content": system}] if system.strip() else []
-        return ChatFormat(self.tokenizer).encode_chat([*said, *history])
+        first = [{"role": "system", "content": system}] if system.strip() else []
+        return ChatFormat(self.tokenizer).encode_chat([*first, *history])
 
     def _room(self, prompts: Sequence[Sequence[int]]) -> int:
         """Tokens that the context has left behind the longer conversation: at least one, or ValueError."""

@@ -1,10 +1,10 @@
-"""Prompts under a steering in, their answers token by token out, until they end or nobody reads on."""
+"""Prompts under a steering in, answers out that grow token by token, until they end or nobody reads on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Event
 from typing import Any, TypeVar
@@ -34,6 +34,49 @@ Step = tuple[Token | None, ...]
 """The next token of each row, None for a row that has ended."""
 
 
+@dataclass
+class Answer:
+    """What one side says, as far as it is written. It grows."""
+
+    tokenizer: Any = field(repr=False)
+    ids: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    """What each token adds to the text, as `caa.extraction.projections.token_texts` has it."""
+    along: list[Mapping[str, float]] = field(default_factory=list)
+    """name of a vector -> cosine of the residual stream at this token with it, in [-1, 1]."""
+    _open: int = 0
+    """Where the tokens begin whose text may still change."""
+    _known: int = 0
+    """Where the tokens begin that have no text yet: the first bytes of a character, say."""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts).strip()
+
+    def add(self, token: int, along: Mapping[str, float]) -> None:
+        """One more token. Only the last few are decoded, so that a long answer costs no more than a short one."""
+        self.ids.append(token)
+        self.along.append(along)
+        news = self._news()
+        whole = not news.endswith("\ufffd")
+        self.texts.append(news if whole else "")
+        if whole:
+            self._open, self._known = self._known, len(self.ids)
+
+    def end(self) -> None:
+        """No more tokens: the last one shows what is left of an unfinished character."""
+        if self._known < len(self.ids):
+            self.texts[-1], self._known = self._news(), len(self.ids)
+
+    def _news(self) -> str:
+        """What the tokens without text add. Decoded behind those before them: many begin with a space only there."""
+        before, now = (
+            self.tokenizer.decode(self.ids[self._open : end], clean_up_tokenization_spaces=False)
+            for end in (self._known, len(self.ids))
+        )
+        return str(now[len(before) :])
+
+
 def generated(
     wrapper: SteeringWrapper,
     prompts: Sequence[Sequence[int]],
@@ -59,13 +102,13 @@ def generated(
         if so_far.shape[1] > ids.shape[1] + 1:
             just_read = so_far[:, -2].tolist()
             ended[:] = [end or token in ends for end, token in zip(ended, just_read, strict=True)]
-            told = zip(ended, just_read, _cosines(found[layer][:, -1], unit), strict=True)
-            say(tuple(None if end else Token(token, along) for end, token, along in told))
+            along = _cosines(residual[layer][:, -1], unit)
+            rows = zip(ended, just_read, along, strict=True)
+            say(tuple(None if end else Token(token, cosines) for end, token, cosines in rows))
         return torch.full((len(so_far),), stop.is_set(), dtype=torch.bool, device=so_far.device)
 
-    how: dict[str, Any] = {"max_new_tokens": max_new_tokens + 1, "do_sample": False, "stopping_criteria": [between]}
-    with evaluating(wrapper), reading(decoder_blocks(wrapper.model), [layer]) as found:
-        wrapper.generate(ids, mask, **how)
+    with evaluating(wrapper), reading(decoder_blocks(wrapper.model), [layer]) as residual:
+        wrapper.generate(ids, mask, max_new_tokens=max_new_tokens + 1, do_sample=False, stopping_criteria=[between])
 
 
 def _cosines(resid: Float[Tensor, "row d_model"], unit: Float[Tensor, "direction d_model"]) -> list[tuple[float, ...]]:
@@ -84,13 +127,13 @@ def spoken(work: Callable[[Callable[[Item], None], Event], None]) -> Generator[I
 
     The job is `work(say, stop)`. Whoever closes the iterator early sets `stop` and waits for the job to end.
     """
-    said: SimpleQueue[Any] = SimpleQueue()
+    items: SimpleQueue[Any] = SimpleQueue()
     end, stop = object(), Event()
     with ThreadPoolExecutor(1, "caa-playground") as thread:
         try:
-            job = thread.submit(work, said.put, stop)
-            job.add_done_callback(lambda _: said.put(end))
-            yield from iter(said.get, end)
+            job = thread.submit(work, items.put, stop)
+            job.add_done_callback(lambda _: items.put(end))
+            yield from iter(items.get, end)
             job.result()
         finally:
             stop.set()

@@ -45,8 +45,8 @@ class EndpointEmbedder:
 
         def ask(client: Any) -> Any:
             create = client.embeddings.with_streaming_response.create
-            fields = {"model": self.config.model, "input": texts, "encoding_format": "float"}
-            return create(**fields, extra_body=dict(self.config.request))
+            extra = dict(self.config.request)
+            return create(model=self.config.model, input=texts, encoding_format="float", extra_body=extra)
 
         try:
             received = self.transport.send(ask, lambda content: _vectors(content, len(texts)))
@@ -77,10 +77,10 @@ class SentenceEmbedder:
 
 def _vectors(content: Any, count: int) -> list[list[float]]:
     """In the order of the texts; ValueError if some are missing."""
-    found = {item["index"]: [float(x) for x in item["embedding"]] for item in content["data"]}
-    if set(found) != set(range(count)) or not all(np.isfinite(vector).all() for vector in found.values()):
-        raise ValueError(f"{len(found)} vectors for {count} texts")
-    return [found[i] for i in range(count)]
+    vectors = {item["index"]: list(map(float, item["embedding"])) for item in content["data"]}
+    if set(vectors) != set(range(count)) or not all(np.isfinite(vector).all() for vector in vectors.values()):
+        raise ValueError(f"{len(vectors)} vectors for {count} texts")
+    return [vectors[i] for i in range(count)]
 
 
 def _text(vector: Sequence[float]) -> str:

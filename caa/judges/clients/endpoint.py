@@ -49,7 +49,8 @@ class EndpointModel:
 
     def _ask(self, prompt: str) -> Reply:
         messages = [{"role": "user", "content": prompt}]
-        reply = Reply(**self._record(messages))
+        record = self._record(messages)
+        reply = Reply(record["text"], record.get("first"), record.get("after_one"), record.get("refused", ""))
         if reply.first is None or reply.after_one is not None or not may_begin_ten(reply.first):
             return reply
         if self._has_ten:
@@ -67,11 +68,12 @@ class EndpointModel:
 
     def _record(self, messages: list[dict[str, str]], more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The fields of a `Reply`, from the cache, else from the server."""
-        fields = {**self._fields, **(more or {})}
+        fields = self._fields | dict(more or {})
         key = request_key(self.transport.url, fields, messages)
         if key not in self.cache:
             self.cache.put(key, self._fetch(fields, messages))
-        return dict(self.cache.get(key)["reply"])
+        record: dict[str, Any] = self.cache.get(key)["reply"]
+        return record
 
     def _fetch(self, fields: dict[str, Any], messages: list[dict[str, str]]) -> dict[str, Any]:
         def ask(client: Any) -> Any:
@@ -84,7 +86,8 @@ class EndpointModel:
             if error.code not in ABOUT_THE_TEXT:
                 self.transport.give_up(str(error))
             return {"reply": {"text": "", "refused": error.code}, "retries": 0}
-        return {**received.content, "retries": received.retries}
+        kept: dict[str, Any] = received.content
+        return kept | {"retries": received.retries}
 
     @cached_property
     def _fields(self) -> dict[str, Any]:

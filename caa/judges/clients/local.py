@@ -72,11 +72,11 @@ class LocalModel:
     def _as_texts(self, tokens: Likely, after: int | None = None) -> Tokens:
         """What each token adds to the text; some tokenizers drop the blank of a token that stands alone."""
         before = [] if after is None else [after]
-        said: dict[str, float] = {}
+        texts: dict[str, float] = {}
         for token, probability in tokens.items():
             text = self._text([*before, token])[len(self._text(before)) :]
-            said[text] = said.get(text, 0.0) + probability
-        return said
+            texts[text] = texts.get(text, 0.0) + probability
+        return texts
 
     def _text(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
@@ -84,13 +84,13 @@ class LocalModel:
     @torch.no_grad()
     def _next(self, texts: Sequence[list[int]]) -> list[Likely]:
         """The likeliest next tokens after each text, from a float32 softmax."""
-        found: dict[int, Likely] = {}
+        likeliest: dict[int, Likely] = {}
         with evaluating(self._wrapper):
             for rows in by_length(texts, self._batch_size):
                 ids, mask = pad([texts[row] for row in rows], self._tokenizer.pad_token_id or 0, side="left")
                 device = self._wrapper.model.get_input_embeddings().weight.device
                 output = self._wrapper(ids.to(device), mask.to(device), logits_to_keep=1, use_cache=False)
-                likely = output.logits[:, -1].float().softmax(-1).topk(TOP)
-                pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
-                found |= {row: dict(zip(*pair, strict=True)) for row, pair in zip(rows, pairs, strict=True)}
-        return [found[row] for row in range(len(texts))]
+                top = output.logits[:, -1].float().softmax(-1).topk(TOP)
+                for row, tokens, values in zip(rows, top.indices.tolist(), top.values.tolist(), strict=True):
+                    likeliest[row] = dict(zip(tokens, values, strict=True))
+        return [likeliest[row] for row in range(len(texts))]

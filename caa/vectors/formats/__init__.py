@@ -1,1 +1,35 @@
-"""Files of other tools: steering vectors in, steering vectors out. Knows no model."""
+"""Vector files: ours, those of llama.cpp and repeng (GGUF), those of other tools. `from caa import formats`.
+
+The names of the room, imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from caa.vectors.formats.detect import file_kind as file_kind
+    from caa.vectors.formats.detect import import_vector as import_vector
+    from caa.vectors.formats.gguf import read_gguf as read_gguf
+    from caa.vectors.formats.gguf import write_gguf as write_gguf
+    from caa.vectors.formats.torch_files import write_lm_eval as write_lm_eval
+
+_HOME = {
+    "file_kind": "detect",
+    "import_vector": "detect",
+    "read_gguf": "gguf",
+    "write_gguf": "gguf",
+    "write_lm_eval": "torch_files",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"caa.vectors.formats has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"caa.vectors.formats.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

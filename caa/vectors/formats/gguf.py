@@ -57,11 +57,11 @@ def read_gguf(path: str | Path) -> SteeringVector:
     architecture = _text(reader, "general.architecture")
     if architecture not in ARCHITECTURES:
         raise ValueError(f"{path} is no control vector: it says it is {architecture or 'nothing'!r}")
-    found = {_layer(tensor.name, path): _numbers(tensor, path) for tensor in _directions(reader)}
-    if not found:
+    directions = {_layer(tensor.name, path): _numbers(tensor, path) for tensor in _directions(reader)}
+    if not directions:
         raise ValueError(f"{path} has no tensor named direction.N, so it steers nothing")
     stated = _text(reader, SOURCE)
-    vector = SteeringVector(found, _source(stated, path) if stated else Provenance())
+    vector = SteeringVector(directions, _source(stated, path) if stated else Provenance())
     if stated and _text(reader, HASH) != _hash(stated, vector):
         raise ValueError(f"{path} was changed after it was written: its content has not the hash that it states")
     return vector
@@ -93,10 +93,10 @@ def _open(path: str | Path) -> Any:
 def _text(reader: Any, name: str) -> str:
     field = reader.get_field(name)
     try:
-        found = field.contents() if field else ""
+        value = field.contents() if field else ""
     except UnicodeDecodeError as error:
         raise ValueError(f"a damaged GGUF file: its field {name!r} is no text ({error})") from error
-    return found if isinstance(found, str) else ""
+    return value if isinstance(value, str) else ""
 
 
 def _directions(reader: Any) -> list[Any]:
@@ -104,10 +104,10 @@ def _directions(reader: Any) -> list[Any]:
 
 
 def _layer(name: str, path: str | Path) -> int:
-    found = re.fullmatch(r"direction\.(0|[1-9][0-9]*)", name)  # "direction.01" would be another of layer 1
-    if not found:
+    match = re.fullmatch(r"direction\.(0|[1-9][0-9]*)", name)  # "direction.01" would be another of layer 1
+    if not match:
         raise ValueError(f"{path} has a tensor {name!r}; a control vector's are named direction.N, N a layer from 0 on")
-    return int(found[1])
+    return int(match[1])
 
 
 def _numbers(tensor: Any, path: str | Path) -> Tensor:

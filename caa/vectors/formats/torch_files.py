@@ -51,13 +51,13 @@ def read_torch(path: str | Path, layer: int | None = None) -> tuple[dict[int, Te
     Read are a bare tensor (nrimsky/CAA; `layer` says which layer it is for), a dict of them by layer, the steering file
     of lm-evaluation-harness, and a `steering_vectors.SteeringVector` that torch.save wrote.
     """
-    found = load_tensors(path)
-    if isinstance(found, Tensor):
-        return _bare(found, layer, path), "a bare tensor"
-    directions, what = _by_layer(found, path)
+    content = load_tensors(path)
+    if isinstance(content, Tensor):
+        return _bare(content, layer, path), "a bare tensor"
+    directions, kind = _by_layer(content, path)
     if layer is not None:
         raise ValueError(f"{path} says its layers itself; leave the layer out")
-    return directions, what
+    return directions, kind
 
 
 def _by_layer(found: Any, path: str | Path) -> tuple[dict[int, Tensor], str]:
