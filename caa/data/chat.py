@@ -128,7 +128,6 @@ class ChatFormat:
                 continue_final_message=answered,
                 **self.arguments,
             )
-            return text
         except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message["role"] for message in messages)
             raise ValueError(
