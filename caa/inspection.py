@@ -231,7 +231,7 @@ def _modules_fit(modules: dict[str, int], config: Any) -> tuple[bool, str]:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model: Any = AutoModelForCausalLM.from_config(config)
     present = dict(model.named_modules())
     wrong = [name for name, width in modules.items() if width not in _widths(present.get(name))]
     detail = f"; {wrong[0]} and perhaps others do not fit" if wrong else ""
