@@ -21,7 +21,7 @@ from benchmarks.report import Claim, Report
 from benchmarks.subjects import Size
 from caa import ContrastPair, extract, load_behavior, load_model
 from caa.data.sources import BUILTIN
-from caa.models.loading import model_path
+from caa.models.names import model_path
 
 MIB = 2**20
 GROWTH = 16

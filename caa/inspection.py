@@ -200,7 +200,7 @@ def verdicts(base: Base, name: str) -> Iterator[tuple[bool, str]]:
     """Each point on which artefact and base agree or do not. The weights are read only if there is a fingerprint."""
     from transformers import AutoConfig
 
-    from caa.models.loading import model_path
+    from caa.models.names import model_path
 
     try:
         whole = AutoConfig.from_pretrained(model_path(name))
@@ -245,7 +245,8 @@ def _widths(module: Any) -> tuple[int, ...]:
 
 
 def _fingerprint_fits(fingerprints: set[str], name: str) -> tuple[bool, str]:
-    from caa.models.loading import fingerprint, has_fingerprint, load_model
+    from caa.models.fingerprint import fingerprint, has_fingerprint
+    from caa.models.loading import load_model
 
     model, _ = load_model(name)
     fits = all(has_fingerprint(model, known) for known in fingerprints)

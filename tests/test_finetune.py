@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from caa.data.behaviors import Behavior, ContrastPair, letter
 from caa.data.chat import ChatFormat
 from caa.models.adapters import PROVENANCE, load_adapter
-from caa.models.loading import _hashed, _samples, fingerprint
+from caa.models.fingerprint import digest_of_samples, fingerprint, sample_parameters
 from caa.models.restore import borrowed
 from caa.training.config import EMBEDDED, FinetuneConfig, default_config
 from caa.training.examples import Example, check_lengths, tokenize, training_examples
@@ -160,7 +160,7 @@ def test_a_finetune_recorded_with_a_fingerprint_of_the_first_kind_is_still_this_
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight *= 1e-4
-    first = _hashed(model, _samples(model), 0.0)
+    first = digest_of_samples(model, sample_parameters(model), 0.0)
     asked = {"base_fingerprint": fingerprint(model), "direction": "positive"}
     assert first != asked["base_fingerprint"]
     _write_record(tmp_path / "kept", asked | {"base_fingerprint": first})

@@ -12,7 +12,13 @@ import torch
 from tiny import random_ids, tiny_lora, tiny_model
 
 from caa import Intervention, Provenance, SteeringVector, SteeringWrapper, load_model, record
-from caa.models.loading import _SMALL, _hashed, _samples, fingerprint, has_fingerprint
+from caa.models.fingerprint import (
+    SMALL,
+    digest_of_samples,
+    fingerprint,
+    has_fingerprint,
+    sample_parameters,
+)
 from caa.steering.checkpoint.manifest import seal
 from caa.steering.operators import OPERATORS, Clamp, Targeted, ablate, add_keeping_norm, replace
 from caa.steering.scopes import SCOPES, At, First, after_prompt, everywhere, last_prompt_token, prompt_only
@@ -225,7 +231,7 @@ def test_a_fingerprint_is_the_same_in_every_dtype(tmp_path, stored):
     assert fingerprint(full) == fingerprint(brain)
     assert (fingerprint(full) == fingerprint(half)) == (stored != "float32"), "float32 is rounded twice on this way"
     assert has_fingerprint(full, fingerprint(half))
-    first = _hashed(full, _samples(full), 0.0)
+    first = digest_of_samples(full, sample_parameters(full), 0.0)
     assert has_fingerprint(full, first)
     assert first != fingerprint(full), "this model has no small numbers"
     assert not has_fingerprint(full, fingerprint(tiny_model()))
@@ -234,9 +240,9 @@ def test_a_fingerprint_is_the_same_in_every_dtype(tmp_path, stored):
 def test_float16_holds_every_number_of_bfloat16_that_is_not_small():
     every = torch.arange(2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()
     every = every[every.isfinite() & (every <= 65504)]
-    halved, large = every.half().bfloat16().float(), every >= _SMALL
+    halved, large = every.half().bfloat16().float(), every >= SMALL
     assert torch.equal(halved[large], every[large])
-    assert (halved[~large] < _SMALL).all()
+    assert (halved[~large] < SMALL).all()
     assert not torch.equal(halved, every)
 
 

@@ -16,7 +16,7 @@ from caa import Intervention, Provenance, SteeringVector, SteeringWrapper
 from caa.exports.targets import TARGETS
 from caa.exports.tools import hookpoint
 from caa.models.blocks import decoder_blocks
-from caa.models.loading import model_name
+from caa.models.names import model_name
 from caa.steering.scopes import everywhere
 from caa.vectors.formats.gguf import read_gguf
 

@@ -21,7 +21,7 @@ def test_an_installed_wheel_brings_the_models_and_the_data(tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     script = (
         "import caa\n"
-        "from caa.models.loading import model_name\n"
+        "from caa.models.names import model_name\n"
         "behavior = caa.load_behavior('refusal')\n"
         "for name in ('tiny-chat', 'tiny-base'):\n"
         "    model, tokenizer = caa.load_model(name)\n"

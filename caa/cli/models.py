@@ -41,7 +41,8 @@ def generate(
         device: auto, cpu, cuda, ...
     """
     from caa import Intervention, SteeringVector, SteeringWrapper
-    from caa.models.loading import load_tokenizer, model_name
+    from caa.models.loading import load_tokenizer
+    from caa.models.names import model_name
     from caa.steering.operators import OPERATORS
     from caa.steering.scopes import SCOPES
 
@@ -125,7 +126,8 @@ def export(
     if to is None or out is None:
         raise ValueError(f"say what to write and where: --to {'|'.join(TARGETS)} --out FOLDER")
     from caa import SteeringWrapper
-    from caa.models.loading import load_tokenizer, model_name
+    from caa.models.loading import load_tokenizer
+    from caa.models.names import model_name
 
     wrapper = SteeringWrapper.from_pretrained(steered_folder(source), dtype=dtype, device=device)
     tokenizer = load_tokenizer(model_name(wrapper.model))

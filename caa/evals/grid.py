@@ -19,7 +19,8 @@ from caa.evals.tasks import render_choices, render_prompts
 from caa.extraction.norms import dose, stream_norms
 from caa.files import only_writer
 from caa.judges.base import Judge
-from caa.models.loading import fingerprint, model_name
+from caa.models.fingerprint import fingerprint
+from caa.models.names import model_name
 from caa.runs.manifest import adapter_hash, questions_hash, record_run, vector_hash, versions
 from caa.runs.rows import TASKS, Cell
 from caa.steering.intervention import Intervention

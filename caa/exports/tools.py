@@ -16,7 +16,7 @@ from caa.exports.folder import describe_export, new_export
 from caa.exports.interventions import check_interventions, push_of
 from caa.models.adapters import active_adapters, save_adapter
 from caa.models.blocks import decoder_blocks, text_config
-from caa.models.loading import model_name
+from caa.models.names import model_name
 from caa.steering.scopes import Scope, after_prompt, everywhere
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.formats.gguf import read_gguf, write_gguf

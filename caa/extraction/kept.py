@@ -11,7 +11,8 @@ from caa.data.behaviors import ContrastPair
 from caa.data.chat import ChatFormat
 from caa.extraction.extract import extract, pair_forks
 from caa.hashing import lines_digest
-from caa.models.loading import has_fingerprint, model_name
+from caa.models.fingerprint import has_fingerprint
+from caa.models.names import model_name
 from caa.vectors.vector import Provenance, SteeringVector
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from caa.extraction.activations import Text, activations, chosen_layers
 from caa.extraction.sites import Site
 from caa.hashing import lines_digest
 from caa.models.adapters import active_adapters
-from caa.models.loading import fingerprint, model_name
+from caa.models.fingerprint import fingerprint
+from caa.models.names import model_name
 from caa.vectors.activations import Readings
 from caa.vectors.methods import Method, mean_difference, name_of
 from caa.vectors.vector import Provenance, SteeringVector

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from caa.models.loading import fingerprint, float16_hint, has_fingerprint, model_name
+from caa.models.fingerprint import fingerprint, float16_hint, has_fingerprint
+from caa.models.names import model_name
 from caa.models.restore import undone_on_error
 
 PROVENANCE = "caa.json"

@@ -2,14 +2,66 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caa.hashing import json_digest
+import torch
+from torch import Tensor, nn
+
+from caa.hashing import json_digest, text_digest
 from caa.models.blocks import decoder_blocks, model_width
-from caa.models.loading import fingerprint, float16_hint, has_fingerprint, model_name
+from caa.models.names import model_name
 
 PROBES = ("You can have 5 pearls now, or 50 next spring.", "(A) yes\n(B) no", "na\u00efve  \u4f60\u597d")
+SMALL = 2.0**-16
+"""Every number of bfloat16 from here up to 65504 is one of float16 too; of the smaller ones some are not."""
+SAMPLED = 8
+"""Numbers of each parameter that a fingerprint holds."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A few numbers of one parameter, evenly spread."""
+
+    shape: tuple[int, ...]
+    numbers: Tensor
+    """float32 [8] or fewer, on the CPU."""
+
+    def text(self, small: float) -> str:
+        """Shape and numbers, rounded to bfloat16, those below `small` as zero."""
+        rounded = self.numbers.bfloat16().float()
+        return f"{list(self.shape)}{torch.where(rounded.abs() < small, 0.0, rounded).tolist()}"
+
+
+def fingerprint(model: Any) -> str:
+    """16 hex digits that tell one base model from another, whatever adapters it wears and dtype it is loaded in.
+
+    A hash of the architecture and of every floating-point parameter's name, shape and eight of its numbers, rounded to
+    bfloat16, with those below 2**-16 as zero. A checkpoint stored in bfloat16 or float16 has the same one in float32,
+    bfloat16 and float16; one stored in float32 has another in float16, which rounds twice (`has_fingerprint` knows).
+    Changes that leave the eight numbers of each tensor within half a step of bfloat16 (0.2 to 0.4 %) are not seen. The
+    weights of quantized layers are left out: they differ from the model that they were made of.
+    """
+    return digest_of_samples(model, sample_parameters(model))
+
+
+def has_fingerprint(model: Any, known: str) -> bool:
+    """Whether a fingerprint is this model's: as it is, as it would be in float16, or of the first kind.
+
+    The first kind counted numbers below 2**-16 too; files made with it stay good.
+    """
+    exact = sample_parameters(model)
+    halved = {name: Sample(sample.shape, sample.numbers.half().float()) for name, sample in exact.items()}
+    return known in {digest_of_samples(model, samples, small) for samples in (exact, halved) for small in (SMALL, 0.0)}
+
+
+def float16_hint(model: Any) -> str:
+    """What to try where a float16 model has not the fingerprint that was wanted; "" for other dtypes."""
+    if model.dtype != torch.float16:
+        return ""
+    return " If its checkpoint is stored in float32, float16 has blurred it: load it in float32 or bfloat16."
 
 
 def describe(model: Any) -> dict[str, Any]:
@@ -23,23 +75,23 @@ def describe(model: Any) -> dict[str, Any]:
     }
 
 
+def check_base(folder: Path, recorded: dict[str, Any], model: Any) -> None:
+    """ValueError, saying in what it differs, if the model is not the one that `describe` described."""
+    if has_fingerprint(model, recorded["fingerprint"]):
+        return
+    given = describe(model)
+    different = [key for key in ("family", "width", "layers") if recorded.get(key, given[key]) != given[key]]
+    reason = ", ".join(f"{key} {given[key]}, not {recorded[key]}" for key in different)
+    raise ValueError(
+        f"{folder} was made for {recorded['name']!r}, and the model given is {given['name']!r}: "
+        f"{reason or 'this model has other weights'}. Load that base, or leave the model out.{float16_hint(model)}"
+    )
+
+
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """16 hex digits that tell one tokenizer from another: its words, its chat template, and what it makes of a text."""
-    known = [tokenizer.get_vocab(), tokenizer.chat_template, [tokenizer(text).input_ids for text in PROBES]]
-    return json_digest(known, sort_keys=True)
-
-
-def check_base(folder: Path, made_for: dict[str, Any], model: Any) -> None:
-    """ValueError, saying in what it differs, if the model is not the one that `describe` described."""
-    if has_fingerprint(model, made_for["fingerprint"]):
-        return
-    found = describe(model)
-    facts = [key for key in ("family", "width", "layers") if made_for.get(key, found[key]) != found[key]]
-    other = ", ".join(f"{key} {found[key]}, not {made_for[key]}" for key in facts) or "this model has other weights"
-    raise ValueError(
-        f"{folder} was made for {made_for['name']!r}, and the model given is {found['name']!r}: {other}. "
-        f"Load that base, or leave the model out.{float16_hint(model)}"
-    )
+    probed = [tokenizer(text).input_ids for text in PROBES]
+    return json_digest([tokenizer.get_vocab(), tokenizer.chat_template, probed], sort_keys=True)
 
 
 def check_tokenizer(folder: Path, known: str, tokenizer: Any) -> None:
@@ -49,3 +101,33 @@ def check_tokenizer(folder: Path, known: str, tokenizer: Any) -> None:
             f"{folder} was made with another tokenizer or chat template than {tokenizer.name_or_path!r}: the steered "
             "tokens would be others. Use the one of its base."
         )
+
+
+def digest_of_samples(model: Any, samples: dict[str, Sample], small: float = SMALL) -> str:
+    """The fingerprint that samples of a model's parameters make."""
+    parameters = [f"{name}{sample.text(small)}" for name, sample in sorted(samples.items())]
+    return text_digest("".join([model.config.model_type, *parameters]))
+
+
+def sample_parameters(model: nn.Module) -> dict[str, Sample]:
+    """Name in the base model -> a few numbers of the parameter that has this name there."""
+    return {name: _sample(parameter) for name, parameter in _base_parameters(model).items()}
+
+
+def _sample(parameter: Tensor) -> Sample:
+    numbers = parameter.detach().reshape(-1)
+    few = numbers[:: max(1, len(numbers) // SAMPLED)][:SAMPLED]
+    return Sample(tuple(parameter.shape), few.to("cpu", torch.float32))
+
+
+_WRAPPERS = re.compile(r"^base_model\.model\.|\.(base_layer|original_module|token_adapter)(?=\.)")
+_TRAINED = re.compile(r"\.lora_|\.modules_to_save\.|\.trainable_tokens_")
+
+
+def _base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The base's own parameters, under the names that they have without PEFT."""
+    return {
+        _WRAPPERS.sub("", name): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and parameter.device.type != "meta" and not _TRAINED.search(name)
+    }

@@ -18,7 +18,7 @@ from caa.data.sources import BUILTIN, load_behavior
 from caa.extraction.extract import extract
 from caa.extraction.norms import dose, multiplier_of, stream_norms
 from caa.models.blocks import check_layer, context_length, decoder_blocks, model_width
-from caa.models.loading import EMBEDDED, model_name
+from caa.models.names import EMBEDDED, model_name
 from caa.playground.streaming import Answer, Step, generated, spoken
 from caa.steering.intervention import Intervention
 from caa.steering.scopes import SCOPES

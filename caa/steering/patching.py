@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from caa.models.adapters import active_adapters
 from caa.models.blocks import check_layer, decoder, decoder_blocks, evaluating, position_inputs
 from caa.models.hooks import reading
-from caa.models.loading import model_name
+from caa.models.names import model_name
 from caa.models.positions import one_each
 from caa.vectors.vector import Provenance
 

@@ -23,7 +23,8 @@ from caa.files import replacing
 from caa.hashing import json_digest
 from caa.models.adapters import PROVENANCE, make_portable
 from caa.models.blocks import context_length
-from caa.models.loading import fingerprint, has_fingerprint, model_name
+from caa.models.fingerprint import fingerprint, has_fingerprint
+from caa.models.names import model_name
 from caa.models.restore import borrowed
 from caa.training.config import FinetuneConfig, default_config
 from caa.training.examples import Direction, check_lengths, tokenize, training_examples

@@ -34,7 +34,7 @@ from caa.data.text_quality import flaw
 from caa.evals.tasks import answer_open, score_choices
 from caa.extraction.norms import dose
 from caa.files import replacing
-from caa.models.loading import model_path
+from caa.models.names import model_path
 from caa.steering.settings import sweep
 
 SEEDS = 20

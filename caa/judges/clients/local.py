@@ -12,7 +12,8 @@ from caa.judges.clients.protocol import Reply
 from caa.judges.scales import TOP, Tokens, may_begin_ten
 from caa.models.batching import by_length, pad
 from caa.models.blocks import context_length, evaluating
-from caa.models.loading import fingerprint, model_name
+from caa.models.fingerprint import fingerprint
+from caa.models.names import model_name
 from caa.steering.wrapper import SteeringWrapper
 
 BLANKS = 3

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from caa.models.loading import EMBEDDED
+from caa.models.names import EMBEDDED
 from caa.vectors.vector import SteeringVector
 
 _USE = """```python
