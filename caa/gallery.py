@@ -30,6 +30,8 @@ from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
 
 DOSES = (-1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0)
+BASES = {"tiny-chat": "tiny-base"}
+"""Model -> the model that it was before chat training, where that is known."""
 KINDS = ("held-out accuracy", "shuffled-label accuracy", "random-direction accuracy")
 
 
@@ -44,8 +46,9 @@ class Gallery:
     """Of the run."""
     behavior: str | None = None
     """Whose vector is looked at closely; the run's first if not given."""
-    base: str = "tiny-base"
-    """The model before chat training, for Figures 9 and 10."""
+    base: str | None = None
+    """The model before chat training, for Figures 9 and 10; None is tiny-base for tiny-chat, and for others no such
+    figures."""
     doses: Sequence[float] = DOSES
 
     def __post_init__(self) -> None:
@@ -58,6 +61,7 @@ class Gallery:
             )
         self.vectors = {path.stem: SteeringVector.load(path) for path in paths}
         self.name = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["notes"]["model"]
+        self.base = self.base or BASES.get(self.name)
         model, self.tokenizer = load_model(self.name)
         self.wrapper = SteeringWrapper(model)
         self.behaviors: dict[str, Behavior] = {name: load_behavior(name) for name in self.vectors}
@@ -165,13 +169,8 @@ class Gallery:
         ]
         title = f"{model}: the vector of layer {self.layer}, added at each layer"
         drawn = [rows.transfer(at_layers, "behavior", title, "layer_transfer")]
-        others = self.of_base()
-        cosines = {name: vector.cosine(others[name]) for name, vector in self.vectors.items()}
-        drawn.append(vectors.cosine_by_layer(cosines, f"{self.base} and {model}", "base_vs_chat"))
-        own, other = self.vector, others[self.chosen.name]
-        both = [*self.swept(self.chosen, own), *self.swept(self.chosen, other, name=f"of {self.base}")]
-        title = f"{self.chosen.name} on {model}: its own vector and that of {self.base}"
-        drawn.append(rows.transfer(both, "vector", title, "model_transfer"))
+        if self.base:
+            drawn += self.of_other_model(self.base)
         finetuned = {
             name: vector.cosine(self.vectors[name.rsplit(":", 1)[0]]) for name, vector in self.of_finetunes().items()
         }
@@ -179,15 +178,27 @@ class Gallery:
             drawn.append(vectors.cosine_by_layer(finetuned, f"{model} and its finetunes", "base_vs_finetune"))
         return drawn
 
+    def of_other_model(self, base: str) -> list[Figure]:
+        """Figures 9 and 10: the vectors of the model before chat training beside these, and one of them used here."""
+        others = self.of_base(base)
+        cosines = {name: vector.cosine(others[name]) for name, vector in self.vectors.items()}
+        own, other = self.vector, others[self.chosen.name]
+        rows_of_both = [*self.swept(self.chosen, own), *self.swept(self.chosen, other, name=f"of {base}")]
+        title = f"{self.chosen.name} on {self.name}: its own vector and that of {base}"
+        return [
+            vectors.cosine_by_layer(cosines, f"{base} and {self.name}", "base_vs_chat"),
+            rows.transfer(rows_of_both, "vector", title, "model_transfer"),
+        ]
+
     def swept(self, behavior: Behavior, vector: SteeringVector, **how: Any) -> list[Row]:
         multipliers = (-self.top, self.top)
         return sweep_rows(
             self.wrapper, self.tokenizer, behavior, vector, vector.layers, multipliers, batch_size=64, **how
         )
 
-    def of_base(self) -> dict[str, SteeringVector]:
+    def of_base(self, name: str) -> dict[str, SteeringVector]:
         """The same pairs, read in the base model with the chat model's template."""
-        base, tokenizer = load_model(self.base)
+        base, tokenizer = load_model(name)
         said = self.tokenizer.chat_template
         return {
             name: extract(base, ChatFormat(tokenizer, template=said), b.pairs, self.vector.layers, behavior=name)

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from caa.cli import main
 from caa.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
-CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "caa" / "configs").glob("*.yaml"))
 
 
 def command(path: Path) -> list[str]:
@@ -37,13 +38,22 @@ def test_a_recipe_is_short_and_says_how_to_run_it(path):
     assert command(path)[0] == f"recipes/{path.name}"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_a_config_is_read_by_the_recipe_that_it_names(path):
-    recipe, *rest = command(path)
-    assert rest == ["--config", f"recipes/configs/{path.name}"]
-    assert (ROOT / recipe).exists()
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_is_read_by_the_command_in_its_first_line(path, monkeypatch):
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert re.match(rf"# caa run {path.stem}: \S", first), f"{path.name} does not say how to run it and what it does"
+    written = []
+    monkeypatch.setattr(Experiment, "run", lambda self: written.append(self) or [])
+    assert main(["run", path.stem, "--batch-size", "3", "--figures", "false"]) == 0
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert Experiment(**settings | {"out": Path(settings["out"])})
+    assert {name: _plain(getattr(written[0], name)) for name in settings} == settings | (
+        {"batch_size": 3} if "batch_size" in settings else {}
+    )
+    assert written[0].batch_size == 3, "an option does not override the file"
+
+
+def _plain(value):
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, (list, tuple)) else value
 
 
 def run(monkeypatch, *arguments: str) -> None:
@@ -53,12 +63,11 @@ def run(monkeypatch, *arguments: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_recipe_on_the_embedded_model(monkeypatch, tmp_path, capsys):
+def test_the_table_of_the_paper_on_the_embedded_model(tmp_path, capsys):
     """The shipped config, with less to do."""
-    words = command(ROOT / "recipes" / "configs" / "embedded.yaml")
-    less = {"behaviors": "[refusal]", "finetunes": "[none]", "layer": "2", "random_controls": "0", "tasks": "[ab]"}
+    less = {"behaviors": "refusal", "finetunes": "none", "layer": "2", "random_controls": "0", "tasks": "ab"}
     options = [word for name, value in less.items() for word in (f"--{name}", value)]
-    run(monkeypatch, *words, "--out", str(tmp_path / "run"), *options)
+    assert main(["run", "embedded", "--out", str(tmp_path / "run"), "--figures", "false", *options]) == 0
     assert "refusal" in capsys.readouterr().out
     assert (tmp_path / "run" / "tables.md").exists()
 
@@ -118,7 +127,7 @@ def test_the_comparison_of_methods_on_the_embedded_model(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_figures_recipe_on_a_finished_run(monkeypatch, tmp_path, capsys):
+def test_every_figure_of_a_finished_run(tmp_path):
     """Every figure of a run of one behavior, and the page that holds them."""
     pytest.importorskip("matplotlib", reason="figures need the extra `plot`")
     from caa.reports.html import write_html
@@ -127,9 +136,8 @@ def test_the_figures_recipe_on_a_finished_run(monkeypatch, tmp_path, capsys):
         tmp_path / "run", ["refusal"], finetunes=["none"], multipliers=(-0.3, 0.0, 0.3), batch_size=64
     )
     experiment.run()
-    words = command(ROOT / "recipes" / "figures.py")
     out = tmp_path / "run" / "figures"
-    run(monkeypatch, words[0], "--run", str(tmp_path / "run"), "--out", str(out))
+    assert main(["figures", str(tmp_path / "run")]) == 0
     pictures = {path.stem.split("-")[0] for path in out.glob("*.png")}
     assert pictures == {
         "base_vs_chat",

@@ -33,3 +33,11 @@ def test_an_installed_wheel_brings_the_models_and_the_data(tmp_path):
     command = [sys.executable, "-c", script]
     found = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
     assert Path(found.strip()).is_relative_to(site), "the clone was used, not the wheel"
+    listed = [sys.executable, "-m", "caa.cli", "run", "--list"]
+    shown = subprocess.run(listed, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+    names = [line.split()[0] for line in shown.splitlines()]
+    assert names == [path.stem for path in sorted((ROOT / "caa" / "configs").glob("*.yaml"))]
+    config = [sys.executable, "-m", "caa.cli", "run", "embedded", "--out", "x", "--print_config"]
+    printed = subprocess.run(config, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+    assert "random_controls: 1" in printed
+    assert "out: x" in printed

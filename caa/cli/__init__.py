@@ -5,37 +5,118 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+import caa
 from caa.cli.models import export, generate, play
-from caa.cli.results import data, published, report
-from caa.cli.runs import demo, finetune, grid
+from caa.cli.parsing import Command, UsageError, did_you_mean, parse, parser_of
+from caa.cli.results import data, figures, published, report
+from caa.cli.runs import config_path, demo, finetune, grid, run, shipped_configs
 from caa.cli.vectors import extract_, import_, inspect
 
 # No `if TYPE_CHECKING` imports in these files: jsonargparse carries them out to resolve types, and torch takes seconds.
 # extract_: jsonargparse looks for a function's name in the packages above it, and `caa.extract` would import torch.
-_ALL = (demo, extract_, finetune, grid, generate, play, report, published, data, export, import_, inspect)
-COMMANDS: dict[str, Any] = {f.__name__.rstrip("_"): f for f in _ALL}
+_ALL: tuple[Command, ...] = (
+    demo,
+    run,
+    extract_,
+    finetune,
+    grid,
+    generate,
+    play,
+    report,
+    figures,
+    published,
+    data,
+    export,
+    import_,
+    inspect,
+)
+COMMANDS: dict[str, Command] = {function.__name__.rstrip("_"): function for function in _ALL}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Errors are one readable line; --debug shows where they came from. Returns the exit status."""
-    from jsonargparse import auto_cli
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 1 for an error, 2 for a command line that is none, 130 for Ctrl+C.
 
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
+    An error is one readable line; --debug shows where it came from.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each training
     logging.basicConfig(format="%(message)s")
     logging.getLogger("caa").setLevel(logging.INFO)
     try:
-        auto_cli(COMMANDS, args=[a for a in arguments if a != "--debug"], prog="caa", as_positional=True)
-    except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
-        if debug:
-            raise
-        said = error.args[0] if isinstance(error, KeyError) else error  # a KeyError's own text is a repr
-        sys.stderr.write(f"caa: {' '.join(str(said).split())}\n")
-        return 1
+        return _run([word for word in words if word != "--debug"])
+    except UsageError as error:
+        return _complain(error, 2)
+    except SystemExit as end:  # of argparse, after it has shown its help
+        return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         sys.stderr.write("caa: stopped. Run the same command again to go on.\n")
         return 130
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        return _complain(error, 1)
+
+
+def _run(words: list[str]) -> int:
+    """Find the command, read its words, carry it out."""
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return 0 if words else 2
+    name, *rest = words
+    if name == "--version":
+        sys.stdout.write(f"caa {caa.__version__}\n")
+        return 0
+    if name not in COMMANDS:
+        raise UsageError(f"there is no command {name!r}{did_you_mean(name, list(COMMANDS))}; `caa --help` names them")
+    if name == "run":
+        if "--list" in rest:
+            sys.stdout.write(shipped_configs())
+            return 0
+        if rest and not rest[0].startswith("-"):
+            rest = ["--config", str(config_path(rest[0])), *rest[1:]]
+    COMMANDS[name](**parse(command_parser(name), rest))
     return 0
+
+
+def command_parser(name: str) -> Any:
+    """The parser of one of `COMMANDS`."""
+    if name != "run":
+        return parser_of(name, COMMANDS[name])
+    from caa.experiment import Experiment
+
+    parser = parser_of(name, run, Experiment)
+    parser.usage = "caa run CONFIG [options]"
+    return parser
+
+
+def _help() -> str:
+    lines = [f"  {name:<11}{(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: caa COMMAND [options]\n",
+            "Steer a language model, finetune it, and know what each does to the other.\n",
+            *lines,
+            "\n`caa COMMAND --help` says more; every command takes --config FILE and --debug; `caa --version`.",
+            "",
+        ]
+    )
+
+
+def _complain(error: BaseException, status: int) -> int:
+    """One line for an error, one each for several problems that were found together."""
+    plain = error.args[0] if isinstance(error, KeyError) and error.args else error  # a KeyError's own text is a repr
+    lines = getattr(error, "problems", None) or [str(plain)]
+    expected = isinstance(error, (UsageError, ValueError, TypeError, LookupError, OSError, ImportError))
+    kind = "" if expected and lines[0].strip() else f"{type(error).__name__}: "
+    for line in lines:
+        sys.stderr.write(f"caa: {kind}{' '.join(line.split())}\n")
+    if not expected:
+        sys.stderr.write("caa: this was not foreseen; the same command with --debug shows where it happened\n")
+    return status

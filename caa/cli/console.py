@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from caa.reports.layout import Table
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Of a model's weights."""
 
 
 def load_wrapper(model: str, adapters: Mapping[str, Path], dtype: str, device: str) -> tuple[Any, Any]:
@@ -40,14 +45,22 @@ def print_answer(
     console().print(Panel(Text(answer), title=Text(title)))  # Text: what a model writes is data, not markup
 
 
-def print_tables(tables: list[Any]) -> None:
+def print_tables(tables: Sequence[Table]) -> None:
     from caa.reports.tables import to_terminal
 
     for table in tables:
         console().print(to_terminal(table))
 
 
-def print_as(made: list[Any], format: str) -> None:
+def print_summary(run: Path) -> None:
+    """What the judge of a run was asked, what that took, and what has no score and why; nothing if there is nothing."""
+    from caa.judges.summary import judge_summary
+
+    if summary := judge_summary(run):
+        console().print(f"\njudge: {summary}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_as(made: Sequence[Table], format: str) -> None:
     from caa.reports import tables
 
     if format == "terminal":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from caa.cli.console import console, load_wrapper, print_answer
+from caa.cli.console import Dtype, console, load_wrapper, print_answer
 
 
 def generate(
@@ -20,7 +20,7 @@ def generate(
     steered: Path | None = None,
     system: str | None = None,
     max_new_tokens: int = 128,
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
     """Answer a prompt unsteered and steered, side by side.
@@ -71,7 +71,7 @@ def play(
     out: Path = Path("runs/playground"),
     port: int = 7860,
     max_new_tokens: int = 512,
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
     """Talk to the unsteered and the steered model side by side, on a page that only this machine can open.
@@ -107,7 +107,7 @@ def export(
     to: Literal["peft", "peft-alora", "merged", "gguf", "repeng", "lm-eval", "easysteer"] | None = None,
     out: Path | None = None,
     scope: Literal["everywhere", "after_prompt"] | None = None,
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
     """Write a steered model in a form that needs no caa, after comparing it with the steering hook.

@@ -1,4 +1,4 @@
-"""Commands that read what is there: `caa report`, `caa published`, `caa data`. None needs torch."""
+"""Commands that read a finished run or data: `caa report`, `caa figures`, `caa published`, `caa data`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,27 @@ def report(run: Path, format: Literal["html", "md", "terminal", "csv", "latex"] 
         print_as(tables.write_report(run), format)
 
 
+def figures(run: Path, out: Path | None = None, behavior: str | None = None, base: str | None = None) -> None:
+    """Draw every figure of a finished run: Tables 4 and 5 in color, Figures 6 to 10 of the CAA paper, doses, damage.
+
+    Needs matplotlib: pip install 'caa[plot]'.
+
+    Args:
+        run: the folder of a finished experiment, as `caa demo` and `caa run` leave one.
+        out: where the figures go; figures/ in the run's folder if not given, where reports look for them.
+        behavior: whose vector is looked at closely; the run's first if not given.
+        base: the model before chat training, for Figures 9 and 10; tiny-base for tiny-chat, none for other models.
+    """
+    from importlib.util import find_spec
+
+    if not find_spec("matplotlib"):
+        raise ImportError("figures need matplotlib: pip install 'caa[plot]'")
+    from caa.gallery import Gallery
+
+    for path in Gallery(run, behavior, base).save(out or run / "figures"):
+        console().print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
 def published(
     folder: Path,
     layers: list[int] | None = None,
@@ -41,30 +62,28 @@ def published(
     from caa.reports import tables
     from caa.runs.published import read_published
 
-    found = read_published(folder)
-    sys.stderr.write(f"{found}\n")
-    made = [
-        table
-        for model, rows in found.rows.items()
-        if (chosen := [row for row in rows if layers is None or row.cell.layer in layers])
-        for table in tables.finetune_tables(chosen, model=model)
-    ]
-    print_as(made, format)
+    results = read_published(folder)
+    sys.stderr.write(f"{results}\n")
+    printed = []
+    for model, rows in results.rows.items():
+        chosen = [row for row in rows if layers is None or row.cell.layer in layers]
+        printed += tables.finetune_tables(chosen, model=model) if chosen else []
+    print_as(printed, format)
 
 
-def data(what: str) -> None:
+def data(name: str) -> None:
     """Say what a behavior's data holds, list the behaviors there are, or fetch the public CAA datasets.
 
     Args:
-        what: a built-in behavior, a path to one of your own, or one of two words: "list", and "download", which fetches
+        name: a built-in behavior, a path to one of your own, or one of two words: "list", and "download", which fetches
             the datasets of nrimsky/CAA into the cache folder, to be used as caa:NAME.
     """
     from caa.data import sources
 
-    if what == "list":
+    if name == "list":
         lines = list(sources.BUILTIN)
-    elif what == "download":
+    elif name == "download":
         lines = [f"the public datasets are in {sources.download_caa()}; use them as caa:NAME"]
     else:
-        lines = sources.describe(sources.load_behavior(what))
+        lines = sources.describe(sources.load_behavior(name))
     console().print("\n".join(lines), markup=False, highlight=False)

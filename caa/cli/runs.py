@@ -1,13 +1,62 @@
-"""Commands that train and ask: `caa demo`, `caa finetune`, `caa grid`."""
+"""Commands that train and ask: `caa demo`, `caa run`, `caa finetune`, `caa grid`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from caa.cli.console import console, load_wrapper, print_tables
+from caa.cli.console import Dtype, console, load_wrapper, print_summary, print_tables
+from caa.cli.parsing import UsageError, did_you_mean
 from caa.judges.config import OFFLINE, JudgeConfig
 from caa.training.config import FinetuneConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+"""The experiments that come with the package, as yaml."""
+
+
+def config_path(name: str) -> Path:
+    """A file of the user's, or the shipped config of that name."""
+    shipped = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
+    if Path(name).is_file() or (Path(name).suffix in (".yaml", ".yml") and name not in shipped):
+        return Path(name)
+    if name not in shipped:
+        raise UsageError(
+            f"there is no config {name!r}{did_you_mean(name, list(shipped))}; give a yaml file, or one of "
+            f"{', '.join(shipped)} (`caa run --list`)"
+        )
+    return shipped[name]
+
+
+def shipped_configs() -> str:
+    """Each of them with the first line of its file, which says what it does."""
+    first_lines = {path: path.read_text(encoding="utf-8").splitlines()[0] for path in sorted(CONFIGS.glob("*.yaml"))}
+    return "".join(f"{path.stem:<18}{line.partition(': ')[2]}\n" for path, line in first_lines.items())
+
+
+def run(list: bool = False, figures: bool = True, **experiment: Any) -> None:
+    """Run an experiment of several behaviors from a yaml file: vectors, layer choice, finetunes, tables and figures.
+
+    CONFIG is a yaml file, or the name of one that comes with caa (`caa run --list`); options override what it says. A
+    stopped run goes on when the same command is run again.
+
+    Args:
+        list: name the configs that come with caa, and stop.
+        figures: whether to draw every figure at the end, if matplotlib is there.
+    """
+    from importlib.util import find_spec
+
+    from caa import Experiment
+
+    job = Experiment(**experiment)
+    print_tables(job.run())
+    print_summary(job.out)
+    say = f"\nTables, rows, vectors and adapters are in {job.out}; `caa report {job.out}` makes a page of them."
+    console().print(say, markup=False, highlight=False, soft_wrap=True)
+    if figures and find_spec("matplotlib"):
+        from caa.gallery import Gallery
+
+        paths = Gallery(job.out).save(job.out / "figures")
+        console().print(f"{len(paths)} files of figures are in {job.out / 'figures'}", markup=False, soft_wrap=True)
 
 
 def demo(
@@ -30,10 +79,11 @@ def demo(
 
     experiment = Experiment(out, [behavior], model, layer, multipliers, random_controls=1, batch_size=64)
     print_tables(experiment.run())
-    asked = load_behavior(behavior)
-    command = f'caa generate "{asked.open_questions[0].text}" --steered {out / "steered" / asked.name}'
-    said = f"\nRows, tables and adapters are in {out}. The steered adapter reloads with\n  {command}"
-    console().print(said, markup=False, highlight=False, soft_wrap=True)
+    print_summary(out)
+    loaded = load_behavior(behavior)
+    command = f'caa generate "{loaded.open_questions[0].text}" --steered {out / "steered" / loaded.name}'
+    text = f"\nRows, tables and adapters are in {out}. The steered adapter reloads with\n  {command}"
+    console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def finetune(
@@ -42,7 +92,7 @@ def finetune(
     out: Path,
     model: str = "tiny-chat",
     training: FinetuneConfig | None = None,
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
     """Teach a model a behavior or its opposite by LoRA, and save a plain PEFT adapter.
@@ -78,7 +128,7 @@ def grid(
     judge: JudgeConfig = OFFLINE,
     max_new_tokens: int = 48,
     batch_size: int = 16,
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
     """Ask held-out questions under every finetune, layer and multiplier, and print the tables.
@@ -104,12 +154,12 @@ def grid(
     from caa.data.sources import BUILTIN
     from caa.reports.tables import write_report
 
-    found = load_behavior(behavior)
+    loaded = load_behavior(behavior)
     direction = SteeringVector.load(vector)
     wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
-    others = [load_behavior(name) for name in BUILTIN if name != found.name]
+    others = [load_behavior(name) for name in BUILTIN if name != loaded.name]
     EvalGrid(
-        found,
+        loaded,
         direction,
         layers,
         multipliers,
@@ -117,8 +167,9 @@ def grid(
         tasks,
         facts=load_facts(facts) if "facts" in tasks else (),
         random_controls=random_controls,
-        judge=make_judge(judge, found, out, others) if "open" in tasks else None,
+        judge=make_judge(judge, loaded, out, others) if "open" in tasks else None,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     ).run(wrapper, tokenizer, out)
     print_tables(write_report(out))
+    print_summary(out)

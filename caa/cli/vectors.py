@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from caa.cli.console import console, load_wrapper, refuse_to_overwrite
+from caa.cli.console import Dtype, console, load_wrapper, refuse_to_overwrite
 
 
 def extract_(
@@ -18,7 +18,7 @@ def extract_(
     token: Literal["parting", "last", "mean"] = "parting",
     site: Literal["block output", "block input", "attention output", "MLP output"] = "block output",
     batch_size: int = 8,
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
     """Find a behavior's steering vector and save it.

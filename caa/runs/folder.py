@@ -29,7 +29,7 @@ class Run:
 
     @property
     def figures(self) -> Path:
-        """Where `recipes/figures.py` leaves pictures; reports show what is there."""
+        """Where `caa figures` leaves pictures; reports show what is there."""
         return self.folder / "figures"
 
     @property
