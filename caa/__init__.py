@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 __version__ = "0.1.0"
@@ -27,8 +28,8 @@ _HOME = {
     "Intervention": "steering.intervention",
     "SteeringCallback": "training.callback",
     "SteeringWrapper": "steering.wrapper",
-    "record": "steering.patching",
-    "spread": "steering.intervention",
+    "record_activations": "steering.patching",
+    "spread_over_layers": "steering.intervention",
     "stream_norms": "extraction.norms",
     "extract": "extraction.extract",
     "extract_from_texts": "extraction.extract",
@@ -47,9 +48,14 @@ _HOME = {
     "load_model": "models.loading",
 }
 __all__ = sorted(_HOME)
+_RENAMED = {"record": "record_activations", "spread": "spread_over_layers"}
+"""Names of version 0.1, for one more version."""
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(f"caa.{name} is caa.{_RENAMED[name]} now", FutureWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name not in _HOME:
         raise AttributeError(f"caa has no {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(f"caa.{_HOME[name]}"), name)

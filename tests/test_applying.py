@@ -7,7 +7,7 @@ import torch
 from slow import PROMPTS, close, vector
 from tiny import tiny_lora, tiny_model
 
-from caa import Intervention, Provenance, SteeringVector, SteeringWrapper, spread
+from caa import Intervention, Provenance, SteeringVector, SteeringWrapper, spread_over_layers
 from caa.steering.operators import Clamp, Targeted, ablate
 from caa.steering.scopes import First, everywhere
 
@@ -17,15 +17,15 @@ IDS = torch.tensor([PROMPTS[0]])
 def test_a_vector_spread_over_layers_is_an_intervention_at_each():
     wrapper, v = SteeringWrapper(tiny_model()), vector()
     for split, each in ((True, 1.0), (False, 3.0)):
-        with wrapper.steer(*spread(v, [0, 1, 3], 3.0, split=split, where=everywhere)):
+        with wrapper.steer(*spread_over_layers(v, [0, 1, 3], 3.0, split=split, where=everywhere)):
             found = wrapper(IDS).logits
         with wrapper.steer(*(Intervention(v, layer, each, where=everywhere) for layer in (0, 1, 3))):
             assert torch.equal(wrapper(IDS).logits, found)
-    assert [each.strengths.tolist() for each in spread(v, [1, 2], [2.0, -4.0])] == [[1.0, -2.0]] * 2
-    assert {each.operator for each in spread(v, [1, 2], 1.0, operator=ablate)} == {ablate}
+    assert [each.strengths.tolist() for each in spread_over_layers(v, [1, 2], [2.0, -4.0])] == [[1.0, -2.0]] * 2
+    assert {each.operator for each in spread_over_layers(v, [1, 2], 1.0, operator=ablate)} == {ablate}
     for layers in ([], [1, 1]):
         with pytest.raises(ValueError, match="one or more layers, each once"):
-            spread(v, layers, 1.0)
+            spread_over_layers(v, layers, 1.0)
 
 
 def test_order_matters_where_operators_do_not_commute():

@@ -7,7 +7,7 @@ import torch
 from slow import PROMPTS, close, vector
 from tiny import FAMILIES, tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import Intervention, SteeringVector, SteeringWrapper, record, stream_norms
+from caa import Intervention, SteeringVector, SteeringWrapper, record_activations, stream_norms
 from caa.extraction.norms import conversion, dose, in_doses, multiplier_of
 
 
@@ -39,10 +39,10 @@ def test_there_and_back():
 def test_what_is_added_has_the_dose_that_was_asked_for():
     model, v = tiny_model(), vector()
     norms = stream_norms(model, tiny_tokenizer(), PROMPTS[:1], [1])
-    plain = record(model, torch.tensor(PROMPTS[:1])).at(1)[0, -1]
+    plain = record_activations(model, torch.tensor(PROMPTS[:1])).at(1)[0, -1]
     for push in (Intervention(v, 1, multiplier_of(v, 1, 0.25, norms)), Intervention(in_doses(v, norms), 1, 0.25)):
         with SteeringWrapper(model).steer(push):
-            moved = record(model, torch.tensor(PROMPTS[:1])).at(1)[0, -1] - plain
+            moved = record_activations(model, torch.tensor(PROMPTS[:1])).at(1)[0, -1] - plain
         close(moved.norm() / plain.norm(), torch.tensor(0.25))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import resource
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -253,7 +252,7 @@ def test_the_command_writes_the_page_and_the_tables(run, capsys):
     assert {path.name for path in run.glob("tables.*")} == {"tables.md", "tables.csv", "tables.tex"}
 
 
-def test_ten_thousand_rows_take_less_than_five_seconds_and_no_torch(tmp_path):
+def test_ten_thousand_rows_need_no_torch(tmp_path):
     many = [
         Row(Cell(f"b{k}", "open", f, 3, m), f"q{n}", 5 + m, {"asked": f"Why {n}?", "text": f"word {n} " * 30})
         for k in range(7)
@@ -269,7 +268,4 @@ def test_ten_thousand_rows_take_less_than_five_seconds_and_no_torch(tmp_path):
     (figures / "tokens-b.csv").write_text("place,token,cosine\n" + tokens)
     write = f"from caa.reports.html import write_html; write_html({str(tmp_path)!r})"
     script = f"import sys; {write}; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime - before.ru_utime < 5, "seconds of computing, start of Python and pandas included"

@@ -8,7 +8,7 @@ import torch
 from slow import PROMPTS, close, hooked, logits_by_hand, vector
 from tiny import FAMILIES, tiny_lora, tiny_model
 
-from caa import Intervention, SteeringWrapper, record
+from caa import Intervention, SteeringWrapper, record_activations
 from caa.models.batching import pad
 from caa.models.blocks import decoder_blocks
 from caa.steering.operators import OPERATORS, Clamp, Targeted, ablate, add, add_keeping_norm, projection, replace
@@ -98,13 +98,13 @@ def test_ablating_leaves_nothing_at_the_site_and_clamping_sets_it(family):
     model, v = tiny_model(family), vector()
     ids, mask = pad(PROMPTS, 0, "left")
     wrapper, real = SteeringWrapper(model), torch.arange(9) < mask.sum(1, keepdim=True)
-    before = projection(record(model, ids, mask).at(1), v.at(1))[real]
-    norms = record(model, ids, mask).at(1).norm(dim=-1)[real]
+    before = projection(record_activations(model, ids, mask).at(1), v.at(1))[real]
+    norms = record_activations(model, ids, mask).at(1).norm(dim=-1)[real]
     assert (before.abs() > 1e-3 * norms).any(), "there is nothing to ablate"
     with wrapper.steer(Intervention(v, 1, 1.0, ablate, everywhere)):
-        assert (projection(record(model, ids, mask).at(1), v.at(1))[real].abs() < 1e-5 * norms).all()
+        assert (projection(record_activations(model, ids, mask).at(1), v.at(1))[real].abs() < 1e-5 * norms).all()
     with wrapper.steer(Intervention(v, 1, 1.0, Clamp(2.5), everywhere)):
-        close(projection(record(model, ids, mask).at(1), v.at(1))[real], torch.full_like(before, 2.5))
+        close(projection(record_activations(model, ids, mask).at(1), v.at(1))[real], torch.full_like(before, 2.5))
 
 
 @pytest.mark.parametrize("name", BY_HAND)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import random_ids, tiny_lora, tiny_model
 
-from caa import Intervention, Provenance, SteeringVector, SteeringWrapper, load_model, record
+from caa import Intervention, Provenance, SteeringVector, SteeringWrapper, load_model, record_activations
 from caa.models.fingerprint import (
     SMALL,
     digest_of_samples,
@@ -119,7 +119,7 @@ def test_what_cannot_be_saved_or_is_not_known_is_refused(base, tmp_path):
             some_vector(), 1, operator=Targeted(above=0.0, operator=lambda r, d, s: r)
         ),
         "scope of your own": Intervention(some_vector(), 1, where=lambda positions, last_prompt: positions > 2),
-        "a recording belongs to the prompts": Intervention(record(base, IDS), 1, operator=replace),
+        "a recording belongs to the prompts": Intervention(record_activations(base, IDS), 1, operator=replace),
         "a coefficient for each token belongs to the prompts": Intervention(some_vector(), 1, torch.ones(1, 9)),
     }
     for reason, intervention in refused.items():

@@ -111,13 +111,14 @@ def test_answers_equal_one_at_a_time_without_a_cache(family):
 
 
 @torch.no_grad()
-def test_multiplier_0_is_bit_for_bit_the_unsteered_model():
+def test_multiplier_0_is_bit_for_bit_the_unsteered_pass_of_the_same_shape():
     model = tiny_model()
     wrapper = SteeringWrapper(model)
     alone = score_choices(wrapper, TOKENIZER, ASKED, sweep(vector(), [2], [0.0]))
     choices = sorted(render_choices(wrapper, TOKENIZER, ASKED), key=lambda choice: choice.length)
     ids, mask = pad([[*choice.prompt, *choice.continuations[0][:-1]] for choice in choices], 0, side="left")
-    logs = model(ids, mask, **position_inputs(model, mask)).logits[:, -1].log_softmax(-1).double()
+    inputs = {**position_inputs(model, mask), "logits_to_keep": torch.tensor([ids.shape[1] - 1])}
+    logs = model(ids, mask, **inputs).logits[:, 0].log_softmax(-1).double()
     expected = {
         tuple(logs[row, [c[-1] for c in choice.continuations]].exp().tolist()) for row, choice in enumerate(choices)
     }

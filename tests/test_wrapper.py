@@ -13,6 +13,7 @@ from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model
 from caa import Intervention, Provenance, SteeringVector, SteeringWrapper
 from caa.models.batching import pad
 from caa.models.blocks import decoder_blocks
+from caa.steering.patching import Recording
 from caa.steering.scopes import everywhere
 
 PROMPTS = [random_ids(1, length, seed=length)[0].tolist() for length in (9, 5, 1)]
@@ -439,6 +440,30 @@ def test_an_intervention_says_what_it_does():
     named = SteeringVector({2: torch.ones(32)}, Provenance(behavior="patience"))
     assert str(Intervention(named, 2, -1.5)) == "patience x -1.5, layer 2"
     assert str(Intervention(named, 2, [0.0, 1.0])) == "patience x 0/+1, layer 2"
+
+
+def test_a_wrapper_says_how_it_is_steered():
+    named = SteeringVector({1: torch.ones(32)}, Provenance(behavior="patience"))
+    wrapper = SteeringWrapper(tiny_lora(tiny_model()))
+    assert repr(wrapper) == "SteeringWrapper(LlamaForCausalLM, 4 layers, adapters: sft (active); not steered)"
+    with wrapper.finetune(None), wrapper.steer(Intervention(named, 1, -1.5)), wrapper.steer(Intervention(named, 1, 2)):
+        assert repr(wrapper).splitlines() == [
+            "SteeringWrapper(LlamaForCausalLM, 4 layers, adapters: sft; steered by)",
+            "  patience x -1.5, layer 1",
+            "  patience x +2, layer 1",
+        ]
+
+
+def test_steering_by_what_is_no_intervention_says_what_is_wanted():
+    wrapper, recording = SteeringWrapper(tiny_model()), Recording({2: torch.ones(1, 3, 32)}, torch.tensor([3]))
+    for given, layer in ((vector(), 2), (recording, 2)):
+        with pytest.raises(
+            TypeError, match=rf"wrapper\.steer\(Intervention\(vector, layer={layer}, multiplier=1.0\)\)"
+        ):
+            wrapper.steer(given)
+    with pytest.raises(TypeError, match="steer takes interventions, this is of type Tensor"):
+        wrapper.steer(vector().at(1))
+    assert wrapper.interventions == ()
 
 
 def test_no_hook_is_left_behind_and_none_of_others_taken():

@@ -14,13 +14,19 @@ from torch import Tensor, nn
 from caa.models.batching import position_ids
 
 
+def base_model(model: Any) -> Any:
+    """The transformers model itself, below PEFT's wrapping and torch.compile's."""
+    plain = getattr(model, "_orig_mod", model)
+    return plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+
+
 def decoder(model: Any) -> nn.Module:
     """The part of a causal LM between the token ids and the head: the module that owns the blocks."""
     get_decoder = getattr(model, "get_decoder", None)
-    found = get_decoder() if get_decoder else None
-    if not isinstance(found, nn.Module) or getattr(model.config, "is_encoder_decoder", False):
+    owner = get_decoder() if get_decoder else None
+    if not isinstance(owner, nn.Module) or getattr(model.config, "is_encoder_decoder", False):
         raise TypeError(f"{type(model).__name__} is not a decoder-only language model; steering needs a causal LM")
-    return found
+    return owner
 
 
 def decoder_blocks(model: Any) -> nn.ModuleList:
@@ -31,11 +37,11 @@ def decoder_blocks(model: Any) -> nn.ModuleList:
     owner = decoder(model)
     lists = {name: child for name, child in owner.named_children() if isinstance(child, nn.ModuleList)}
     depth = text_config(model).num_hidden_layers
-    found = [child for child in lists.values() if len(child) == depth]
-    if len(found) != 1:
-        have = {name: len(child) for name, child in lists.items()}
-        raise TypeError(f"cannot tell the {depth} blocks of {type(owner).__name__}: its lists of modules are {have}")
-    return found[0]
+    candidates = [child for child in lists.values() if len(child) == depth]
+    if len(candidates) != 1:
+        lengths = {name: len(child) for name, child in lists.items()}
+        raise TypeError(f"cannot tell the {depth} blocks of {type(owner).__name__}: its lists of modules are {lengths}")
+    return candidates[0]
 
 
 def text_config(model: Any) -> Any:

@@ -25,12 +25,16 @@ def _with_resid(output: Any, resid: Tensor) -> Any:
     return resid if isinstance(output, Tensor) else (resid, *output[1:])
 
 
-def _attach(register: Callable[..., Any], hook: Callable[..., Any], **how: Any) -> Any:
+Hook = Callable[..., Any]
+"""One of torch's: (module, arguments, ..., output) -> what replaces the output, or None."""
+
+
+def _attach(register: Callable[..., Any], hook: Hook, *, with_kwargs: bool = False, prepend: bool = False) -> Any:
     """Register a hook where compiled code sees it: by default torch.compile runs on as if there were none."""
     if dynamo.skip_nnmodule_hook_guards:
         dynamo.skip_nnmodule_hook_guards = False
         torch.compiler.reset()  # what was compiled before does not look
-    return register(hook, **how)
+    return register(hook, with_kwargs=with_kwargs, prepend=prepend)
 
 
 class _EnoughError(Exception):
@@ -52,12 +56,12 @@ def reading(
     With `inputs`, what the blocks are given is collected in place of what they write.
     With `to_the_end=False` the pass, which is the last in the block, stops after the last wanted layer.
     """
-    found: dict[int, Tensor] = {}
+    streams: dict[int, Tensor] = {}
 
-    def reader(layer: int) -> Callable[..., Any]:
+    def reader(layer: int) -> Hook:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             resid = (args[0] if args else kwargs["hidden_states"]) if inputs else _resid(output)
-            found[layer] = resid.detach() if at is None else _places(resid.detach(), at)
+            streams[layer] = resid.detach() if at is None else _places(resid.detach(), at)
             if not to_the_end and layer == max(layers):
                 raise _EnoughError
 
@@ -67,20 +71,20 @@ def reading(
         for layer in layers:
             stack.callback(_attach(blocks[layer].register_forward_hook, reader(layer), with_kwargs=True).remove)
         with suppress(_EnoughError):
-            yield found
+            yield streams
 
 
 def _places(resid: Tensor, at: Tensor) -> Tensor:
     """[place, d_model]; OPT hands its MLP all rows in one, [row * position, d_model]."""
     if resid.ndim == 2:
-        resid = resid.unflatten(0, (int(at[:, 0].max()) + 1, -1))
+        resid = resid.reshape(int(at[:, 0].max()) + 1, -1, resid.shape[-1])
     return resid[at[:, 0].to(resid.device), at[:, 1].to(resid.device)]
 
 
 def writing(blocks: nn.ModuleList, edits: Mapping[int, Edit]) -> ExitStack:
     """Edit what the blocks write until the returned stack is closed. It is a context manager; hooks of others stay."""
 
-    def writer(edit: Edit) -> Callable[..., Any]:
+    def writer(edit: Edit) -> Hook:
         return lambda module, args, output: _with_resid(output, edit(_resid(output)))
 
     with ExitStack() as stack:
@@ -120,17 +124,17 @@ def expanding(blocks: nn.ModuleList, layer: int, times: int) -> ExitStack:
 def _repeated(value: Any, rows: int, times: int) -> Any:
     """Each row's share of a tensor `times` times; a row may have several slices (BLOOM: one for each head)."""
     if isinstance(value, tuple | list):
-        return type(value)(_repeated(each, rows, times) for each in value)
+        return type(value)(_repeated(item, rows, times) for item in value)
     if not isinstance(value, Tensor) or value.ndim < 2 or len(value) % rows:
         return value
-    return value.unflatten(0, (rows, -1)).repeat_interleave(times, dim=0).flatten(0, 1)
+    return value.reshape(rows, -1, *value.shape[1:]).repeat_interleave(times, dim=0).flatten(0, 1)
 
 
-def listening(module: nn.Module, hear: Callable[[Mapping[str, Any]], None]) -> Any:
-    """Tell `hear` the arguments of every call of a module, by name; returns the handle that stops it."""
+def listening(module: nn.Module, receive: Callable[[Mapping[str, Any]], None]) -> Any:
+    """Give `receive` the arguments of every call of a module, by name; returns the handle that stops it."""
     signature = inspect.signature(module.forward)
 
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-        hear({**signature.bind_partial(*args).arguments, **kwargs})
+        receive({**signature.bind_partial(*args).arguments, **kwargs})
 
     return _attach(module.register_forward_pre_hook, hook, prepend=True, with_kwargs=True)

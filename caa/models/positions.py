@@ -53,14 +53,14 @@ class TokenClock:
         return self._positions[:: rows // prompts], self._last_prompt
 
 
-def one_each(values: Tensor, prompts: int, what: str) -> Tensor:
+def one_each(values: Tensor, prompts: int, noun: str) -> Tensor:
     """Values given once for all or once for each prompt, as [prompt, ...].
 
     >>> one_each(torch.tensor([5]), 3, "multipliers")
     tensor([5, 5, 5])
     """
     if len(values) not in (1, prompts):
-        raise ValueError(f"{len(values)} {what} do not fit a batch of {prompts} rows: give one, or one for each prompt")
+        raise ValueError(f"{len(values)} {noun} do not fit a batch of {prompts} rows: give one, or one for each prompt")
     return values.expand(prompts, *values.shape[1:])
 
 
@@ -73,7 +73,7 @@ def repeat_rows(values: Tensor, rows: int) -> Tensor:
     return values if len(values) == rows else values.repeat_interleave(rows // len(values), dim=0)
 
 
-def coefficients(strengths: Float[Tensor, "*given"], prompts: int, shape: tuple[int, int]) -> Float[Tensor, "row _"]:
+def coefficients(strengths: Float[Tensor, "*shape"], prompts: int, shape: tuple[int, int]) -> Float[Tensor, "row _"]:
     """An intervention's strengths for a pass of so many (rows, columns); ValueError if they do not fit it.
 
     >>> coefficients(torch.tensor([1.0, 2.0]), 2, (4, 9)).T
@@ -85,8 +85,8 @@ def coefficients(strengths: Float[Tensor, "*given"], prompts: int, shape: tuple[
             f"coefficients for {strengths.shape[1]} tokens do not fit a pass of {columns}: they are for one forward "
             "pass over as many columns, without a cache"
         )
-    each = strengths if strengths.ndim == 2 else strengths[:, None]
-    return each if len(each) == rows else repeat_rows(one_each(each, prompts, "multipliers"), rows)
+    given = strengths if strengths.ndim == 2 else strengths[:, None]
+    return given if len(given) == rows else repeat_rows(one_each(given, prompts, "multipliers"), rows)
 
 
 def _positions(tokens: Tensor, position_ids: Tensor | None, mask: Tensor | None, seen: int | Tensor) -> Tensor:

@@ -31,8 +31,8 @@ class Intervention:
     """The vector's layer to take the direction from, if it is not `layer`."""
 
     def __post_init__(self) -> None:
-        found = self.strengths
-        if found.ndim > 2 or not found.numel() or not found.isfinite().all():
+        strengths = self.strengths
+        if strengths.ndim > 2 or not strengths.numel() or not strengths.isfinite().all():
             raise ValueError(
                 f"a multiplier is one finite number, a list of them or [row or 1, position], this is {self.multiplier}"
             )
@@ -45,18 +45,18 @@ class Intervention:
     @property
     def strengths(self) -> Tensor:
         """float32 [1] or [prompt], or [1 or row, position]"""
-        found = torch.as_tensor(self.multiplier, dtype=torch.float32)
-        return found if found.ndim else found[None]
+        given = torch.as_tensor(self.multiplier, dtype=torch.float32)
+        return given if given.ndim else given[None]
 
     def __str__(self) -> str:
         """As it stands above a text or a column: "sycophancy x -1, layer 13", and then what is not as usual."""
         strengths = "/".join(f"{m:+g}" if m else "0" for m in self.strengths.flatten().tolist())
-        said = f"{self.vector.source.behavior or 'vector'} x {strengths}, layer {self.layer}"
-        unusual = [how for how in (self.operator, self.where) if how not in (add, after_prompt)]
-        return ", ".join([said, *map(name_of, unusual)])
+        push = f"{self.vector.source.behavior or 'vector'} x {strengths}, layer {self.layer}"
+        unusual = [function for function in (self.operator, self.where) if function not in (add, after_prompt)]
+        return ", ".join([push, *map(name_of, unusual)])
 
 
-def spread(
+def spread_over_layers(
     vector: SteeringVector,
     layers: Sequence[int],
     multiplier: float | Sequence[float],
@@ -65,13 +65,15 @@ def spread(
     operator: Operator = add,
     where: Scope = after_prompt,
 ) -> tuple[Intervention, ...]:
-    """One vector at several layers, each with its own direction: `wrapper.steer(*spread(vector, [12, 13, 14], 3.0))`.
+    """One vector at several layers, each with its own direction.
+
+        wrapper.steer(*spread_over_layers(vector, [12, 13, 14], 3.0))
 
     With `split` the layers share the multiplier, without it each gets all of it. Operators whose multiplier is a share
     (ablate, clamp, replace) want `split=False`.
 
     >>> v = SteeringVector({0: torch.ones(2), 1: torch.ones(2)})
-    >>> [str(each) for each in spread(v, [0, 1], 3.0)]
+    >>> [str(intervention) for intervention in spread_over_layers(v, [0, 1], 3.0)]
     ['vector x +1.5, layer 0', 'vector x +1.5, layer 1']
     """
     if not layers or len(set(layers)) < len(layers):

@@ -34,7 +34,8 @@ def add(
     tensor([[[0., 0.],
              [3., 6.]]])
     """
-    return resid + (strength[..., None] * direction).to(resid.dtype)
+    push = (strength[..., None] * direction).to(resid.dtype)
+    return torch.add(resid, push)
 
 
 def add_keeping_norm(
@@ -52,7 +53,7 @@ def add_keeping_norm(
     """
     wide = _wide(resid)
     turned = normalize(add(wide, direction, strength), dim=-1)
-    return torch.mul(turned, wide.norm(dim=-1, keepdim=True)).to(resid.dtype)
+    return (turned * wide.norm(dim=-1, keepdim=True)).to(resid.dtype)
 
 
 def ablate(

@@ -60,22 +60,25 @@ class Recording:
 
 
 @torch.no_grad()
-def record(
+def record_activations(
     model: nn.Module,
     input_ids: Int[Tensor, "row position"],
     attention_mask: Int[Tensor, "row position"] | None = None,
     layers: Sequence[int] | None = None,
 ) -> Recording:
-    """Run the model as it is now, its adapters and any steering included, and keep all tokens (default: all layers)."""
+    """The residual stream at every token of one run, of the model as it is now: adapters and steering included.
+
+    `layers` are the blocks whose outputs are kept, counted from 0 (default: all). ValueError for one that is not there.
+    """
     blocks = decoder_blocks(model)
     layers = list(range(len(blocks))) if layers is None else list(layers)
     for layer in layers:
         check_layer(model, layer)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    with evaluating(model), reading(blocks, layers) as found:
+    with evaluating(model), reading(blocks, layers) as streams:
         decoder(model)(input_ids, attention_mask=mask, **position_inputs(model, mask), use_cache=False)
     source = Provenance(model=model_name(model), adapter=", ".join(active_adapters(model)), behavior="recording")
-    return Recording({layer: _unpadded(found[layer], mask) for layer in layers}, mask.sum(1), source)
+    return Recording({layer: _unpadded(streams[layer], mask) for layer in layers}, mask.sum(1), source)
 
 
 def _unpadded(resid: Float[Tensor, "row column d_model"], mask: Tensor) -> Float[Tensor, "row position d_model"]:

@@ -29,20 +29,34 @@ def together(settings: Sequence[Setting]) -> list[Intervention]:
     >>> both.multiplier
     [-1.0, 0.0, 2.0]
     """
-    found: dict[tuple[Any, ...], tuple[Intervention, list[float]]] = {}
+    shared: dict[tuple[Any, ...], Intervention] = {}
+    multipliers: dict[tuple[Any, ...], list[float]] = {}
     for place, setting in enumerate(settings):
-        for order, each in enumerate(setting):
-            key = (order, id(each.vector), each.layer, each.operator, each.where, each.source_layer)
-            _, multipliers = found.setdefault(key, (each, [0.0] * len(settings)))
-            multipliers[place] = _single(each)
-    in_order = sorted(found.items(), key=lambda item: item[0][0])
-    return [replace(each, multiplier=multipliers) for _, (each, multipliers) in in_order]
+        for order, edit in enumerate(setting):
+            key = (order, id(edit.vector), edit.layer, edit.operator, edit.where, edit.source_layer)
+            shared.setdefault(key, edit)
+            multipliers.setdefault(key, [0.0] * len(settings))[place] = _multiplier(edit)
+    in_order = sorted(shared, key=lambda key: key[0])
+    return [replace(shared[key], multiplier=multipliers[key]) for key in in_order]
 
 
-def _single(intervention: Intervention) -> float:
+def _multiplier(intervention: Intervention) -> float:
+    """Its only one, in float64; ValueError where it has several or belongs to certain prompts."""
     if not isinstance(intervention.vector, SteeringVector):
         raise ValueError("a recording belongs to the prompts that it was made of; use it with wrapper.steer(...)")
     strengths = intervention.strengths
     if strengths.numel() != 1:
         raise ValueError(f"a setting has one multiplier for each intervention, this one has {strengths.numel()}")
     return float(torch.as_tensor(intervention.multiplier, dtype=torch.float64))
+
+
+def leaves_prompt(setting: Setting, length: int) -> bool:
+    """Whether no token before the last one of a prompt of `length` tokens is edited.
+
+    >>> from caa.steering.scopes import everywhere
+    >>> vector = SteeringVector({0: torch.ones(2)})
+    >>> leaves_prompt((Intervention(vector, 0),), 5), leaves_prompt((Intervention(vector, 0, where=everywhere),), 5)
+    (True, False)
+    """
+    positions, last = torch.arange(length - 1)[None], torch.tensor([[length - 1]])
+    return not any(bool(intervention.where(positions, last).any()) for intervention in setting)

@@ -12,21 +12,32 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from caa.models.adapters import active_adapter, load_adapter, unload
-from caa.models.blocks import check_layer, decoder, decoder_blocks, keeps_place, model_width, position_inputs
+from caa.models.adapters import active_adapter, active_adapters, load_adapter, unload
+from caa.models.blocks import (
+    base_model,
+    check_layer,
+    decoder,
+    decoder_blocks,
+    keeps_place,
+    model_width,
+    position_inputs,
+)
 from caa.models.hooks import Edit, listening, writing
+from caa.models.loading import model_name
 from caa.models.positions import TokenClock, coefficients, one_each, repeat_rows
 from caa.steering.checkpoint.hub import upload
 from caa.steering.checkpoint.steered import load_steered, save_steered
 from caa.steering.intervention import Intervention
 from caa.steering.patching import Recording
+from caa.vectors.vector import SteeringVector
 
 
 class SteeringWrapper(nn.Module):
     """Steers any causal LM of transformers, also a PeftModel, by hooks on its blocks.
 
     The model stays as it is: the same parameters under the same names, the same adapters, savable and trainable.
-    With every multiplier 0 its outputs are bit for bit those of the model without the wrapper.
+    With every multiplier 0 its outputs are bit for bit those of the model without the wrapper on the same tensors; rows
+    of a batch of another size agree to rounding, for which products of few rows may take other kernels.
 
         wrapper = SteeringWrapper(model)
         with wrapper.steer(Intervention(vector, layer=13, multiplier=2)):    # until the block ends
@@ -49,10 +60,23 @@ class SteeringWrapper(nn.Module):
         """What is being done to the model now, in the order in which it was asked for."""
         return tuple(intervention for group in self._steering.values() for intervention in group)
 
+    def __repr__(self) -> str:
+        return "\n".join([f"SteeringWrapper({self._described()})", *(f"  {edit}" for edit in self.interventions)])
+
+    def _described(self) -> str:
+        """The model, its depth, and its adapters with those that act."""
+        acting = active_adapters(self.model)
+        adapters = [f"{name} (active)" if name in acting else name for name in self.adapters]
+        worn = f", adapters: {', '.join(adapters)}" if adapters else ""
+        steered = "steered by" if self.interventions else "not steered"
+        base = model_name(self.model) or type(base_model(self.model)).__name__
+        return f"{base}, {len(decoder_blocks(self.model))} layers{worn}; {steered}"
+
     def steer(self, *interventions: Intervention) -> ExitStack:
         """Edit the residual stream from now on: until the `with` block ends, the result's `close()`, or `unsteer()`.
 
-        Calls add up, in their order. ValueError for a layer that does not exist and a vector of another width.
+        Calls add up, in their order. ValueError for a layer that does not exist and a vector of another width,
+        TypeError for a vector without a layer.
         """
         for intervention in interventions:
             self._check(intervention)
@@ -83,17 +107,21 @@ class SteeringWrapper(nn.Module):
     def _install(self) -> None:
         """One hook for each layer, which makes all its edits in order; none at all where every multiplier is 0."""
         self._hooks.close()
-        active = [i for i in self.interventions if i.strengths.any()]
-        if not active:
+        by_layer: dict[int, list[Intervention]] = {}
+        for intervention in self.interventions:
+            if intervention.strengths.any():
+                by_layer.setdefault(intervention.layer, []).append(intervention)
+        if not by_layer:
             return
-        layers = sorted({i.layer for i in active})
-        edits = {layer: self._edit([i for i in active if i.layer == layer]) for layer in layers}
+        edits = {layer: self._edit(by_layer[layer]) for layer in sorted(by_layer)}
         with ExitStack() as stack:
             stack.callback(listening(decoder(self.model), self._clock.tick).remove)
             stack.enter_context(writing(decoder_blocks(self.model), edits))
             self._hooks = stack.pop_all()
 
     def _check(self, intervention: Intervention) -> None:
+        if not isinstance(intervention, Intervention):
+            raise TypeError(_not_an_intervention(intervention))
         check_layer(self.model, intervention.layer)
         width, needed = intervention.direction.shape[-1], model_width(self.model)
         if width != needed:
@@ -104,8 +132,8 @@ class SteeringWrapper(nn.Module):
             )
 
     def _edit(self, interventions: Sequence[Intervention]) -> Edit:
-        strengths = [i.strengths for i in interventions]
-        directions = [i.direction for i in interventions]
+        strengths = [intervention.strengths for intervention in interventions]
+        directions = [intervention.direction for intervention in interventions]
 
         def edit(resid: Tensor) -> Tensor:
             if resid.ndim != 3:
@@ -121,8 +149,8 @@ class SteeringWrapper(nn.Module):
                 if isinstance(intervention.vector, Recording):
                     direction, known = intervention.vector.meeting(direction, positions)
                     direction, chosen = repeat_rows(direction, rows), chosen * known
-                each = coefficients(strengths[n], len(positions), (rows, columns)).to(resid.device)
-                strength = each * repeat_rows(chosen, rows)
+                given = coefficients(strengths[n], len(positions), (rows, columns)).to(resid.device)
+                strength = given * repeat_rows(chosen, rows)
                 edited = intervention.operator(resid, direction, strength)
                 resid = torch.where((strength != 0)[..., None], edited, resid)
             return resid
@@ -222,8 +250,10 @@ class SteeringWrapper(nn.Module):
         The other arguments are those of `save_pretrained`. Without `token` the one of `hf auth login` is used.
         """
         with tempfile.TemporaryDirectory() as scratch:
-            what = (Path(scratch) / "steered", self.model, self.interventions, tokenizer)
-            folder = save_steered(*what, finetunes=finetunes, results=results, where=name)
+            folder = Path(scratch) / "steered"
+            save_steered(
+                folder, self.model, self.interventions, tokenizer, finetunes=finetunes, results=results, where=name
+            )
             return upload(folder, name, private=private, token=token)
 
     @classmethod
@@ -233,3 +263,14 @@ class SteeringWrapper(nn.Module):
         """Load a steered adapter, from a folder or by its name on the Hub, onto `model`, or onto its own base as
         `load_model(base, **kwargs)` gives it. ValueError for a damaged folder, another base or another tokenizer."""
         return cls(*load_steered(folder, model, tokenizer, **kwargs))
+
+
+def _not_an_intervention(given: Any) -> str:
+    """What to write in place of what was given to `steer`."""
+    if not isinstance(given, SteeringVector | Recording):
+        return f"steer takes interventions, this is of type {type(given).__name__}"
+    layers = given.layers if isinstance(given, SteeringVector) else sorted(given.residuals)
+    return (
+        f"steer takes interventions, and this {type(given).__name__} does not say at which of its layers {layers} and "
+        f"how strongly: wrapper.steer(Intervention(vector, layer={layers[len(layers) // 2]}, multiplier=1.0))"
+    )
