@@ -35,7 +35,8 @@ def add(
              [3., 6.]]])
     """
     push = (strength[..., None] * direction).to(resid.dtype)
-    return torch.add(resid, push)
+    pushed: Tensor = resid + push
+    return pushed
 
 
 def add_keeping_norm(
