@@ -34,9 +34,7 @@ def add(
     tensor([[[0., 0.],
              [3., 6.]]])
     """
-    push = (strength[..., None] * direction).to(resid.dtype)
-    pushed: Tensor = resid + push
-    return pushed
+    return resid + (strength[..., None] * direction).to(resid.dtype)
 
 
 def add_keeping_norm(
@@ -54,7 +52,7 @@ def add_keeping_norm(
     """
     wide = _wide(resid)
     turned = normalize(add(wide, direction, strength), dim=-1)
-    return (turned * wide.norm(dim=-1, keepdim=True)).to(resid.dtype)
+    return torch.mul(turned, wide.norm(dim=-1, keepdim=True)).to(resid.dtype)
 
 
 def ablate(

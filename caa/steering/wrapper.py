@@ -23,7 +23,7 @@ from caa.models.blocks import (
     position_inputs,
 )
 from caa.models.hooks import Edit, listening, writing
-from caa.models.loading import model_name
+from caa.models.names import model_name
 from caa.models.positions import TokenClock, coefficients, one_each, repeat_rows
 from caa.steering.checkpoint.hub import upload
 from caa.steering.checkpoint.steered import load_steered, save_steered
