@@ -50,7 +50,7 @@ class Experiment:
     others: bool = False
     """Ask each behavior under the vectors of the others too, to see what a vector is about."""
     reread: bool = False
-    """Read the vector in each finetune again, and steer that finetune by it as well (vector "own")."""
+    """Read the vector in each finetune again, and steer that finetune by it as well (a line "own" of the tables)."""
     training: FinetuneConfig | None = None
     """None takes the settings that suit the model's size."""
     judge: JudgeConfig = OFFLINE
@@ -147,12 +147,12 @@ class Experiment:
             vector,
             [layer],
             self.multipliers,
-            self.finetunes,
+            [None if name == "none" else name for name in self.finetunes],
             self.tasks,
             facts=load_facts(self.facts) if self.facts else (),
             random_controls=self.random_controls,
             also={name: each for name, each in vectors.items() if self.others and name != behavior.name},
-            own=self.reread_vectors(wrapper, tokenizer, behavior, vector) if self.reread else {},
+            reread=self.reread_vectors(wrapper, tokenizer, behavior, vector) if self.reread else {},
             system_prompts=self.system_prompts,
             judge=self.make_judge(behavior) if "open" in self.tasks else None,
             max_new_tokens=self.max_new_tokens,

@@ -24,7 +24,7 @@ from caa.reports.figures import activations, rows, tables, texts, vectors
 from caa.reports.figures.plot import Figure
 from caa.reports.statistics import mean_interval
 from caa.reports.tables import finetune_tables
-from caa.runs.rows import Row, read_rows
+from caa.runs.rows import OWN, Row, VectorRef, read_rows
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
@@ -154,18 +154,18 @@ class Gallery:
         said: dict[str, dict[float, str]] = {}
         for row in self.rows:
             place = (row.cell.behavior, row.cell.task, row.cell.finetune, row.cell.vector, row.cell.layer)
-            if place == (self.chosen.name, "open", "none", "caa", self.layer):
+            if place == (self.chosen.name, "open", None, OWN, self.layer):
                 said.setdefault(row.evidence["asked"], {})[row.cell.multiplier] = row.evidence["text"]
         whole = ((asked, each) for asked, each in said.items() if labels.keys() <= each.keys())
         return {asked: {label: each[m] for m, label in labels.items()} for asked, each in islice(whole, most)}
 
     def of_transfer(self) -> list[Figure]:
         """Figure 8, one layer's vector at all layers; Figures 9 and 10, vectors of the base and of the finetunes."""
-        model = self.name
+        model, of_layer = self.name, VectorRef("other", f"caa layer {self.layer}")
         at_layers = [
             row
             for name, vector in self.vectors.items()
-            for row in self.swept(self.behaviors[name], vector, source_layer=self.layer, name=f"caa layer {self.layer}")
+            for row in self.swept(self.behaviors[name], vector, source_layer=self.layer, ref=of_layer)
         ]
         title = f"{model}: the vector of layer {self.layer}, added at each layer"
         drawn = [rows.transfer(at_layers, "behavior", title, "layer_transfer")]
@@ -183,7 +183,10 @@ class Gallery:
         others = self.of_base(base)
         cosines = {name: vector.cosine(others[name]) for name, vector in self.vectors.items()}
         own, other = self.vector, others[self.chosen.name]
-        rows_of_both = [*self.swept(self.chosen, own), *self.swept(self.chosen, other, name=f"of {base}")]
+        rows_of_both = [
+            *self.swept(self.chosen, own),
+            *self.swept(self.chosen, other, ref=VectorRef("other", f"of {base}")),
+        ]
         title = f"{self.chosen.name} on {self.name}: its own vector and that of {base}"
         return [
             vectors.cosine_by_layer(cosines, f"{base} and {self.name}", "base_vs_chat"),

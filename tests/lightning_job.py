@@ -40,7 +40,7 @@ def facts(size: int) -> list[Question]:
 
 
 def make_module(layers: Any = (1, 2), **how: Any) -> CAAModule:
-    how = {"multipliers": (-0.5, 0, 2), "finetunes": ("none", "sft"), "max_new_tokens": 3} | how
+    how = {"multipliers": (-0.5, 0, 2), "finetunes": (None, "sft"), "max_new_tokens": 3} | how
     return CAAModule(SteeringWrapper(tiny_lora(tiny_model())), tiny_tokenizer(), layers, **how)
 
 

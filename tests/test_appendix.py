@@ -17,12 +17,10 @@ HOSTILE = "```\n# broken out\n</pre><script>alert(1)</script> | [link](http://x)
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    cells = [Cell("b", "open", finetune, 3, m) for finetune in ("none", "positive") for m in (-1.0, 0.0, 0.5, 1.0)]
+    cells = [Cell("b", "open", finetune, 3, m) for finetune in (None, "positive") for m in (-1.0, 0.0, 0.5, 1.0)]
     for cell in cells:
-        rows = [
-            Row(cell, f"q{n}", 5.0, {"asked": f"Why | {n}?", "text": f"{HOSTILE} {cell.finetune} {cell.multiplier}"})
-            for n in range(5)
-        ]
+        said = f"{HOSTILE} {cell.finetune or 'none'} {cell.multiplier}"
+        rows = [Row(cell, f"q{n}", 5.0, {"asked": f"Why | {n}?", "text": said}) for n in range(5)]
         append_rows(tmp_path / "rows.jsonl", rows)
     record = {
         "settings": {"model": {"fingerprint": "0123"}, "behaviors": {}},

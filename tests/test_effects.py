@@ -13,33 +13,33 @@ from scipy import stats
 
 from caa.reports.effects import effect_matrix, interactions, scores_by_cell, steering_effects
 from caa.reports.tables import finetune_tables, to_csv, to_latex, to_markdown, to_terminal
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import OWN, Cell, Row, VectorRef
 
-BASE = {"none": 0.4, "positive": 0.6}
+BASE = {None: 0.4, "positive": 0.6}
 
 
-def noisy(finetune: str, multiplier: float, effect: float, seed: int, n: int = 40, **cell) -> list[Row]:
+def noisy(finetune: str | None, multiplier: float, effect: float, seed: int, n: int = 40, **cell) -> list[Row]:
     """Scores of n questions that differ a lot from each other, and little from themselves under another multiplier."""
     easy = np.random.default_rng(9).uniform(-0.2, 0.2, n)
-    noise = np.random.default_rng([seed, int(multiplier * 10) + 50, len(finetune)]).normal(0, 0.02, n)
+    noise = np.random.default_rng([seed, int(multiplier * 10) + 50, len(finetune or "none")]).normal(0, 0.02, n)
     own = Cell(cell.pop("behavior", "refusal"), "ab", finetune, 13, float(multiplier), **cell)
     scores = BASE[finetune] + easy + multiplier * effect + noise
     return [Row(own, f"q{i}", float(score)) for i, score in enumerate(scores)]
 
 
-def grid(effects: dict[str, float], seed: int = 0, **cell) -> list[Row]:
+def grid(effects: dict[str | None, float], seed: int = 0, **cell) -> list[Row]:
     return [row for f, effect in effects.items() for m in (-1, 0, 1) for row in noisy(f, m, effect, seed, **cell)]
 
 
-def entries(found, quantity: str) -> dict[tuple[str, float], object]:
+def entries(found, quantity: str) -> dict[tuple[str | None, float], object]:
     return {(e.cell.finetune, e.column): e for e in found if e.quantity == quantity}
 
 
 def test_planted_effects_slopes_and_interactions_are_found():
-    scores = scores_by_cell(grid({"none": 0.1, "positive": 0.25}))
+    scores = scores_by_cell(grid({None: 0.1, "positive": 0.25}))
     found = steering_effects(scores)
     effect, slope = entries(found, "effect"), entries(found, "slope")
-    for finetune, planted in (("none", 0.1), ("positive", 0.25)):
+    for finetune, planted in ((None, 0.1), ("positive", 0.25)):
         for multiplier in (-1, 1):
             estimate = effect[finetune, multiplier].estimate
             assert estimate.mean == pytest.approx(multiplier * planted, abs=0.015)
@@ -59,28 +59,28 @@ def by_hand(rows: list[Row], finetune: str, multiplier: float) -> float:
     score = {(r.cell.finetune, r.cell.multiplier, r.question): r.score for r in rows}
     questions = sorted({r.question for r in rows})
     changes = [
-        (score[finetune, multiplier, q] - score[finetune, 0, q]) - (score["none", multiplier, q] - score["none", 0, q])
+        (score[finetune, multiplier, q] - score[finetune, 0, q]) - (score[None, multiplier, q] - score[None, 0, q])
         for q in questions
     ]
     return sum(changes) / len(changes)
 
 
 def test_the_interaction_is_the_difference_of_differences():
-    rows = grid({"none": 0.1, "positive": -0.05}, seed=3)
+    rows = grid({None: 0.1, "positive": -0.05}, seed=3)
     change = entries(interactions(scores_by_cell(rows)), "effect change")
     for multiplier in (-1.0, 1.0):
         assert change["positive", multiplier].estimate.mean == pytest.approx(by_hand(rows, "positive", multiplier))
 
 
 def test_no_interaction_is_reported_where_both_only_add_up():
-    [table] = finetune_tables([r for s in range(8) for r in grid({"none": 0.1, "positive": 0.1}, s, behavior=f"b{s}")])
+    [table] = finetune_tables([r for s in range(8) for r in grid({None: 0.1, "positive": 0.1}, s, behavior=f"b{s}")])
     steering, interaction = table.below
     assert all(entry.mark == "sure" for entry in steering.entries if entry.p is not None)
     assert sum(entry.mark == "sure" for entry in interaction.entries) <= 1, "24 tests of nothing, corrected"
 
 
 def test_p_values_are_corrected_over_their_table():
-    rows = grid({"none": 0.1, "positive": 0.102}, behavior="a") + grid({"none": 0.1, "positive": 0.1}, 1, behavior="b")
+    rows = grid({None: 0.1, "positive": 0.102}, behavior="a") + grid({None: 0.1, "positive": 0.1}, 1, behavior="b")
     raw = {(e.cell, e.quantity): e.p for e in interactions(scores_by_cell(rows))}
     shown = {(e.cell, e.quantity): e.p for e in finetune_tables(rows)[0].below[1].entries}
     assert shown.keys() == raw.keys()
@@ -91,12 +91,12 @@ def test_p_values_are_corrected_over_their_table():
 
 def test_a_random_direction_stays_inside_its_interval_and_a_shuffled_one_too():
     """A direction that means nothing pushes each question its own way: 0 lies in about 95 % of the intervals."""
-    rows, rng = grid({"none": 0.1}), np.random.default_rng(4)
+    rows, rng = grid({None: 0.1}), np.random.default_rng(4)
     for seed in range(60):
         pushes = rng.normal(0, 0.1, 40)
-        cell = Cell("refusal", "ab", "none", 13, 1.0, vector=f"random-{seed}" if seed % 2 else f"shuffled-{seed}")
-        rows += [Row(cell, f"q{i}", r.score + pushes[i]) for i, r in enumerate(noisy("none", 0, 0, 0))]
-    found = [e for e in steering_effects(scores_by_cell(rows)) if e.quantity == "effect" and e.cell.vector != "caa"]
+        cell = Cell("refusal", "ab", None, 13, 1.0, vector=VectorRef("random" if seed % 2 else "other", str(seed)))
+        rows += [Row(cell, f"q{i}", r.score + pushes[i]) for i, r in enumerate(noisy(None, 0, 0, 0))]
+    found = [e for e in steering_effects(scores_by_cell(rows)) if e.quantity == "effect" and e.cell.vector != OWN]
     inside = [e.estimate.low <= 0 <= e.estimate.high for e in found]
     assert len(inside) == 60
     assert 51 <= sum(inside) <= 59
@@ -104,7 +104,7 @@ def test_a_random_direction_stays_inside_its_interval_and_a_shuffled_one_too():
 
 @pytest.mark.parametrize("flipped", [0, 6, 20])
 def test_questions_whose_sign_is_flipped_are_the_wrong_way_share(flipped):
-    rows = grid({"none": 0.2})
+    rows = grid({None: 0.2})
     at_zero = {row.question: row.score for row in rows if not row.cell.multiplier}
 
     def flip(row: Row) -> Row:
@@ -112,7 +112,7 @@ def test_questions_whose_sign_is_flipped_are_the_wrong_way_share(flipped):
         return replace(row, score=2 * at_zero[row.question] - row.score) if inside else row
 
     scores = scores_by_cell(map(flip, rows))
-    share = entries(steering_effects(scores), "wrong way")["none", "wrong way"]
+    share = entries(steering_effects(scores), "wrong way")[None, "wrong way"]
     assert share.estimate.mean == flipped / 40
     assert share.text == f"{flipped / 40:.0%}"
     [table] = finetune_tables(map(flip, rows))
@@ -126,21 +126,23 @@ def test_what_the_judge_could_not_tell_is_left_out_of_each_comparison_and_counte
 
 
 def test_without_multiplier_0_there_are_slopes_and_without_finetunes_no_interaction():
-    rows = [row for row in grid({"none": 0.1}) if row.cell.multiplier]
+    rows = [row for row in grid({None: 0.1}) if row.cell.multiplier]
     [steering] = finetune_tables(rows)[0].below
     assert [column for _, column in steering.columns] == ["per unit", "wrong way"]
-    assert not finetune_tables([r for r in grid({"none": 0.1}) if not r.cell.multiplier])[0].below
+    assert not finetune_tables([r for r in grid({None: 0.1}) if not r.cell.multiplier])[0].below
 
 
 def test_cells_that_were_asked_other_questions_are_not_compared():
-    rows = [replace(row, question=f"{row.cell.multiplier}{row.question}") for row in grid({"none": 0.1})]
+    rows = [replace(row, question=f"{row.cell.multiplier}{row.question}") for row in grid({None: 0.1})]
     assert not finetune_tables(rows)[0].below
 
 
 def test_controls_compare_to_the_unsteered_model_and_share_a_line():
-    rows = grid({"none": 0.1})
+    rows = grid({None: 0.1})
     for seed in (0, 1):
-        rows += [r for m in (-1, 1) for r in noisy("none", m, 0.05 * seed, seed + 7, vector=f"random-{seed}")]
+        rows += [
+            r for m in (-1, 1) for r in noisy(None, m, 0.05 * seed, seed + 7, vector=VectorRef("random", str(seed)))
+        ]
     steering = finetune_tables(rows)[0].below[0]
     assert [line.name for line in steering.lines] == ["refusal", "random x2"]
     control = steering.lines[1].entries
@@ -152,7 +154,7 @@ def test_controls_compare_to_the_unsteered_model_and_share_a_line():
 @pytest.fixture(scope="module")
 def small():
     """Eight questions that move alike, so that every number can be said by heart."""
-    scores = {("none", 0): 0.5, ("none", 1): 0.6, ("negative", 0): 0.3, ("negative", 1): 0.25}
+    scores = {(None, 0): 0.5, (None, 1): 0.6, ("negative", 0): 0.3, ("negative", 1): 0.25}
     cells = {Cell("refusal", "ab", f, 13, float(m)): score for (f, m), score in scores.items()}
     [table] = finetune_tables([Row(cell, f"q{i}", score) for cell, score in cells.items() for i in range(8)])
     return table
@@ -207,9 +209,9 @@ def test_csv_holds_all_three_kinds_of_numbers(small):
 
 
 def test_a_matrix_has_vectors_down_and_behaviors_across():
-    rows = grid({"none": 0.2}, behavior="a") + grid({"none": 0.1}, behavior="b")
-    rows += [r for m in (-1, 1) for r in noisy("none", m, -0.15, 5, behavior="a", vector="b")]
-    rows += [r for m in (-1, 1) for r in noisy("none", m, 0.3, 6, behavior="a", vector="random-0")]
+    rows = grid({None: 0.2}, behavior="a") + grid({None: 0.1}, behavior="b")
+    rows += [r for m in (-1, 1) for r in noisy(None, m, -0.15, 5, behavior="a", vector=VectorRef("other", "b"))]
+    rows += [r for m in (-1, 1) for r in noisy(None, m, 0.3, 6, behavior="a", vector=VectorRef("random", "0"))]
     matrix = effect_matrix(rows)
     assert list(matrix.index) == list(matrix.columns) == ["a", "b"]
     assert matrix.round(1).to_numpy()[:, 0].tolist() == [0.2, pytest.approx(-0.15, abs=0.06)]

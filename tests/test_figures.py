@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from tiny import SHARED, needs_shared
 
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import Cell, Row, VectorRef
 
 pytest.importorskip("matplotlib", reason="figures need the extra `plot`")
 
@@ -95,7 +95,7 @@ def test_cosines_by_layer_are_one_line_for_each_behavior():
 def grid() -> list[Row]:
     scores = {
         (f, m): s
-        for f, each in (("none", (0.2, 0.5, 0.8)), ("positive", (0.4, 0.7, 0.9)))
+        for f, each in ((None, (0.2, 0.5, 0.8)), ("positive", (0.4, 0.7, 0.9)))
         for m, s in zip((-1.0, 0.0, 1.0), each, strict=True)
     }
     return [
@@ -148,7 +148,9 @@ def sweep(effects: dict[tuple[str, int], float], **cell: str) -> list[Row]:
 def test_the_effect_by_layer_peaks_where_it_was_planted():
     planted = sweep({("b", 0): 0.1, ("b", 1): 0.6, ("b", 2): 0.2})
     noise = (
-        sweep({("b", 2): 0.9}, vector="random-0") + sweep({("b", 0): 0.9}, finetune="positive") + sweep({("c", 0): 0.9})
+        sweep({("b", 2): 0.9}, vector=VectorRef("random", "0"))
+        + sweep({("b", 0): 0.9}, finetune="positive")
+        + sweep({("c", 0): 0.9})
     )
     figure = rows.effect_by_layer(planted + noise, "b")
     up = figure.data[figure.data.multiplier == 1]
@@ -333,7 +335,9 @@ def test_a_gallery_takes_the_vectors_of_behaviors_and_not_those_read_in_finetune
 
     for name in ("refusal", "refusal-positive", "unasked"):
         SteeringVector({2: torch.ones(96)}).save(tmp_path / "vectors" / f"{name}.safetensors")
-    append_rows(tmp_path / "rows.jsonl", asked(Cell("refusal", "ab", "positive", 2, 1.0, vector="own"), 0.5))
+    append_rows(
+        tmp_path / "rows.jsonl", asked(Cell("refusal", "ab", "positive", 2, 1.0, vector=VectorRef("reread")), 0.5)
+    )
     (tmp_path / "run.json").write_text(json.dumps({"notes": {"model": "tiny-chat"}}))
     gallery = Gallery(tmp_path)
     assert list(gallery.vectors) == list(gallery.behaviors) == ["refusal"]

@@ -24,13 +24,15 @@ from caa.evals.grid import EvalGrid
 from caa.evals.tasks import answer_open, score_choices
 from caa.judges.base import Verdict
 from caa.judges.exemplar import ExemplarJudge
+from caa.reports.tables import finetune_tables
 from caa.runs.manifest import adapter_hash
-from caa.runs.rows import Cell, Row, append_rows, read_rows
+from caa.runs.rows import OWN, Cell, Row, VectorRef, append_rows, read_rows
 from caa.steering.intervention import Intervention
 from caa.steering.operators import Targeted, ablate
 from caa.steering.scopes import everywhere
 from caa.steering.settings import sweep
 
+RANDOM = [VectorRef("random", str(seed)) for seed in range(3)]
 TOKENIZER = tiny_tokenizer()
 AB = tuple(Question(f"Wait {i * 11}?\n (A) Yes\n (B) No", *("(A)", "(B)")[:: (-1) ** i]) for i in range(5))
 OPEN = tuple(Question(f"What {'ever ' * i}now?") for i in range(3))
@@ -52,7 +54,7 @@ def make_grid(**changes) -> EvalGrid:
         "behavior": BEHAVIOR,
         "vector": vector(),
         "layers": [1, 2],
-        "finetunes": ["none", "sft"],
+        "finetunes": [None, "sft"],
         "judge": by_length_of_answer,
         "max_new_tokens": 3,
         "batch_size": 4,
@@ -117,7 +119,7 @@ def test_every_question_is_asked_in_every_cell(whole):
     assert len(rows) == len(expected) == 2 * 2 * 3 * (5 + 3)
     assert set(grid.cells()) == {
         Cell("myopia", task, finetune, layer, multiplier)
-        for task, finetune, layer, multiplier in product(("ab", "open"), ("none", "sft"), (1, 2), (-1, 0, 1))
+        for task, finetune, layer, multiplier in product(("ab", "open"), (None, "sft"), (1, 2), (-1, 0, 1))
     }
 
 
@@ -126,7 +128,7 @@ def test_scores_equal_asking_one_thing_at_a_time(whole):
     rows = read_rows(whole / "rows.jsonl")
     for row in rows:
         ask = (wrapper, TOKENIZER, [questions[row.question]], sweep(vector(), [row.cell.layer], [row.cell.multiplier]))
-        with wrapper.finetune(None if row.cell.finetune == "none" else "sft"):
+        with wrapper.finetune(row.cell.finetune):
             if row.cell.task == "ab":
                 (found,) = score_choices(*ask)
                 assert row.score == pytest.approx(found.score, rel=1e-4)
@@ -145,7 +147,7 @@ def test_scores_equal_asking_one_thing_at_a_time(whole):
 
 
 def test_the_unsteered_model_is_asked_once_for_all_layers(tmp_path, asked):
-    run(make_grid(finetunes=["none"]), tmp_path)
+    run(make_grid(finetunes=[None]), tmp_path)
     unsteered = [question for question, _, multiplier in asked if multiplier == 0]
     assert sorted(unsteered) == sorted(question.id for question in (*AB, *OPEN))
     assert len(asked) == (5 + 3) * (1 + 2 * 2)
@@ -161,7 +163,7 @@ def test_the_unsteered_model_is_asked_once_for_all_layers(tmp_path, asked):
 def test_none_is_exactly_the_base_while_adapters_are_loaded(tmp_path):
     # PEFT freezes the base, and torch multiplies frozen matrices by another kernel, also under no_grad.
     model = tiny_model().requires_grad_(False)
-    run(make_grid(tasks=["ab"], finetunes=["none"]), tmp_path / "base", SteeringWrapper(model))
+    run(make_grid(tasks=["ab"], finetunes=[None]), tmp_path / "base", SteeringWrapper(model))
     run(make_grid(tasks=["ab"]), tmp_path / "lora", SteeringWrapper(tiny_lora(model)))
     rows = {row.key: row for row in read_rows(tmp_path / "lora" / "rows.jsonl")}
     for row in read_rows(tmp_path / "base" / "rows.jsonl"):
@@ -266,10 +268,10 @@ def test_a_corrupt_row_is_named_before_anything_is_asked(whole, tmp_path, asked)
 
 
 def test_more_layers_multipliers_finetunes_and_tasks_ask_only_what_is_missing(tmp_path, asked):
-    small = make_grid(layers=[1], multipliers=[0, 1], finetunes=["none"], tasks=["ab"])
+    small = make_grid(layers=[1], multipliers=[0, 1], finetunes=[None], tasks=["ab"])
     assert run(small, tmp_path) == 10
     asked.clear()
-    added = run(make_grid(layers=[1, 3], multipliers=[-1, 0, 1], finetunes=["none"], tasks=["ab"]), tmp_path)
+    added = run(make_grid(layers=[1, 3], multipliers=[-1, 0, 1], finetunes=[None], tasks=["ab"]), tmp_path)
     assert added == 2 * 3 * 5 - 10
     assert not [each for each in asked if each[2] == 0], "the unsteered model had been asked"
     assert len(asked) == 15
@@ -291,7 +293,7 @@ def test_rows_of_before_letters_were_kept_are_gone_on_with(whole, tmp_path, aske
 
 
 def test_facts_are_asked_with_their_category(tmp_path):
-    run(make_grid(tasks=["facts"], facts=FACTS, finetunes=["none"], judge=None), tmp_path)
+    run(make_grid(tasks=["facts"], facts=FACTS, finetunes=[None], judge=None), tmp_path)
     rows = read_rows(tmp_path / "rows.jsonl")
     assert len(rows) == 2 * 3 * 2
     assert {(row.evidence.get("category"), row.evidence["matching"]) for row in rows} == {("sums", "A"), (None, "B")}
@@ -305,18 +307,18 @@ def test_a_planted_direction_raises_its_letter_and_random_ones_do_not(tmp_path):
     planted = SteeringVector({3: 3 * (weight[letters[0]] - weight[letters[1]])})
     always_a = Behavior("A", ab_questions=tuple(Question(q.text, "(A)", "(B)") for q in AB))
     grid = make_grid(
-        behavior=always_a, vector=planted, layers=[3], tasks=["ab"], finetunes=["none"], random_controls=3, judge=None
+        behavior=always_a, vector=planted, layers=[3], tasks=["ab"], finetunes=[None], random_controls=3, judge=None
     )
     run(grid, tmp_path, wrapper)
     rows = read_rows(tmp_path / "rows.jsonl")
     scores = {cell: [row.score for row in rows if row.cell == cell] for cell in grid.cells()}
     means = {cell: sum(each) / len(each) for cell, each in scores.items()}
     spread = {
-        name: means[Cell("A", "ab", "none", 3, 1, vector=name)] - means[Cell("A", "ab", "none", 3, -1, vector=name)]
-        for name in ("caa", "random-0", "random-1", "random-2")
+        name: means[Cell("A", "ab", None, 3, 1, vector=name)] - means[Cell("A", "ab", None, 3, -1, vector=name)]
+        for name in (OWN, *RANDOM)
     }
-    assert spread["caa"] > 0.5
-    assert all(abs(spread[name]) < spread["caa"] / 2 for name in ("random-0", "random-1", "random-2"))
+    assert spread[OWN] > 0.5
+    assert all(abs(spread[name]) < spread[OWN] / 2 for name in RANDOM)
 
 
 def test_controls_have_the_vectors_norm_and_no_unsteered_cells_of_their_own():
@@ -333,52 +335,86 @@ def test_controls_have_the_vectors_norm_and_no_unsteered_cells_of_their_own():
         (control,), (cell,) = case.setting, case.cells
         assert control.vector.norms() == pytest.approx(grid.vector.norms(), rel=1e-5)
         assert control.vector.cosine(grid.vector)[1] < 0.9
-        assert cell.vector in ("random-0", "random-1")
+        assert cell.vector in RANDOM[:2]
         assert (cell.layer, cell.multiplier) == (control.layer, control.multiplier) != (cell.layer, 0)
 
 
 def test_other_directions_and_a_finetunes_own_are_asked_as_cells_of_their_names(tmp_path):
-    also, own = {"patience": vector(5)}, {"sft": vector(6)}
-    grid = make_grid(tasks=["ab"], layers=[2], also=also, own=own)
+    also, reread = {"patience": vector(5)}, {"sft": vector(6)}
+    grid = make_grid(tasks=["ab"], layers=[2], also=also, reread=reread)
     run(grid, tmp_path)
     rows = {row.key: row for row in read_rows(tmp_path / "rows.jsonl")}
+    other = VectorRef("other", "patience")
     names = {(row.cell.finetune, row.cell.vector) for row in rows.values()}
-    assert names == {("none", "caa"), ("none", "patience"), ("sft", "caa"), ("sft", "patience"), ("sft", "own")}
+    assert names == {(None, OWN), (None, other), ("sft", OWN), ("sft", other), ("sft", VectorRef("reread"))}
     wrapper = make_wrapper()
-    for name, v in (("patience", also["patience"]), ("own", own["sft"])):
-        cell = Cell("myopia", "ab", "sft", 2, 1.0, vector=name)
+    for ref, v in ((other, also["patience"]), (VectorRef("reread"), reread["sft"])):
+        cell = Cell("myopia", "ab", "sft", 2, 1.0, vector=ref)
         with wrapper.finetune("sft"):
             (found,) = score_choices(wrapper, TOKENIZER, AB[:1], sweep(v, [2], [1.0]))
         assert rows[cell, AB[0].id].score == pytest.approx(found.score, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["caa", "own", "random-0"])
+def test_another_vector_that_is_called_like_one_of_ours_is_asked_and_not_taken_for_it(tmp_path, name):
+    """In version 0.1 such a vector was asked in the cells of the behavior's own."""
+    grid = make_grid(tasks=["ab"], finetunes=[None], layers=[2], also={name: vector(5)}, random_controls=1)
+    assert run(grid, tmp_path) == (3 + 2 + 2) * 5
+    rows = {row.key: row for row in read_rows(tmp_path / "rows.jsonl")}
+    wrapper = make_wrapper()
+    with wrapper.finetune(None):
+        for ref, direction in ((OWN, vector()), (VectorRef("other", name), vector(5))):
+            (score,) = score_choices(wrapper, TOKENIZER, AB[:1], sweep(direction, [2], [1.0]))
+            cell = Cell("myopia", "ab", None, 2, 1.0, vector=ref)
+            assert rows[cell, AB[0].id].score == pytest.approx(score.score, rel=1e-4)
+    assert run(grid, tmp_path) == 0
+    (table,) = finetune_tables(rows.values())
+    assert [line.name for line in table.lines] == ["myopia", f"'{name}'", "random x1"]
+
+
+def test_an_adapter_called_none_is_not_the_base(tmp_path):
+    wrapper = SteeringWrapper(tiny_lora(tiny_model(), "none", 0))
+    grid = make_grid(tasks=["ab"], finetunes=[None, "none"], layers=[2])
+    run(grid, tmp_path, wrapper)
+    rows = read_rows(tmp_path / "rows.jsonl")
+    sft = make_grid(tasks=["ab"], layers=[2])
+    run(sft, tmp_path / "sft")
+    alike = read_rows(tmp_path / "sft" / "rows.jsonl")
+    renamed = [replace(row, cell=replace(row.cell, finetune=row.cell.finetune and "none")) for row in alike]
+    same_rows(rows, renamed)
+    assert [name for name, _ in finetune_tables(rows)[0].groups] == ["none", "'none'"]
+    assert "none" in json.loads((tmp_path / "run.json").read_text())["settings"]["behaviors"]["myopia"]["finetunes"]
+    with pytest.raises(ValueError, match=r"holds no adapter 'none'; it holds \['sft'\]. The base is None"):
+        run(grid, tmp_path / "new")
+
+
 def test_system_prompts_are_an_axis(tmp_path):
     prompted = replace(BEHAVIOR, system_prompts={"positive": ("Be quick", "Hurry"), "negative": ("Wait",)})
-    grid = make_grid(behavior=prompted, tasks=["ab"], finetunes=["none"], layers=[2], system_prompts=["", "negative"])
+    grid = make_grid(behavior=prompted, tasks=["ab"], finetunes=[None], layers=[2], system_prompts=["", "negative"])
     run(grid, tmp_path)
     rows = {row.key: row for row in read_rows(tmp_path / "rows.jsonl")}
     assert len(rows) == 2 * 3 * 5
     wrapper = make_wrapper()
     with wrapper.finetune(None):
         (found,) = score_choices(wrapper, ChatFormat(TOKENIZER, system="Wait"), AB[:1], sweep(vector(), [2], [1.0]))
-    row = rows[Cell("myopia", "ab", "none", 2, 1.0, "negative"), AB[0].id]
+    row = rows[Cell("myopia", "ab", None, 2, 1.0, "negative"), AB[0].id]
     assert row.score == pytest.approx(found.score, rel=1e-4)
-    assert row.score != pytest.approx(rows[Cell("myopia", "ab", "none", 2, 1.0), AB[0].id].score, rel=1e-3)
+    assert row.score != pytest.approx(rows[Cell("myopia", "ab", None, 2, 1.0), AB[0].id].score, rel=1e-3)
     with pytest.raises(ValueError, match="has no system prompt 'loud'; it has positive, negative"):
         make_grid(behavior=prompted, system_prompts=["loud"])
 
 
 def test_operator_and_scope_reach_the_model_and_the_record(tmp_path):
-    grid = make_grid(tasks=["ab"], finetunes=["none"], layers=[2], operator=ablate, where=everywhere)
+    grid = make_grid(tasks=["ab"], finetunes=[None], layers=[2], operator=ablate, where=everywhere)
     run(grid, tmp_path)
     rows = {row.key: row for row in read_rows(tmp_path / "rows.jsonl")}
     setting = (Intervention(vector(), 2, 1.0, ablate, everywhere),)
     wrapper = make_wrapper()
     with wrapper.finetune(None):
         (found,) = score_choices(wrapper, TOKENIZER, AB[:1], [setting])
-    assert rows[Cell("myopia", "ab", "none", 2, 1.0), AB[0].id].score == pytest.approx(found.score, rel=1e-4)
+    assert rows[Cell("myopia", "ab", None, 2, 1.0), AB[0].id].score == pytest.approx(found.score, rel=1e-4)
     with pytest.raises(ValueError, match=r"operator was 'ablate' and is now 'add'"):
-        run(make_grid(tasks=["ab"], finetunes=["none"], layers=[2], where=everywhere), tmp_path)
+        run(make_grid(tasks=["ab"], finetunes=[None], layers=[2], where=everywhere), tmp_path)
 
 
 def test_the_dose_of_the_vector_is_kept_for_the_captions(whole):
@@ -394,15 +430,15 @@ def test_the_dose_of_the_vector_is_kept_for_the_captions(whole):
 
 def test_questions_that_occur_twice_are_asked_once(tmp_path, asked):
     twice = replace(BEHAVIOR, ab_questions=(*AB, *AB))
-    run(make_grid(behavior=twice, tasks=["ab"], finetunes=["none"]), tmp_path)
+    run(make_grid(behavior=twice, tasks=["ab"], finetunes=[None]), tmp_path)
     assert len(asked) == 5 * 5
 
 
 def test_a_lively_progress_bar(tmp_path, capsys):
-    make_grid(finetunes=["none"], tasks=["ab"], layers=[2]).run(make_wrapper(), TOKENIZER, tmp_path)
+    make_grid(finetunes=[None], tasks=["ab"], layers=[2]).run(make_wrapper(), TOKENIZER, tmp_path)
     shown = capsys.readouterr().err
     assert "15/15" in shown
-    assert "myopia: none, ab" in shown
+    assert "myopia: base, ab" in shown
     assert "-1=0." in shown
 
 
@@ -463,8 +499,9 @@ def test_several_behaviors_share_a_folder_each_with_its_own_finetunes(tmp_path):
 
 def test_the_record_says_where_rows_come_from(whole):
     record = json.loads((whole / "run.json").read_text())
+    assert record["version"] == 2
     assert set(record["settings"]) == {"model", "system", "template", "behaviors"}
-    steered = {"vector", "own", "also", "operator", "where"}
+    steered = {"vector", "reread", "also", "operator", "where"}
     assert set(record["settings"]["behaviors"]["myopia"]) == {*steered, "finetunes", "prompts", "ab", "open"}
     assert (
         record["notes"]["versions"]["torch"] == torch.__version__.split("+")[0] or record["notes"]["versions"]["torch"]
@@ -499,7 +536,7 @@ def test_adapters_that_do_not_do_the_same_have_other_hashes():
 
 
 def test_an_operator_with_numbers_is_told_by_them_in_every_process(tmp_path):
-    small = {"tasks": ["ab"], "finetunes": ["none"], "layers": [2]}
+    small = {"tasks": ["ab"], "finetunes": [None], "layers": [2]}
     run(make_grid(operator=Targeted(above=0.5), **small), tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
     operator = record["settings"]["behaviors"]["myopia"]["operator"]
@@ -515,7 +552,7 @@ import sys, numpy
 sys.path.insert(0, {tests!r})
 import test_grid
 layers, multipliers = list(numpy.arange(1, 3)), list(numpy.linspace(-1, 1, 3))
-grid = test_grid.make_grid(tasks=["ab"], finetunes=["none"], layers=layers, multipliers=multipliers)
+grid = test_grid.make_grid(tasks=["ab"], finetunes=[None], layers=layers, multipliers=multipliers)
 test_grid.run(grid, {out!r})
 """
 
@@ -526,7 +563,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     script = OF_NUMPY.format(tests=os.path.dirname(__file__), out=str(tmp_path))
     subprocess.run([sys.executable, "-c", script], check=True)
     assert len(read_rows(tmp_path / "rows.jsonl")) == 2 * 3 * 5
-    assert run(make_grid(tasks=["ab"], finetunes=["none"]), tmp_path) == 0
+    assert run(make_grid(tasks=["ab"], finetunes=[None]), tmp_path) == 0
 
 
 def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(whole, tmp_path):
@@ -550,16 +587,16 @@ def failing(question: Question, answer: str) -> Verdict:
 
 def test_settings_bind_only_where_rows_were_measured_by_them(tmp_path):
     prompted = replace(BEHAVIOR, system_prompts={"positive": ("Hurry",)})
-    how = {"judge": failing, "own": {"sft": vector(5)}, "system_prompts": ["", "positive"], "behavior": prompted}
+    how = {"judge": failing, "reread": {"sft": vector(5)}, "system_prompts": ["", "positive"], "behavior": prompted}
     for changes in ({"tasks": ["open"], "system": "Be kind"}, {"tasks": ["ab", "open"]}):
         with pytest.raises(RuntimeError, match="no key"):
             run(make_grid(**how | changes), tmp_path)
         assert (tmp_path / "run.json").exists(), "a row needs its record before it"
     assert {row.cell.task for row in read_rows(tmp_path / "rows.jsonl")} == {"ab"}
     with pytest.raises(ValueError, match=r"behaviors\.myopia\.vector was"):
-        run(make_grid(vector=vector(1), finetunes=["none"]), tmp_path)
+        run(make_grid(vector=vector(1), finetunes=[None]), tmp_path)
     changed = replace(BEHAVIOR, open_questions=OPEN[1:], system_prompts={"positive": ("Be quick",)})
-    other = {"max_new_tokens": 4, "own": {"sft": vector(6)}, "system_prompts": ["", "positive"], "behavior": changed}
+    other = {"max_new_tokens": 4, "reread": {"sft": vector(6)}, "system_prompts": ["", "positive"], "behavior": changed}
     asked = 2 * 2 * (3 + 3 + 2) * (5 + 2)  # prompts x layers x (none + sft + own) x questions
     assert run(make_grid(**other), tmp_path, make_wrapper(seed=1)) == asked - 2 * 3 * 5
     with pytest.raises(ValueError, match=r"open\.max_new_tokens was 4 and is now 3"):
@@ -569,14 +606,14 @@ def test_settings_bind_only_where_rows_were_measured_by_them(tmp_path):
 
 
 def test_a_behavior_without_rows_binds_nobody_but_the_model_does(tmp_path):
-    run(make_grid(tasks=["ab"], finetunes=["none"]), tmp_path)
+    run(make_grid(tasks=["ab"], finetunes=[None]), tmp_path)
     second = replace(BEHAVIOR, name="survival")
     with pytest.raises(RuntimeError, match="no key"):
         run(make_grid(behavior=second, judge=failing, tasks=["open"]), tmp_path)
     with pytest.raises(ValueError, match=r"system was None and is now 'Be kind'"):
         run(make_grid(behavior=second, system="Be kind"), tmp_path)
     assert run(make_grid(behavior=second, vector=vector(1), max_new_tokens=4), tmp_path, make_wrapper(seed=1)) == 96
-    assert run(make_grid(tasks=["ab"], finetunes=["none"]), tmp_path) == 0
+    assert run(make_grid(tasks=["ab"], finetunes=[None]), tmp_path) == 0
 
 
 def test_rows_without_a_record_are_not_added_to(tmp_path):
@@ -618,7 +655,7 @@ def test_a_grid_that_cannot_be_is_not_made(changes, error, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"finetunes": ["none", "dpo"]}, r"the model holds no adapter 'dpo'; it holds \['sft'\]"),
+        ({"finetunes": [None, "dpo"]}, r"the model holds no adapter 'dpo'; it holds \['sft'\]"),
         ({"layers": [9], "vector": SteeringVector({9: torch.ones(32)})}, "there is no layer 9"),
         ({"vector": SteeringVector({1: torch.ones(8), 2: torch.ones(8)})}, "8 wide and the model 32"),
         ({"max_new_tokens": 250}, "with room for 250 new tokens"),
@@ -652,7 +689,7 @@ def test_a_model_of_64_tokens(tmp_path):
     model, tokenizer = load_model(str(SHARED / "models" / "craftgpt"))
     v = SteeringVector({2: torch.randn(240, generator=torch.Generator().manual_seed(0))})
     short = Behavior("talk", open_questions=(Question("hello, how are you?"), Question("do you like cats?")))
-    grid = make_grid(behavior=short, vector=v, layers=[2], finetunes=["none"], tasks=["open"], max_new_tokens=16)
+    grid = make_grid(behavior=short, vector=v, layers=[2], finetunes=[None], tasks=["open"], max_new_tokens=16)
     assert grid.run(SteeringWrapper(model), tokenizer, tmp_path, progress=False) == 6
     texts = [row.evidence["text"] for row in read_rows(tmp_path / "rows.jsonl")]
     assert all(len(text) > 5 and "inst]" not in text for text in texts)
@@ -705,15 +742,15 @@ def test_real_weights_are_steered_and_random_directions_steer_less(tmp_path):
     grid.run(SteeringWrapper(model), tokenizer, tmp_path, progress=False)
     rows = read_rows(tmp_path / "rows.jsonl")
 
-    def mean(task: str, multiplier: float, name: str = "caa") -> float:
-        cell = Cell("myopia", task, "none", 1, multiplier, vector=name)
+    def mean(task: str, multiplier: float, name: VectorRef = OWN) -> float:
+        cell = Cell("myopia", task, None, 1, multiplier, vector=name)
         scores = [row.score for row in rows if row.cell == cell and row.score is not None]
         return sum(scores) / len(scores)
 
     own = mean("ab", 1) - mean("ab", -1)
     assert mean("ab", -1) < mean("ab", 0) < mean("ab", 1)
     assert own > 0.4
-    assert max(abs(mean("ab", 1, name) - mean("ab", -1, name)) for name in ("random-0", "random-1")) < own / 2
+    assert max(abs(mean("ab", 1, name) - mean("ab", -1, name)) for name in RANDOM[:2]) < own / 2
     assert mean("open", 1) - mean("open", -1) > 4
     assert judge.accuracy > 0.95
     record = json.loads((tmp_path / "run.json").read_text())

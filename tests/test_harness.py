@@ -99,13 +99,13 @@ def test_a_task_under_every_setting(tasks):
 
 def test_finetunes_are_put_on_and_taken_off(tasks):
     tokenizer, wrapper = tiny_tokenizer(), SteeringWrapper(tiny_lora(tiny_model(), "sft"))
-    settings: dict = {Cell("b", "", "none"): (), Cell("b", "", "sft"): ()}
+    settings: dict = {Cell("b", "", None): (), Cell("b", "", "sft"): ()}
     rows = harness_rows(wrapper, tokenizer, settings, ["tiny_choice"], task_folder=tasks, limit=12)
-    found = {name: [row.score for row in rows if row.cell.finetune == name] for name in ("none", "sft")}
-    assert found["none"] == slow_accuracies(tiny_model(), tokenizer)[:12]
+    found = {name: [row.score for row in rows if row.cell.finetune == name] for name in (None, "sft")}
+    assert found[None] == slow_accuracies(tiny_model(), tokenizer)[:12]
     with wrapper.finetune("sft"):
         assert found["sft"] == slow_accuracies(wrapper.model, tokenizer)[:12]
-    assert found["sft"] != found["none"]
+    assert found["sft"] != found[None]
 
 
 @pytest.mark.parametrize("multiplier", [0.0, 1.0])

@@ -18,7 +18,7 @@ from caa.reports.html import to_html, write_html
 from caa.reports.page_data import read_tokens, texts
 from caa.reports.tables import finetune_tables
 from caa.runs.folder import Run
-from caa.runs.rows import Cell, Row, append_rows
+from caa.runs.rows import Cell, Row, VectorRef, append_rows
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7*7 }} & \u2028 'q' \"d\""
 RECORD = {
@@ -41,9 +41,9 @@ def rows_of(name: str = "b", said: str = "well", per_cell: int = 3) -> list[Row]
             Cell(name, "open", finetune, 3, m),
             f"q{n}",
             5 + m,
-            {"asked": f"Why {n}?", "text": f"{said} {finetune} {m} {n}"},
+            {"asked": f"Why {n}?", "text": f"{said} {finetune or 'none'} {m} {n}"},
         )
-        for finetune in ("none", "positive")
+        for finetune in (None, "positive")
         for m in (-1.0, 0.0, 1.0)
         for n in range(per_cell)
     ]
@@ -222,7 +222,7 @@ def test_the_facts_say_how_letters_lie():
 
 
 def test_the_program_to_run_it_again_says_what_the_rows_say(tmp_path):
-    rows = [*rows_of(), Row(Cell("b", "open", multiplier=1.0, layer=3, vector="random-0"), "q0", 1.0, {})]
+    rows = [*rows_of(), Row(Cell("b", "open", multiplier=1.0, layer=3, vector=VectorRef("random", "0")), "q0", 1.0, {})]
     seen = {}
     program = again(Run(tmp_path, rows, RECORD)).replace("from caa import Experiment", "")
     exec(
@@ -256,7 +256,7 @@ def test_ten_thousand_rows_need_no_torch(tmp_path):
     many = [
         Row(Cell(f"b{k}", "open", f, 3, m), f"q{n}", 5 + m, {"asked": f"Why {n}?", "text": f"word {n} " * 30})
         for k in range(7)
-        for f in ("none", "positive", "negative")
+        for f in (None, "positive", "negative")
         for m in (-1.0, 0.0, 1.0)
         for n in range(160)
     ]

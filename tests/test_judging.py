@@ -26,7 +26,7 @@ from caa.judges.embedding import EmbeddingJudge, difference_cosine, exemplar_cos
 from caa.judges.pairwise import PairwiseJudge, against_unsteered
 from caa.judges.prompts import rating_prompt, read_choice, read_score
 from caa.judges.rating import RatingJudge
-from caa.runs.rows import Cell, Row, read_rows
+from caa.runs.rows import OWN, Cell, Row, VectorRef, read_rows
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
 from tests.judge_server import said, serving
@@ -289,24 +289,26 @@ def test_pairs_that_need_no_judge_and_replies_that_say_nothing():
 
 
 def test_steered_answers_are_compared_with_their_own_unsteered_ones():
-    def row(finetune: str, multiplier: float, text: str, vector: str = "caa", behavior: str = "patience") -> Row:
+    def row(
+        finetune: str | None, multiplier: float, text: str, vector: VectorRef = OWN, behavior: str = "patience"
+    ) -> Row:
         cell = Cell(behavior, "open", finetune, 2, multiplier, vector=vector)
         return Row(cell, Question("What?").id, 5.0, {"asked": "What?", "text": text, "reason": ""})
 
     rows = [
-        row("none", 0, HASTY),
-        row("none", 1, PATIENT),
-        row("none", 1, "I would wait.", "random-0"),
+        row(None, 0, HASTY),
+        row(None, 1, PATIENT),
+        row(None, 1, "I would wait.", VectorRef("random", "0")),
         row("positive", 0, PATIENT),
         row("positive", -1, HASTY),
         row("negative", 1, PATIENT),
-        row("none", 1, PATIENT, behavior="other"),
+        row(None, 1, PATIENT, behavior="other"),
     ]
     found = against_unsteered(rows, BEHAVIOR, Chooser(), "written")
     assert [(r.cell.task, r.cell.finetune, r.cell.vector, r.score, r.evidence["other"]) for r in found] == [
-        ("pairwise", "none", "caa", 10.0, HASTY),
-        ("pairwise", "none", "random-0", 10.0, HASTY),
-        ("pairwise", "positive", "caa", 0.0, PATIENT),
+        ("pairwise", None, OWN, 10.0, HASTY),
+        ("pairwise", None, VectorRef("random", "0"), 10.0, HASTY),
+        ("pairwise", "positive", OWN, 0.0, PATIENT),
     ]
 
 

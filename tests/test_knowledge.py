@@ -12,7 +12,7 @@ from caa.data.benchmarks import claims, letters_shuffled, mmlu_questions, truthf
 from caa.data.sources import load_facts
 from caa.reports.categories import by_category
 from caa.runs.published import read_published
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import Cell, Row, VectorRef
 
 
 def right(question: Question) -> str:
@@ -97,7 +97,7 @@ def test_table_5_by_category_and_on_average():
 
 
 def test_categories_are_counted_by_question_and_controls_left_out():
-    cell, control = Cell("b", "facts"), Cell("b", "facts", multiplier=1.0, vector="random-0")
+    cell, control = Cell("b", "facts"), Cell("b", "facts", multiplier=1.0, vector=VectorRef("random", "0"))
     scored = [("a", 0.0), ("a", 0.5), ("c", 1.0), ("c", None)]
     rows = [Row(cell, f"q{i}", score, {"category": c}) for i, (c, score) in enumerate(scored)]
     table = by_category([*rows, Row(control, "q0", 1.0, {"category": "a"})])

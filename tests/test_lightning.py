@@ -82,7 +82,7 @@ def test_test_gives_the_rows_of_the_grid(tmp_path, fitted):
     module = fitted.module
     (logged,) = make_trainer(tmp_path).test(module, fitted.data, verbose=False)
     grid = EvalGrid(
-        behavior(7), module.vector, [1, 2], (-0.5, 0, 2), ("none", "sft"), ("ab", "facts"), facts=facts(7), batch_size=5
+        behavior(7), module.vector, [1, 2], (-0.5, 0, 2), (None, "sft"), ("ab", "facts"), facts=facts(7), batch_size=5
     )
     grid.run(module.wrapper, module.tokenizer, tmp_path, progress=False)
     expected = {row.key: row for row in read_rows(tmp_path / "rows.jsonl")}
@@ -112,7 +112,7 @@ def test_predict_gives_the_texts_of_answer_open(tmp_path, fitted):
     assert len(rows) == len(module.rows) == sum(map(len, own)) == 7 * 2 * 2 * 3
     for (cell, _), row in rows.items():
         question = next(q for q in questions if q.id == row.question)
-        with module.wrapper.finetune(None if cell.finetune == "none" else cell.finetune):
+        with module.wrapper.finetune(cell.finetune):
             settings = sweep(module.vector, [cell.layer], [cell.multiplier])
             (text,) = answer_open(module.wrapper, module.tokenizer, [question], settings, max_new_tokens=3)
         assert row.evidence == {"asked": question.text, "text": text}
@@ -226,7 +226,7 @@ def test_fitting_again_starts_anew(tmp_path):
 
 
 def test_nothing_of_the_model_is_touched(tmp_path):
-    module = make_module([1], finetunes=["none"])
+    module = make_module([1], finetunes=[None])
     model = module.wrapper.model
     before = {name: (p.clone(), p.requires_grad) for name, p in model.named_parameters()}
     model.train()

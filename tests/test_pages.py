@@ -9,7 +9,7 @@ import pytest
 from browser import Window, needs_browser, window
 
 from caa.reports.html import write_html
-from caa.runs.rows import Cell, Row, append_rows
+from caa.runs.rows import OWN, Cell, Row, VectorRef, append_rows
 
 pytestmark = [needs_browser, pytest.mark.slow]
 
@@ -26,12 +26,12 @@ def said(cell: Cell, n: int) -> str:
 
 
 def open_rows(name: str, layer: int) -> Iterator[Row]:
-    for place, finetune in enumerate(("none", "positive", HOSTILE)):
-        for m, vector in ((-1.0, "caa"), (0.0, "caa"), (1.0, "caa"), (-1.0, "random-0"), (1.0, "random-0")):
+    for place, finetune in enumerate((None, "positive", HOSTILE)):
+        for m, vector in (*((m, OWN) for m in (-1.0, 0.0, 1.0)), *((m, VectorRef("random", "0")) for m in (-1.0, 1.0))):
             cell = Cell(name, "open", finetune, layer, m, vector=vector)
             for n in range(3):
                 evidence = {"asked": f"Why {n}? {HOSTILE}", "text": said(cell, n)}
-                yield Row(cell, f"q{n}", 4 + place + m * (2 if vector == "caa" else -1) + n / 2, evidence)
+                yield Row(cell, f"q{n}", 4 + place + m * (2 if vector == OWN else -1) + n / 2, evidence)
 
 
 def ab_rows(name: str) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from tiny import SHARED, needs_shared
 from caa.cli import main
 from caa.reports.tables import finetune_tables
 from caa.runs.published import cell_of, read_published
-from caa.runs.rows import Cell
+from caa.runs.rows import Cell, VectorRef
 
 FOLDER = SHARED / "data/caa"
 TABLE_4 = {
@@ -98,7 +98,7 @@ def test_the_ab_table(tables):
     lines = tables["Llama 2 7B chat"]["ab"].lines
     for line in lines:
         for entry in line.entries:
-            sign = {"none": "", "positive": "_pos_", "negative": "_neg_"}[entry.cell.finetune]
+            sign = {None: "", "positive": "_pos_", "negative": "_neg_"}[entry.cell.finetune]
             start = f"results_layer=13_multiplier={entry.cell.multiplier}_behavior={line.name}_type=ab_"
             [path] = [
                 p
@@ -131,13 +131,16 @@ FINETUNED = "_override_model_weights_path=finetuned_models-refusal_{}_finetune_{
 @pytest.mark.parametrize(
     ("name", "cell"),
     [
-        (NAME, Cell("refusal", "ab", "none", 13, 1.0)),
-        (NAME.replace("1.0", "-0.5"), Cell("refusal", "ab", "none", 13, -0.5)),
-        (NAME.replace("=ab", "=mmlu_system_prompt=neg"), Cell("refusal", "facts", "none", 13, 1.0, "negative")),
-        (NAME.replace("=ab", "=ab_override_vector=10"), Cell("refusal", "ab", "none", 13, 1.0, "", "caa layer 10")),
+        (NAME, Cell("refusal", "ab", None, 13, 1.0)),
+        (NAME.replace("1.0", "-0.5"), Cell("refusal", "ab", None, 13, -0.5)),
+        (NAME.replace("=ab", "=mmlu_system_prompt=neg"), Cell("refusal", "facts", None, 13, 1.0, "negative")),
+        (
+            NAME.replace("=ab", "=ab_override_vector=10"),
+            Cell("refusal", "ab", None, 13, 1.0, "", VectorRef("other", "caa layer 10")),
+        ),
         (
             NAME.replace("=ab", "=ab_override_vector_model=Llama-2-7b-hf"),
-            Cell("refusal", "ab", "none", 13, 1.0, "", "caa of Llama-2-7b-hf"),
+            Cell("refusal", "ab", None, 13, 1.0, "", VectorRef("other", "caa of Llama-2-7b-hf")),
         ),
         (NAME.replace(".json", FINETUNED.format("neg", "all")), Cell("refusal", "ab", "negative", 13, 1.0)),
         (NAME.replace(".json", FINETUNED.format("pos", 3)), Cell("refusal", "ab", "positive (layer 3)", 13, 1.0)),

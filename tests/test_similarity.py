@@ -17,6 +17,7 @@ from caa.extraction.norms import dose, stream_norms
 from caa.extraction.projections import logit_lens, projections_around, similarities, token_texts, written
 from caa.models.blocks import decoder_blocks
 from caa.models.hooks import reading
+from caa.runs.rows import OWN, VectorRef
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
@@ -131,13 +132,14 @@ def test_projections_are_meant_around_each_origin():
         projections_around(wrapper, texts, vector, 5, 3)
 
 
+OF_1 = VectorRef("other", "of 1")
 QUESTIONS = tuple(Question(f"Is {n} it?\n (A) yes\n (B) no", "(A)", "(B)") for n in range(3))
 BEHAVIOR = Behavior("b", ab_questions=QUESTIONS, open_questions=(Question("What then?"), Question("Why?")))
 
 
 def test_a_transfer_adds_one_layers_direction_at_every_layer():
     wrapper, tokenizer, vector = SteeringWrapper(tiny_model()), tiny_tokenizer(), vector_of()
-    rows = sweep_rows(wrapper, tokenizer, BEHAVIOR, vector, [0, 2], (-1.0, 0.0, 1.0), source_layer=1, name="of 1")
+    rows = sweep_rows(wrapper, tokenizer, BEHAVIOR, vector, [0, 2], (-1.0, 0.0, 1.0), source_layer=1, ref=OF_1)
     assert len(rows) == 3 * 2 * 3
     at = {(row.cell.layer, row.cell.multiplier, row.question): row.score for row in rows}
     for layer in (0, 2):
@@ -148,8 +150,8 @@ def test_a_transfer_adds_one_layers_direction_at_every_layer():
                 assert at[layer, multiplier, one.question] == pytest.approx(one.score, abs=1e-5)
     own = sweep_rows(wrapper, tokenizer, BEHAVIOR, vector, [2], (1.0,))
     assert max(abs(row.score - at[2, 1.0, row.question]) for row in own) > 1e-3
-    assert {row.cell.vector for row in rows} == {"of 1"}
-    assert {row.cell.vector for row in own} == {"caa"}
+    assert {row.cell.vector for row in rows} == {OF_1}
+    assert {row.cell.vector for row in own} == {OWN}
 
 
 def test_a_dose_is_measured_beside_the_stream():

@@ -6,7 +6,7 @@ import pytest
 
 from caa.reports.formats import to_markdown
 from caa.reports.stacks import stack_tables
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import Cell, Row, VectorRef
 
 EFFECTS = {"prompt": 0.1, "finetune": 0.2, "steering": 0.05}
 
@@ -15,10 +15,10 @@ def rows(behavior: str = "myopia", questions: int = 30) -> list[Row]:
     """Effects that add up, and one question that is always 0.01 higher than the one before."""
     found = []
     for prompt in ("", "positive", "negative"):
-        for finetune in ("none", "positive", "negative"):
+        for finetune in (None, "positive", "negative"):
             for multiplier in (-1.0, 0.0, 1.0):
                 cell = Cell(behavior, "ab", finetune, 3, multiplier, prompt)
-                sign = {"": 0, "none": 0, "positive": 1, "negative": -1}
+                sign = {"": 0, None: 0, "positive": 1, "negative": -1}
                 moved = 0.1 * sign[prompt] + 0.2 * sign[finetune] + 0.05 * multiplier
                 found += [Row(cell, f"q{n}", 0.4 + 0.001 * n + moved) for n in range(questions)]
     return found
@@ -38,7 +38,7 @@ def test_each_way_and_each_stack_is_compared_with_the_plain_model(place, sign):
 
 
 def test_what_was_not_asked_is_empty_and_without_prompts_there_is_no_table():
-    some = [row for row in rows() if not (row.cell.system_prompt and row.cell.finetune != "none")]
+    some = [row for row in rows() if not (row.cell.system_prompt and row.cell.finetune is not None)]
     (line,) = stack_tables(some)[0].lines
     names = [name for _, name in stack_tables(some)[0].columns]
     there = {name for name, entry in zip(names, line.entries, strict=True) if entry}
@@ -47,7 +47,7 @@ def test_what_was_not_asked_is_empty_and_without_prompts_there_is_no_table():
 
 
 def test_random_directions_are_no_steering_and_chance_is_not_marked():
-    control = [Row(Cell("myopia", "ab", "none", 3, 9.0, "", "random-0"), "q0", 0.9)]
+    control = [Row(Cell("myopia", "ab", None, 3, 9.0, "", VectorRef("random", "0")), "q0", 0.9)]
     assert stack_tables([*rows(), *control])[0].title == stack_tables(rows())[0].title
     noise = [Row(row.cell, row.question, 0.5 + (0.1 if hash_of(row) else -0.1)) for row in rows(questions=6)]
     assert any(entry.mark == "" for table in stack_tables(noise) for entry in table.entries)

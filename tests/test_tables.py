@@ -26,18 +26,18 @@ from caa.reports.tables import (
     write_report,
 )
 from caa.runs.manifest import record_run
-from caa.runs.rows import Cell, Row, append_rows
+from caa.runs.rows import Cell, Row, VectorRef, append_rows
 
 SEVEN = ["ai_coordination", "corrigibility", "hallucination", "myopic_reward"]
 SEVEN += ["survival_instinct", "sycophancy", "refusal"]
-GRID = [(f, m) for f in ("none", "positive", "negative") for m in (-1.0, 0.0, 1.0)]
+GRID = [(f, m) for f in (None, "positive", "negative") for m in (-1.0, 0.0, 1.0)]
 
 
 def rows_of(cell: Cell, *scores: float | None, **evidence) -> list[Row]:
     return [Row(cell, f"q{i}", score, evidence) for i, score in enumerate(scores)]
 
 
-def ab(finetune: str, multiplier: float, *scores: float | None, behavior: str = "refusal", **cell) -> list[Row]:
+def ab(finetune: str | None, multiplier: float, *scores: float | None, behavior: str = "refusal", **cell) -> list[Row]:
     return rows_of(Cell(behavior, "ab", finetune, cell.pop("layer", 13), float(multiplier), **cell), *scores)
 
 
@@ -63,9 +63,7 @@ def marks(table) -> list[list[str]]:
 @pytest.fixture
 def small():
     """One behavior, two finetunes; every score the same, so that the intervals can be said by heart."""
-    rows = (
-        ab("none", -1, 0.2, 0.2) + ab("none", 0, 0.5, 0.5) + ab("positive", -1, 0.4, None) + ab("positive", 0, 0.9, 0.9)
-    )
+    rows = ab(None, -1, 0.2, 0.2) + ab(None, 0, 0.5, 0.5) + ab("positive", -1, 0.4, None) + ab("positive", 0, 0.9, 0.9)
     [table] = finetune_tables(rows, model="tiny-chat")
     return alone(table)
 
@@ -79,7 +77,9 @@ def seven():
             scores = [10 * ((7 * q + 5 * column + place) % 11) / 10 for q in range(20)]
             rows += rows_of(Cell(behavior, "open", finetune, 13, multiplier), *scores[:-2], 10.0, None)
         for seed in (0, 1):
-            rows += rows_of(Cell(behavior, "open", "none", 13, 1.0, vector=f"random-{seed}"), 4.0 + seed, 4.0 + seed)
+            rows += rows_of(
+                Cell(behavior, "open", None, 13, 1.0, vector=VectorRef("random", str(seed))), 4.0 + seed, 4.0 + seed
+            )
     [table] = finetune_tables(rows, model="tiny-chat", judge_accuracy=dict.fromkeys(SEVEN, 0.93))
     return alone(table)
 
@@ -154,9 +154,9 @@ def test_seven_behaviors_and_nine_columns_fit(seven, width):
 def test_a_table_too_wide_comes_in_pieces_with_all_its_numbers():
     rows = [
         row
-        for finetune in ("none", "a-finetune-with-a-long-name", "positive")
+        for finetune in (None, "a-finetune-with-a-long-name", "positive")
         for m in (-2, -1, -0.5, 0, 0.5, 1, 2)
-        for row in ab(finetune, m, 0.5 + m / 10 + len(finetune) / 1000)
+        for row in ab(finetune, m, 0.5 + m / 10 + len(finetune or "none") / 1000)
     ]
     [table] = map(alone, finetune_tables(rows))
     text = shown(table, 80)
@@ -170,7 +170,7 @@ def test_a_table_too_wide_comes_in_pieces_with_all_its_numbers():
 
 def test_columns_are_the_usual_finetunes_first_and_multipliers_ascending():
     rows = [
-        row for f in ("zeta", "negative", "positive", "none") for m in (1.0, -1, 0.5, 0) for row in ab(f, m, 0.5, 0.7)
+        row for f in ("zeta", "negative", "positive", None) for m in (1.0, -1, 0.5, 0) for row in ab(f, m, 0.5, 0.7)
     ]
     [table] = finetune_tables(rows)
     assert table.groups == [(f, ["-1", "0", "+0.5", "+1"]) for f in ("none", "positive", "negative", "zeta")]
@@ -185,7 +185,7 @@ def test_highest_and_lowest_of_each_line_and_ties(small):
         "as printed": (0.2, 0.901, 0.899),
     }.items():
         rows += [
-            row for m, value in zip((-1, 0, 1), values, strict=True) for row in ab("none", m, value, behavior=behavior)
+            row for m, value in zip((-1, 0, 1), values, strict=True) for row in ab(None, m, value, behavior=behavior)
         ]
     [table] = finetune_tables(rows)
     assert marks(table) == [["lowest", "lowest", "highest"], ["", "", ""], ["lowest", "highest", "highest"]]
@@ -197,8 +197,8 @@ def test_marks_compare_numbers_and_not_their_digits():
 
 
 def test_missing_cells_are_dashes_and_unjudged_cells_question_marks():
-    rows = ab("none", -1, 0.2) + ab("none", 1, 0.8) + ab("none", -1, 0.3, behavior="sycophancy")
-    rows += ab("none", 1, None, None, behavior="sycophancy")
+    rows = ab(None, -1, 0.2) + ab(None, 1, 0.8) + ab(None, -1, 0.3, behavior="sycophancy")
+    rows += ab(None, 1, None, None, behavior="sycophancy")
     [table] = finetune_tables(rows + ab("positive", 0, 0.4))
     assert means(table) == [["0.20", "0.80", "0.40"], ["0.30", "?", "-"]]
     assert marks(table)[1] == ["", "", "-"], "one number is neither highest nor lowest"
@@ -213,7 +213,7 @@ def test_a_spread_has_two_digits(scores, spread):
 
 
 def test_one_unjudged_answer_of_many_is_not_rounded_away():
-    [table] = finetune_tables(ab("none", 0, *[0.5] * 999, None))
+    [table] = finetune_tables(ab(None, 0, *[0.5] * 999, None))
     assert table.entries[0].unjudged == "1%?"
 
 
@@ -230,9 +230,11 @@ def test_one_table_for_each_task_layer_and_system_prompt():
 
 
 def test_random_controls_are_one_line_below_their_behavior():
-    rows = ab("none", 0, 0.5) + ab("none", 1, 0.9) + ab("none", 1, 0.1, behavior="sycophancy")
+    rows = ab(None, 0, 0.5) + ab(None, 1, 0.9) + ab(None, 1, 0.1, behavior="sycophancy")
     for seed, score in enumerate((0.4, 0.5, 0.9)):
-        rows += ab("none", 1, score, score, vector=f"random-{seed}") + ab("none", 0, 0.5, vector=f"random-{seed}")
+        rows += ab(None, 1, score, score, vector=VectorRef("random", str(seed))) + ab(
+            None, 0, 0.5, vector=VectorRef("random", str(seed))
+        )
     [table] = finetune_tables(rows)
     assert [(line.name, line.control) for line in table.lines] == [
         ("refusal", False),
@@ -249,7 +251,7 @@ def test_random_controls_are_one_line_below_their_behavior():
 
 
 def test_a_single_control_keeps_the_interval_over_questions():
-    [table] = finetune_tables(ab("none", 1, 0.9) + ab("none", 1, 0.2, 0.4, vector="random-0"))
+    [table] = finetune_tables(ab(None, 1, 0.9) + ab(None, 1, 0.2, 0.4, vector=VectorRef("random", "0")))
     assert table.lines[1].name == "random x1"
     assert (table.lines[1].entries[0].estimate.low, table.lines[1].entries[0].estimate.high) == (0.2, 0.4)
 
@@ -323,7 +325,7 @@ def test_every_latex_line_has_as_many_cells_as_columns(seven):
 
 
 def test_the_summary_is_one_line_per_cell():
-    frame = summarize(ab("none", 0, 0.25, 0.75, None) + ab("none", 1, 1.0))
+    frame = summarize(ab(None, 0, 0.25, 0.75, None) + ab(None, 1, 1.0))
     assert frame[["multiplier", "mean", "n", "unjudged"]].to_numpy().tolist() == [[0, 0.5, 2, 1], [1, 1.0, 1, 0]]
 
 
@@ -332,7 +334,7 @@ def sweep(effects: dict[tuple[str, int], float], top: float = 1.0, **cell) -> li
         row
         for (behavior, layer), effect in effects.items()
         for m in (-top, 0.0, top)
-        for row in ab("none", m, 0.5 + m / top * effect / 2, behavior=behavior, layer=layer, **cell)
+        for row in ab(None, m, 0.5 + m / top * effect / 2, behavior=behavior, layer=layer, **cell)
     ]
 
 
@@ -361,11 +363,11 @@ def test_of_equal_layers_the_smaller_is_best_and_a_negative_effect_is_not_large(
 
 def test_only_the_largest_multiplier_with_both_signs_counts():
     rows = sweep({("a", 1): 0.9, ("a", 2): 0.1}) + sweep({("a", 1): 0.1, ("a", 2): 0.5}, top=2.0)
-    assert best_layer(rows + ab("none", 3.0, 1.0, behavior="a", layer=1)) == 2
+    assert best_layer(rows + ab(None, 3.0, 1.0, behavior="a", layer=1)) == 2
 
 
 def test_controls_and_finetunes_choose_no_layer():
-    rows = sweep({("a", 1): 0.2, ("a", 2): 0.1}) + sweep({("a", 2): 0.9}, vector="random-0")
+    rows = sweep({("a", 1): 0.2, ("a", 2): 0.1}) + sweep({("a", 2): 0.9}, vector=VectorRef("random", "0"))
     assert best_layer(rows + ab("positive", 1.0, 1.0, behavior="a", layer=2)) == 1
 
 
@@ -382,8 +384,8 @@ def test_a_sweep_with_gaps_chooses_no_layer():
 
 @pytest.fixture
 def run(tmp_path):
-    cell = Cell("refusal", "open", "none", 13, 1.0)
-    append_rows(tmp_path / "rows.jsonl", rows_of(cell, 2.0, 4.0) + ab("none", 1, 0.5, 0.6))
+    cell = Cell("refusal", "open", None, 13, 1.0)
+    append_rows(tmp_path / "rows.jsonl", rows_of(cell, 2.0, 4.0) + ab(None, 1, 0.5, 0.6))
     judge = {"open": {"judge": {"name": "ExemplarJudge", "accuracy": 0.875}}, "ab": {"questions": "0f"}}
     record_run(tmp_path / "run.json", {"behaviors": {"refusal": judge}}, {"model": "tiny-chat"}, ())
     return tmp_path
@@ -415,7 +417,7 @@ def test_a_report_without_a_record_or_in_one_format(run):
 def test_a_report_replaces_the_old_one_or_leaves_it_whole(run, monkeypatch):
     write_report(run)
     before = (run / "tables.md").read_text(encoding="utf-8")
-    append_rows(run / "rows.jsonl", ab("none", 2, 0.7))
+    append_rows(run / "rows.jsonl", ab(None, 2, 0.7))
     monkeypatch.setattr("caa.reports.tables.to_markdown", lambda table: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(run)
@@ -452,10 +454,10 @@ def test_a_layer_at_which_any_vector_moves_the_score_is_a_poor_one():
     own = sweep({("a", 1): 0.5, ("a", 2): 0.6})
     assert best_layer(own) == 2
     strange = [
-        *ab("none", 1.0, 0.9, behavior="a", layer=2, vector="b"),
-        *ab("none", -1.0, 0.5, behavior="a", layer=2, vector="b"),
-        *ab("none", 1.0, 0.5, behavior="a", layer=2, vector="c"),
-        *ab("none", -1.0, 0.5, behavior="a", layer=2, vector="c"),
+        *ab(None, 1.0, 0.9, behavior="a", layer=2, vector=VectorRef("other", "b")),
+        *ab(None, -1.0, 0.5, behavior="a", layer=2, vector=VectorRef("other", "b")),
+        *ab(None, 1.0, 0.5, behavior="a", layer=2, vector=VectorRef("other", "c")),
+        *ab(None, -1.0, 0.5, behavior="a", layer=2, vector=VectorRef("other", "c")),
     ]
     assert best_layer([*own, *strange]) == 1
     assert best_layer([*own, *strange[2:]]) == 2
@@ -463,7 +465,7 @@ def test_a_layer_at_which_any_vector_moves_the_score_is_a_poor_one():
 
 def test_the_dose_of_the_layer_stands_under_its_table():
     doses = {"refusal": {"3": 0.7, "13": 0.25}, "other": {"4": 0.1}}
-    (table,) = finetune_tables(ab("none", 0.0, 0.5), doses=doses)
+    (table,) = finetune_tables(ab(None, 0.0, 0.5), doses=doses)
     (note,) = [note for note in table.notes if "dose" in note]
     assert note.endswith("last prompt token: refusal 0.25.")
-    assert not any("dose" in note for note in finetune_tables(ab("none", 0.0, 0.5))[0].notes)
+    assert not any("dose" in note for note in finetune_tables(ab(None, 0.0, 0.5))[0].notes)

@@ -139,7 +139,7 @@ def grid(
         layers: the layers to steer, one at a time (outputs of these blocks, counted from 0).
         out: the run's folder; a stopped grid goes on where it was.
         model: an embedded model, a folder, or a name on the Hub.
-        adapters: finetunes by name, e.g. --adapters.positive runs/x/positive; "none" is always asked.
+        adapters: finetunes by name, e.g. --adapters.positive runs/x/positive; the base is always asked.
         multipliers: how often the vector is added.
         tasks: ab (letter probabilities), open (judged text), facts (two-option knowledge).
         facts: the knowledge questions: facts (built in), or a file in CAA's MMLU format.
@@ -163,7 +163,7 @@ def grid(
         direction,
         layers,
         multipliers,
-        ("none", *(adapters or {})),
+        (None, *(adapters or {})),
         tasks,
         facts=load_facts(facts) if "facts" in tasks else (),
         random_controls=random_controls,

@@ -22,7 +22,7 @@ from caa.judges.base import Judge
 from caa.models.fingerprint import fingerprint
 from caa.models.names import model_name
 from caa.runs.manifest import adapter_hash, questions_hash, record_run, vector_hash, versions
-from caa.runs.rows import TASKS, Cell
+from caa.runs.rows import OWN, TASKS, Cell, VectorRef
 from caa.steering.intervention import Intervention
 from caa.steering.operators import Operator, add
 from caa.steering.scopes import Scope, after_prompt
@@ -45,18 +45,18 @@ class EvalGrid:
     layers: Sequence[int]
     """The blocks whose output is steered, one at a time, counted from 0."""
     multipliers: Sequence[float] = (-1.0, 0.0, 1.0)
-    finetunes: Sequence[str] = ("none",)
-    """ "none" for the base, or names of adapters that the wrapper holds."""
+    finetunes: Sequence[str | None] = (None,)
+    """None for the base, or names of adapters that the wrapper holds."""
     tasks: Sequence[str] = ("ab", "open")
     """Some of "ab" (answers' probabilities), "open" (judged texts) and "facts" (two-answer knowledge)."""
     facts: Sequence[Question] = ()
     judge: Judge | None = None
     random_controls: int = 0
-    """How many random directions of the vector's norm are asked the same, as cells of vector "random-0", ..."""
+    """How many random directions of the vector's norm are asked the same."""
     also: Mapping[str, SteeringVector] = field(default_factory=dict)
-    """Other directions that are asked the same, as cells of their name here: those of other behaviors, for instance."""
-    own: Mapping[str, SteeringVector] = field(default_factory=dict)
-    """finetune -> the vector as it is read in that finetune; asked there as well, as cells of vector "own"."""
+    """Other directions by name that are asked the same: those of other behaviors, for instance."""
+    reread: Mapping[str, SteeringVector] = field(default_factory=dict)
+    """finetune -> the vector as it is read in that finetune; asked there as well."""
     operator: Operator = add
     where: Scope = after_prompt
     system_prompts: Sequence[str] = ("",)
@@ -85,7 +85,7 @@ class EvalGrid:
             self.questions(task)
         for prompt in self.system_prompts:
             self.system_of(prompt)
-        for vector, layer in product((self.vector, *self.also.values(), *self.own.values()), self.layers):
+        for vector, layer in product((self.vector, *self.also.values(), *self.reread.values()), self.layers):
             vector.at(layer)
 
     def system_of(self, prompt: str) -> str | None:
@@ -113,23 +113,27 @@ class EvalGrid:
         places = product(self.finetunes, self.system_prompts, self.tasks)
         return [cell for place in places for case in self.cases(*place) for cell in case.cells]
 
-    def cases(self, finetune: str, prompt: str, task: str) -> list[Case]:
+    def cases(self, finetune: str | None, prompt: str, task: str) -> list[Case]:
         """What is asked of one finetune with one system prompt; the unsteered model first, once for all layers."""
 
-        def cell(layer: int, multiplier: float, name: str) -> Cell:
-            return Cell(self.behavior.name, task, finetune, layer, float(multiplier), prompt, name)
+        def cell(layer: int, multiplier: float, ref: VectorRef) -> Cell:
+            return Cell(self.behavior.name, task, finetune, layer, float(multiplier), prompt, ref)
 
-        unsteered = Case((), tuple(cell(layer, 0, "caa") for layer in self.layers))
+        unsteered = Case((), tuple(cell(layer, 0, OWN) for layer in self.layers))
         steered = product(self.layers, self._directions(finetune).items(), filter(None, self.multipliers))
         return [unsteered] * (0 in self.multipliers) + [
-            Case((Intervention(v, layer, m, self.operator, self.where),), (cell(layer, m, name),))
-            for layer, (name, v), m in steered
+            Case((Intervention(v, layer, m, self.operator, self.where),), (cell(layer, m, ref),))
+            for layer, (ref, v), m in steered
         ]
 
-    def _directions(self, finetune: str) -> dict[str, SteeringVector]:
-        own = {"own": self.own[finetune]} if finetune in self.own else {}
-        controls = {f"random-{seed}": random_like(self.vector, seed) for seed in range(self.random_controls)}
-        return {"caa": self.vector, **own, **self.also, **controls}
+    def _directions(self, finetune: str | None) -> dict[VectorRef, SteeringVector]:
+        directions = {OWN: self.vector}
+        if finetune is not None and finetune in self.reread:
+            directions[VectorRef("reread")] = self.reread[finetune]
+        directions |= {VectorRef("other", name): vector for name, vector in self.also.items()}
+        return directions | {
+            VectorRef("random", str(seed)): random_like(self.vector, seed) for seed in range(self.random_controls)
+        }
 
     def run(self, wrapper: SteeringWrapper, tokenizer: Any, out: str | Path, progress: bool = True) -> int:
         """Ask whatever `<out>/rows.jsonl` does not hold yet; returns how many rows were added, 0 for a complete grid.
@@ -156,7 +160,7 @@ class EvalGrid:
     def _ask(self, session: Session, progress: bool) -> int:
         with tqdm(total=len(session.missing()), unit="row", disable=not progress) as session.bar:
             for finetune in self.finetunes:
-                with session.wrapper.finetune(None if finetune == "none" else finetune):
+                with session.wrapper.finetune(finetune):
                     for prompt, task in product(self.system_prompts, self.tasks):
                         session.ask(finetune, prompt, task)
         return session.added
@@ -166,14 +170,14 @@ class EvalGrid:
             raise ValueError(
                 "the wrapper is being steered already, so nothing would be unsteered: call unsteer() first"
             )
-        strangers = [name for name in self.finetunes if name not in ("none", *wrapper.adapters)]
+        strangers = [name for name in self.finetunes if name not in (None, *wrapper.adapters)]
         if strangers:
+            base = "The base is None." if strangers[0] == "none" else "Load it: wrapper.load_adapter(path, name)."
             raise ValueError(
-                f"the model holds no adapter {strangers[0]!r}; it holds {wrapper.adapters or 'none'}. "
-                "Load it: wrapper.load_adapter(path, name)."
+                f"the model holds no adapter {strangers[0]!r}; it holds {wrapper.adapters or 'none'}. {base}"
             )
         # Steering complains of a layer or a width that is not the model's.
-        vectors = (self.vector, *self.also.values(), *self.own.values())
+        vectors = (self.vector, *self.also.values(), *self.reread.values())
         wrapper.steer(*(Intervention(vector, layer) for vector, layer in product(vectors, self.layers))).close()
         for prompt, task in product(self.system_prompts, self.tasks):
             chat = self.chat(tokenizer, prompt)
@@ -188,8 +192,8 @@ class EvalGrid:
         asked: dict[str, dict[str, Any]] = {t: {"questions": questions_hash(self.questions(t))} for t in self.tasks}
         if "open" in asked:
             asked["open"] |= {"max_new_tokens": self.max_new_tokens, "judge": _described(self.judge)}
-        adapters = {name: adapter_hash(model, name) for name in self.finetunes if name != "none"}
-        vectors = {"vector": vector_hash(self.vector), "own": _hashes(self.own), "also": _hashes(self.also)}
+        adapters = {name: adapter_hash(model, name) for name in self.finetunes if name is not None}
+        vectors = {"vector": vector_hash(self.vector), "reread": _hashes(self.reread), "also": _hashes(self.also)}
         steered = {name: lasting_name(getattr(self, name)) for name in ("operator", "where")}
         prompts = {prompt: self.system_of(prompt) for prompt in self.system_prompts if prompt}
         return {

@@ -60,8 +60,7 @@ def harness_rows(
     lm, evaluate, manager = _harness(wrapper, tokenizer, batch_size, task_folder)
     rows: list[Row] = []
     for cell, setting in settings.items():
-        finetune = None if cell.finetune == "none" else cell.finetune
-        with wrapper.finetune(finetune), wrapper.steer(*setting), evaluating(wrapper):
+        with wrapper.finetune(cell.finetune), wrapper.steer(*setting), evaluating(wrapper):
             found = evaluate(
                 lm,
                 tasks=list(tasks),

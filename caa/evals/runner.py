@@ -55,10 +55,10 @@ class Session:
     def _lacking(self, case: Case, question: Question) -> list[Cell]:
         return [cell for cell in case.cells if (cell, question.id) not in self.rows]
 
-    def ask(self, finetune: str, prompt: str, task: str) -> None:
+    def ask(self, finetune: str | None, prompt: str, task: str) -> None:
         """Ask for what is missing, batch by batch; those questions together that lack the same cases."""
         about = f"{prompt} prompt, {task}" if prompt else task
-        self.bar.set_description(f"{self.grid.behavior.name}: {finetune}, {about}")
+        self.bar.set_description(f"{self.grid.behavior.name}: {finetune or 'base'}, {about}")
         cases, questions = self.grid.cases(finetune, prompt, task), self.grid.questions(task)
         self._copy_known(cases, questions)
         live = [JudgedMetric() if task == "open" else ChoiceMetric() for _ in cases]

@@ -14,7 +14,7 @@ from caa.data.chat import ChatFormat
 from caa.evals.damage import perplexities
 from caa.evals.tasks import answer_open, score_choices
 from caa.extraction.norms import multiplier_of, stream_norms
-from caa.runs.rows import Cell, Row, choice_evidence
+from caa.runs.rows import OWN, Cell, Row, VectorRef, choice_evidence
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
@@ -29,11 +29,11 @@ def sweep_rows(
     multipliers: Sequence[float],
     *,
     source_layer: int | None = None,
-    name: str = "caa",
-    finetune: str = "none",
+    ref: VectorRef = OWN,
+    finetune: str | None = None,
     batch_size: int = 16,
 ) -> list[Row]:
-    """Ask the behavior's A/B questions at every layer and multiplier; rows whose cells say `name` for the vector.
+    """Ask the behavior's A/B questions at every layer and multiplier; rows whose cells say `ref` for the vector.
 
     With `source_layer` every layer is steered by the direction of that one layer (Figure 8 of Rimsky et al. 2024); a
     vector found in another model makes a transfer between models (Figure 10). The unsteered model is asked once.
@@ -48,7 +48,7 @@ def sweep_rows(
         here = [places[setting]] if setting < len(places) else [(layer, 0.0) for layer in layers]
         evidence = choice_evidence(score.p_matching, score.p_opposite, question.matching, question.category)
         for layer, multiplier in here:
-            cell = Cell(behavior.name, "ab", finetune, layer, float(multiplier), vector=name)
+            cell = Cell(behavior.name, "ab", finetune, layer, float(multiplier), vector=ref)
             rows.append(Row(cell, question.id, score.score, evidence))
     return rows
 

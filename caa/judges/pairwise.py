@@ -13,7 +13,7 @@ from caa.judges.clients.protocol import Asker, Reply
 from caa.judges.prompts import comparison_prompt, read_choice
 from caa.judges.rating import UNPARSABLE
 from caa.judges.scales import LEAST_MASS, expected_choice
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import Row
 
 TASK = "pairwise"
 """The task of the rows that `against_unsteered` makes."""
@@ -134,19 +134,14 @@ def against_unsteered(
     unsteered answer is not there are left out.
     """
     answered = [row for row in rows if row.cell.task == "open" and row.cell.behavior == behavior.name]
-    plain = {(_unsteered(row.cell), row.question): row.evidence["text"] for row in answered if not row.cell.multiplier}
-    steered = [r for r in answered if r.cell.multiplier and (_unsteered(r.cell), r.question) in plain]
+    plain = {(row.cell.baseline(), row.question): row.evidence["text"] for row in answered if not row.cell.multiplier}
+    steered = [r for r in answered if r.cell.multiplier and (r.cell.baseline(), r.question) in plain]
     questions = [Question(row.evidence["asked"]) for row in steered]
     texts = [row.evidence["text"] for row in steered]
-    others = [plain[_unsteered(row.cell), row.question] for row in steered]
+    others = [plain[row.cell.baseline(), row.question] for row in steered]
     judge = PairwiseJudge(behavior, ask, {}, reply=reply)
     comparisons = judge.compare_all(questions, texts, others)
     return [_row(*parts) for parts in zip(steered, others, comparisons, strict=True)]
-
-
-def _unsteered(cell: Cell) -> Cell:
-    """The cell at multiplier 0 that a steered one is compared with."""
-    return replace(cell, multiplier=0.0, vector="caa")
 
 
 def _row(row: Row, other: str, comparison: Comparison) -> Row:

@@ -22,14 +22,14 @@ from caa.vectors.vector import SteeringVector
 class Place:
     """One finetune under one setting, and where its answers belong in a table."""
 
-    finetune: str
+    finetune: str | None
     setting: Setting
     cells: tuple[tuple[int, float], ...]
     """(layer, multiplier) of each cell: one, or every layer's for the unsteered model, which knows no layer."""
 
 
 def places(
-    vector: SteeringVector, layers: Sequence[int], finetunes: Sequence[str], multipliers: Sequence[float]
+    vector: SteeringVector, layers: Sequence[int], finetunes: Sequence[str | None], multipliers: Sequence[float]
 ) -> Iterator[Place]:
     """All that is asked, finetune by finetune, and the unsteered model once and not for every layer."""
     for finetune, multiplier in product(finetunes, multipliers):

@@ -24,6 +24,7 @@ from caa.lightning.asking import Place, asked, gathered, places, scored
 from caa.lightning.data import Batch, CAADataModule
 from caa.lightning.metrics import ChoiceTable, RunningMean
 from caa.models.blocks import check_layer, decoder_blocks, model_width
+from caa.reports.naming import cell_fields, finetune_name
 from caa.runs.rows import Cell, Row
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import Provenance, SteeringVector
@@ -47,7 +48,7 @@ class CAAModule(LightningModule):
         tokenizer: Any,
         layers: Sequence[int] | None = None,
         multipliers: Sequence[float] = (-1.0, 0.0, 1.0),
-        finetunes: Sequence[str] = ("none",),
+        finetunes: Sequence[str | None] = (None,),
         *,
         vector: SteeringVector | None = None,
         system: str | None = None,
@@ -56,7 +57,7 @@ class CAAModule(LightningModule):
     ) -> None:
         """`layers` (default: all) are read by `fit`; `test` and `predict` steer them, one at a time.
 
-        `model` may be a `SteeringWrapper` with LoRA adapters, which `finetunes` names; "none" is the base. `vector`
+        `model` may be a `SteeringWrapper` with LoRA adapters, which `finetunes` names; None is the base. `vector`
         serves `test` and `predict` where nothing was fitted. ValueError for a layer that the model does not have.
         """
         super().__init__()
@@ -201,7 +202,7 @@ class CAAModule(LightningModule):
         found: list[list[Any]] = []
         for finetune, group in groupby(self._places() if batch.items else (), lambda place: place.finetune):
             settings = [place.setting for place in group]
-            with self.wrapper.finetune(None if finetune == "none" else finetune):
+            with self.wrapper.finetune(finetune):
                 found += asked(ask, self.wrapper, self.chat, batch.items, settings, **how)
         return found
 
@@ -229,7 +230,7 @@ class CAAModule(LightningModule):
         pairs = [(question, pair) for question, pair in zip(questions, p.tolist(), strict=True) if pair[0] == pair[0]]
         for cell in cells:
             self.rows += [scored(cell, *pair) for pair in pairs]
-            name = f"{cell.task}/{cell.finetune}/layer_{cell.layer}/{cell.multiplier:+g}"
+            name = f"{cell.task}/{finetune_name(cell.finetune)}/layer_{cell.layer}/{cell.multiplier:+g}"
             self._note(name, choice_score(p[:, 0], p[:, 1]).nanmean().item())
 
     def on_predict_epoch_start(self) -> None:
@@ -245,7 +246,7 @@ class CAAModule(LightningModule):
             for question, text in zip(batch.items, texts, strict=True)
         ]
         self.rows += rows
-        return [asdict(row.cell) | {"question": row.question} | row.evidence for row in rows]
+        return [cell_fields(row.cell) | {"question": row.question} | row.evidence for row in rows]
 
     def on_predict_epoch_end(self) -> None:
         """Put every process's rows together, in the order of the cells and of the questions."""

@@ -15,7 +15,7 @@ from caa.reports.naming import signed
 from caa.reports.tables import write_tables
 from caa.reports.warnings import warnings
 from caa.runs.folder import Run, read_run
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import OWN, Cell, Row
 
 APPENDIX = "report.md"
 SHOWN = 3
@@ -68,7 +68,7 @@ def _answers(rows: Iterable[Row]) -> Iterator[str]:
     shown: dict[tuple[str, str], dict[Cell, Row]] = {}
     for row in rows:
         cell = row.cell
-        if TEXT in row.evidence and (cell.finetune, cell.vector, cell.system_prompt) == ("none", "caa", ""):
+        if TEXT in row.evidence and (cell.finetune, cell.vector, cell.system_prompt) == (None, OWN, ""):
             shown.setdefault((cell.behavior, row.question), {})[cell] = row
     if shown:
         yield (

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Literal
 
 from caa.reports.layout import Entry, Line, Quantity, Table, marked
+from caa.reports.naming import BASE, finetune_name, merged_random, vector_name
 from caa.reports.statistics import Estimate, mean_interval
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import OWN, Cell, Row, VectorRef
 
-_FINETUNES = ("none", "positive", "negative")
+_FINETUNES = (BASE, "positive", "negative")
 _SPREAD = "± is half the width of the 95 % interval (bootstrap over questions); both ends are in the CSV."
 _UNJUDGED = "12%?: share of answers that the judge could not tell; they are left out of the mean."
-_RANDOM = "random x"
 
 Stub = Literal["behavior", "layer"]
 
@@ -35,9 +35,10 @@ def arranged(rows: Iterable[Row], title: str, stub: Stub, notes: Iterable[str] =
 
 def table_of(entries: Sequence[Entry], title: str, stub: Stub, notes: Iterable[str] = ()) -> Table:
     """One table of entries: scores with highest and lowest marked, differences as they are marked already."""
-    finetunes = in_order((entry.cell.finetune for entry in entries), _FINETUNES)
+    finetunes = in_order((finetune_name(entry.cell.finetune) for entry in entries), _FINETUNES)
     columns = sorted(
-        {(e.cell.finetune, e.column) for e in entries}, key=lambda c: (finetunes.index(c[0]), *_order(c[1]))
+        {(finetune_name(entry.cell.finetune), entry.column) for entry in entries},
+        key=lambda column: (finetunes.index(column[0]), *_order(column[1])),
     )
     return Table(title, stub, tuple(columns), tuple(_lines(entries, columns, stub)), tuple(notes))
 
@@ -50,16 +51,12 @@ def _order(column: float | str) -> tuple[float, str]:
 def merged_controls(entries: Iterable[Entry]) -> list[Entry]:
     """Cells that differ only in the seed of a random vector become one: mean over the seeds, range of their means."""
     found = list(entries)
-    name = f"{_RANDOM}{len({entry.cell.vector for entry in found if _is_random(entry.cell)})}"
+    controls = {entry.cell.vector for entry in found if entry.cell.vector.kind == "random"}
     merged: dict[tuple[Cell, Quantity], list[Entry]] = {}
     for entry in found:
-        cell = replace(entry.cell, vector=name) if _is_random(entry.cell) else entry.cell
+        cell = replace(entry.cell, vector=merged_random(len(controls))) if entry.cell.vector in controls else entry.cell
         merged.setdefault((cell, entry.quantity), []).append(entry)
     return [_over_seeds(cell, many) for (cell, _), many in merged.items()]
-
-
-def _is_random(cell: Cell) -> bool:
-    return cell.vector.startswith("random-")
 
 
 def _over_seeds(cell: Cell, seeds: Sequence[Entry]) -> Entry:
@@ -77,26 +74,28 @@ def _over_seeds(cell: Cell, seeds: Sequence[Entry]) -> Entry:
 def _lines(found: Sequence[Entry], columns: Sequence[tuple[str, float | str]], stub: Stub) -> list[Line]:
     """For each behavior (or layer) the line of its own vector, and one below it for every other vector."""
     names = dict.fromkeys(getattr(entry.cell, stub) for entry in found)
-    places = {(getattr(e.cell, stub), e.cell.vector, e.cell.finetune, e.column): e for e in found}
+    places = {(getattr(e.cell, stub), e.cell.vector, finetune_name(e.cell.finetune), e.column): e for e in found}
     lines = []
     for name in sorted(names) if stub == "layer" else names:
-        for vector in dict.fromkeys(["caa", *(e.cell.vector for e in found if getattr(e.cell, stub) == name)]):
+        for vector in dict.fromkeys([OWN, *(e.cell.vector for e in found if getattr(e.cell, stub) == name)]):
             line = tuple(places.get((name, vector, *column)) for column in columns)
-            lines.append(Line(vector, line, control=True) if vector != "caa" else Line(str(name), marked(line)))
+            own = vector == OWN
+            lines.append(Line(str(name), marked(line)) if own else Line(vector_name(vector), line, control=True))
     return lines
 
 
 def _caption(found: Iterable[Entry]) -> list[str]:
     """How many questions, what the signs mean; only for signs that occur."""
     estimates = {entry.cell: entry.estimate for entry in found}
-    controls = {cell.vector for cell in estimates if cell.vector.startswith(_RANDOM)}
+    controls = {cell.vector for cell in estimates if cell.vector.kind == "random"}
     asked = {e.n + e.unjudged for cell, e in estimates.items() if cell.vector not in controls}
     notes = [f"{_span(asked)} questions per cell. {_SPREAD}"] if asked else []
     notes += [_UNJUDGED] if any(e.unjudged for e in estimates.values()) else []
-    return notes + [_control_note(name, int(name.removeprefix(_RANDOM))) for name in controls]
+    return notes + [_control_note(control) for control in controls]
 
 
-def _control_note(name: str, seeds: int) -> str:
+def _control_note(control: VectorRef) -> str:
+    name, seeds = vector_name(control), int(control.name.removeprefix("x"))
     if seeds == 1:
         return f"{name}: a random direction of the same norm."
     return f"{name}: {seeds} random directions of the same norm; the mean over them, ± half the range of their means."

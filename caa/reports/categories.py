@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from caa.runs.rows import Row
+from caa.reports.naming import cell_fields
+from caa.runs.rows import OWN, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,15 +22,13 @@ def by_category(rows: Iterable[Row]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    found = [row for row in rows if row.evidence.get("category") and row.cell.vector == "caa" and row.score is not None]
-    if not found:
+    scored = [row for row in rows if row.score is not None and row.cell.vector == OWN]
+    named = [row for row in scored if row.evidence.get("category")]
+    if not named:
         raise ValueError("no row names a category: give questions with one, e.g. load_facts('caa:mmlu')")
     columns = ["behavior", "finetune", "layer", "multiplier"]
     frame = pd.DataFrame(
-        [
-            {**{c: getattr(r.cell, c) for c in columns}, "category": r.evidence["category"], "score": r.score}
-            for r in found
-        ]
+        [{**cell_fields(row.cell), "category": row.evidence["category"], "score": row.score} for row in named]
     )
     table = frame.pivot_table(index="category", columns=columns, values="score", aggfunc="mean")
     average = frame.groupby(columns)["score"].mean().rename(AVERAGE)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from caa.data.text_quality import compression_ratio, degenerate_share, distinct_share, repeated_share, words
 from caa.reports.arranging import estimates
 from caa.reports.collapse import TEXT
+from caa.reports.naming import cell_fields
 from caa.runs.rows import Cell, Row
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ def text_damage(rows: Iterable[Row]) -> pd.DataFrame:
     for row in with_text:
         texts.setdefault(row.cell, []).append(str(row.evidence[TEXT]))
     scores = {cell: estimate.mean for cell, estimate in estimates(with_text).items()}
-    return pd.DataFrame([{**asdict(cell), "score": scores[cell], **_measures(each)} for cell, each in texts.items()])
+    return pd.DataFrame(
+        [{**cell_fields(cell), "score": scores[cell], **_measures(each)} for cell, each in texts.items()]
+    )
 
 
 def _measures(texts: Sequence[str]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from caa.reports.arranging import Stub, merged_controls, table_of
 from caa.reports.layout import Entry, Quantity, Table
+from caa.reports.naming import vector_name
 from caa.reports.statistics import Scores, corrected, differences, mean_interval, p_value, slopes, wrong_way
 from caa.runs.rows import Cell, Row
 
@@ -87,14 +88,14 @@ def interactions(scores: Mapping[Cell, Scores]) -> list[Entry]:
 def _effects(scores: Mapping[Cell, Scores]) -> dict[Cell, dict[str, float | None]]:
     """Steered cell -> question -> steered - unsteered."""
     return {
-        cell: differences(each, scores[_unsteered(cell)])
+        cell: differences(each, scores[cell.baseline()])
         for cell, each in scores.items()
-        if cell.multiplier and _comparable(scores, cell, _unsteered(cell))
+        if cell.multiplier and _comparable(scores, cell, cell.baseline())
     }
 
 
 def _against_base(quantity: Quantity, values: Mapping[Cell, Scores]) -> list[Entry]:
-    bases = {cell: replace(cell, finetune="none") for cell in values if cell.finetune != "none"}
+    bases = {cell: replace(cell, finetune=None) for cell in values if cell.finetune is not None}
     return [
         _entry(quantity, cell, differences(values[cell], values[base]))
         for cell, base in bases.items()
@@ -109,14 +110,10 @@ def _slopes(scores: Mapping[Cell, Scores]) -> dict[Cell, dict[str, float | None]
         if cell.multiplier:
             places.setdefault(replace(cell, multiplier=math.nan), {})[cell.multiplier] = each
     for place, by_multiplier in places.items():
-        if (unsteered := _unsteered(place)) in scores:
+        if (unsteered := place.baseline()) in scores:
             by_multiplier[0.0] = scores[unsteered]
     slopes_of = {place: slopes(each) for place, each in places.items() if len(each) > 1}
     return {place: each for place, each in slopes_of.items() if each}
-
-
-def _unsteered(cell: Cell) -> Cell:
-    return replace(cell, multiplier=0.0, vector="caa")
 
 
 def _comparable(values: Mapping[Cell, Scores], cell: Cell, other: Cell) -> bool:
@@ -131,14 +128,14 @@ def _entry(quantity: Quantity, cell: Cell, values: Scores) -> Entry:
 def effect_matrix(rows: Iterable[Row]) -> pd.DataFrame:
     """What each vector does to each behavior's questions: vectors down, behaviors asked across.
 
-    The vector "caa" is the asked behavior's own; any other name in `Cell.vector` stands for itself, so that rows of
-    questions on "refusal" steered by the vector of "sycophancy" have `vector="sycophancy"`. Random controls are left
-    out. Each number is the mean rise of a score per unit of the multiplier, nan where that was not asked. ValueError if
-    the rows are of more than one task, finetune, layer or system prompt.
+    A behavior's own vector stands under the behavior's name, any other under its own, so that rows of questions on
+    "refusal" steered by the vector of "sycophancy" have `vector=VectorRef("other", "sycophancy")`. Random controls are
+    left out. Each number is the mean rise of a score per unit of the multiplier, nan where that was not asked.
+    ValueError if the rows are of more than one task, finetune, layer or system prompt.
     """
     import pandas as pd
 
-    scores = scores_by_cell(row for row in rows if not row.cell.vector.startswith("random-"))
+    scores = scores_by_cell(row for row in rows if row.cell.vector.kind != "random")
     settings = {(cell.task, cell.finetune, cell.layer, cell.system_prompt) for cell in scores}
     if len(settings) != 1:
         raise ValueError(f"a matrix is of one task, finetune, layer and system prompt, these rows are of {settings}")
@@ -150,4 +147,7 @@ def effect_matrix(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def _vector_of(cell: Cell) -> str:
-    return cell.behavior if cell.vector == "caa" else cell.vector
+    ref = cell.vector
+    if ref.kind == "own":
+        return cell.behavior
+    return ref.name if ref.kind == "other" else vector_name(ref)

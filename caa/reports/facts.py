@@ -8,9 +8,9 @@ from typing import Any
 
 from caa.reports.arranging import in_order
 from caa.reports.letters import letter_facts
-from caa.reports.naming import signed
+from caa.reports.naming import cell_fields, signed
 from caa.runs.folder import Run
-from caa.runs.rows import Row
+from caa.runs.rows import OWN, Row, VectorRef
 
 
 def facts(run: Run) -> dict[str, str]:
@@ -44,19 +44,20 @@ def _vectors(notes: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _values(rows: Iterable[Row], field: str) -> list[str]:
-    values = {getattr(row.cell, field): None for row in rows}
+    cells = {row.cell: None for row in rows}
+    values = {cell_fields(cell)[field]: None for cell in cells}
     ordered = values if field in ("behavior", "finetune") else sorted(values)
     return [str(value) for value in ordered]
 
 
 def _seeds(rows: Iterable[Row]) -> list[str]:
-    return sorted({row.cell.vector.removeprefix("random-") for row in rows if row.cell.vector.startswith("random-")})
+    return sorted({row.cell.vector.name for row in rows if row.cell.vector.kind == "random"})
 
 
 def again(run: Run) -> str:
     """The program that runs the experiment again in a new folder, as far as rows and record know it."""
     rows, settings = run.rows, run.record.get("settings", {}).get("behaviors", {})
-    cells = {replace(row.cell, vector="caa") for row in rows}
+    cells = {replace(row.cell, vector=OWN) for row in rows}
     layers, tasks = sorted({cell.layer for cell in cells}), in_order((row.cell.task for row in rows), ("ab", "open"))
     lengths = {each["open"]["max_new_tokens"] for each in settings.values() if "max_new_tokens" in each.get("open", {})}
     arguments: dict[str, Any] = {
@@ -71,8 +72,10 @@ def again(run: Run) -> str:
     vectors, prompts = {row.cell.vector for row in rows}, sorted({row.cell.system_prompt for row in rows})
     arguments |= {"facts": "facts"} if "facts" in tasks else {}
     arguments |= {"system_prompts": prompts} if any(prompts) else {}
-    arguments |= {"others": True} if vectors & set(arguments["behaviors"]) else {}
-    arguments |= {"reread": True} if "own" in vectors else {}
+    arguments |= (
+        {"others": True} if {ref.name for ref in vectors if ref.kind == "other"} & set(arguments["behaviors"]) else {}
+    )
+    arguments |= {"reread": True} if VectorRef("reread") in vectors else {}
     arguments |= {"max_new_tokens": lengths.pop()} if lengths else {}
     lines = [f"    {name}={value!r}," for name, value in arguments.items()]
     others = f"  # and at layers {layers[1:]}, by `caa grid`" if len(layers) > 1 else ""

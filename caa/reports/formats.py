@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from caa.reports.layout import Entry, Line, Mark, Table
+from caa.reports.naming import cell_fields
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -130,7 +131,7 @@ def to_csv(*tables: Table) -> str:
 
 
 def _record(entry: Entry) -> dict[str, object]:
-    return {**asdict(entry.cell), **asdict(entry.estimate), "quantity": entry.quantity, "p": entry.p}
+    return {**cell_fields(entry.cell), **asdict(entry.estimate), "quantity": entry.quantity, "p": entry.p}
 
 
 def to_latex(table: Table) -> str:

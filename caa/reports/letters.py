@@ -79,7 +79,7 @@ def letter_facts(rows: Sequence[Row]) -> str:
 
 
 def _is_plain(cell: Cell) -> bool:
-    return cell.finetune == "none" and not cell.multiplier and not cell.system_prompt
+    return cell.finetune is None and not cell.multiplier and not cell.system_prompt
 
 
 def _span(values: Iterable[float], form: str) -> str:

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from caa.runs.rows import Cell
+from dataclasses import asdict
+from typing import Any
 
+from caa.runs.rows import OWN, Cell, VectorRef
+
+BASE = "none"
+"""What tables call the model without a finetune."""
+_OWN = "caa"
+"""What tables call a behavior's own vector, where they name it."""
+_REREAD = "own"
+"""What they call it where it was read again in the finetune that it steers."""
 SCORES = {"ab": "mean p(matching answer)", "open": "mean score, 0 to 10", "facts": "mean p(correct answer)"}
 """What the axis of a figure says of a task's scores."""
 
@@ -16,15 +25,56 @@ def signed(multiplier: float) -> str:
     return f"{multiplier:+g}" if multiplier else "0"
 
 
+def finetune_name(finetune: str | None) -> str:
+    """How a table is headed; an adapter that is called like the base, "none", stands in quotes.
+
+    >>> finetune_name(None), finetune_name("sft"), finetune_name("none")
+    ('none', 'sft', "'none'")
+    """
+    return BASE if finetune is None else _told_apart(finetune, finetune == BASE)
+
+
+def vector_name(vector: VectorRef) -> str:
+    """What a line, a curve or a column says of a vector; one that a user named like one of ours stands in quotes.
+
+    >>> [vector_name(VectorRef(*ref)) for ref in (("own",), ("reread",), ("random", "0"), ("other", "refusal"))]
+    ['caa', 'own', 'random-0', 'refusal']
+    >>> vector_name(VectorRef("other", "random-0")), vector_name(merged_random(3))
+    ("'random-0'", 'random x3')
+    """
+    if vector.kind == "random":
+        return f"random {vector.name}" if vector.name.startswith("x") else f"random-{vector.name}"
+    if vector.kind == "other":
+        return _told_apart(
+            vector.name, vector.name in (_OWN, _REREAD) or vector.name.startswith(("random-", "random x"))
+        )
+    return _OWN if vector.kind == "own" else _REREAD
+
+
+def merged_random(count: int) -> VectorRef:
+    """What stands in a table for so many random directions."""
+    return VectorRef("random", f"x{count}")
+
+
+def _told_apart(name: str, taken: bool) -> str:
+    """In quotes if it is taken, or looks quoted: then no two names are written alike."""
+    return repr(name) if taken or name.startswith(("'", '"')) else name
+
+
+def cell_fields(cell: Cell) -> dict[str, Any]:
+    """A cell's fields as a line of a data frame has them: the finetune and the vector by name."""
+    return {**asdict(cell), "finetune": finetune_name(cell.finetune), "vector": vector_name(cell.vector)}
+
+
 def describe(cell: Cell) -> str:
     """
     >>> describe(Cell("refusal", "open", "negative", layer=13, multiplier=1.0))
     'refusal (open), finetune negative, layer 13, multiplier +1'
     """
     prompt = f", system prompt {cell.system_prompt}" if cell.system_prompt else ""
-    vector = f", vector {cell.vector}" if cell.vector != "caa" else ""
+    vector = f", vector {vector_name(cell.vector)}" if cell.vector != OWN else ""
     where = f"layer {cell.layer}, multiplier {signed(cell.multiplier)}"
-    return f"{cell.behavior} ({cell.task}), finetune {cell.finetune}, {where}{prompt}{vector}"
+    return f"{cell.behavior} ({cell.task}), finetune {finetune_name(cell.finetune)}, {where}{prompt}{vector}"
 
 
 def most(task: str) -> float:

@@ -13,7 +13,7 @@ from caa.reports.arranging import in_order
 from caa.reports.collapse import TEXT
 from caa.reports.figures.texts import shaded
 from caa.reports.layout import Entry, Table
-from caa.reports.naming import SCORES, most, signed
+from caa.reports.naming import SCORES, finetune_name, most, signed, vector_name
 from caa.runs.rows import Cell, Row
 
 
@@ -74,10 +74,10 @@ def _setting(cell: Cell) -> dict[str, str]:
     """What is picked in the page, as it is called there."""
     return {
         "behavior": cell.behavior,
-        "finetune": cell.finetune,
+        "finetune": finetune_name(cell.finetune),
         "layer": str(cell.layer),
         "multiplier": signed(cell.multiplier),
-        "vector": cell.vector,
+        "vector": vector_name(cell.vector),
         "system": cell.system_prompt or "none",
     }
 

@@ -10,7 +10,7 @@ from caa.reports.effects import ALPHA, scores_by_cell
 from caa.reports.layout import Entry, Line, Table
 from caa.reports.naming import signed
 from caa.reports.statistics import Scores, corrected, differences, mean_interval, p_value
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import OWN, Cell, Row
 
 WAYS = ("prompt", "finetune", "steering")
 _GROUPS = ("alone", "two", "all")
@@ -22,7 +22,7 @@ def stack_tables(rows: Iterable[Row]) -> list[Table]:
     Positive: the positive system prompt, the finetune "positive" and the largest multiplier; negative: the opposite.
     Only where rows with a system prompt are there. Bold as in the tables of effects.
     """
-    scores = scores_by_cell(row for row in rows if row.cell.vector == "caa")
+    scores = scores_by_cell(row for row in rows if row.cell.vector == OWN)
     kinds = sorted({(cell.task, cell.layer) for cell in scores if cell.system_prompt})
     tables = [_table(scores, *kind, direction) for kind in kinds for direction in ("positive", "negative")]
     return [table for table in tables if table.lines]

@@ -13,10 +13,10 @@ from caa.reports.collapse import collapse_warnings, fray_warnings
 from caa.reports.effects import effect_matrix, effect_tables
 from caa.reports.formats import to_csv, to_latex, to_markdown, to_terminal
 from caa.reports.layout import Table
-from caa.reports.naming import describe, signed
+from caa.reports.naming import cell_fields, describe, signed
 from caa.reports.stacks import stack_tables
 from caa.runs.folder import Run, read_run
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import OWN, Cell, Row, VectorRef
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ def summarize(rows: Iterable[Row]) -> pd.DataFrame:
     """One line per cell: the cell's fields, then mean, low, high (95 % bootstrap), n and unjudged."""
     import pandas as pd
 
-    return pd.DataFrame([{**asdict(cell), **asdict(found)} for cell, found in estimates(rows).items()])
+    return pd.DataFrame([{**cell_fields(cell), **asdict(found)} for cell, found in estimates(rows).items()])
 
 
 def finetune_tables(
@@ -65,8 +65,8 @@ def finetune_tables(
     changes about it).
 
     Args:
-        rows: of any number of cells. Cells with a vector "random-..." become one control line below their behavior,
-            any other vector than "caa" a line of its own.
+        rows: of any number of cells. Cells of random vectors become one control line below their behavior, cells of any
+            other vector than the behavior's own a line of its own.
         model: what the caption says was steered.
         judge_accuracy: behavior -> cross-validated accuracy of the judge in [0, 1], for the caption of open questions.
         doses: behavior -> layer (as text) -> relative dose of multiplier 1, for the caption.
@@ -167,7 +167,7 @@ def best_layer(rows: Iterable[Row]) -> int:
     another layer has.
     """
     rows = _some(rows)
-    own = [row for row in rows if row.cell.vector == "caa" and row.cell.finetune == "none"]
+    own = [row for row in rows if row.cell.vector == OWN and row.cell.finetune is None]
     for field in ("task", "system_prompt"):
         _only_one(own, field)
     means = {_place(cell): estimate.mean for cell, estimate in estimates(own).items() if estimate.n}
@@ -190,9 +190,9 @@ def best_layer(rows: Iterable[Row]) -> int:
 
 def _strange_moves(rows: Iterable[Row], top: float) -> dict[tuple[int, str], float]:
     """(layer, behavior) -> mean size of what vectors other than the behavior's own do to its score."""
-    found: dict[tuple[int, str, str], dict[float, float]] = {}
-    for cell, estimate in estimates(row for row in rows if row.cell.vector != "caa").items():
-        if cell.finetune == "none" and abs(cell.multiplier) == top and estimate.n:
+    found: dict[tuple[int, str, VectorRef], dict[float, float]] = {}
+    for cell, estimate in estimates(row for row in rows if row.cell.vector != OWN).items():
+        if cell.finetune is None and abs(cell.multiplier) == top and estimate.n:
             found.setdefault((cell.layer, cell.behavior, cell.vector), {})[cell.multiplier] = estimate.mean
     moves: dict[tuple[int, str], list[float]] = {}
     for (layer, behavior, _), each in found.items():

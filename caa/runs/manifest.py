@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from caa.data.behaviors import Question
-from caa.runs.rows import TASKS, Cell
+from caa.runs.rows import TASKS, Cell, vector_of_0_1
 from caa.files import replacing
 from caa.hashing import json_digest, tensors_digest
 from caa.vectors.vector import SteeringVector
 
+VERSION = 2
+"""Of the record. Version 0.1 wrote none, and "own" for what is called "reread" now."""
 LIBRARIES = ("caa", "torch", "transformers", "peft", "scikit-learn")
 
 
@@ -35,7 +37,7 @@ def record_run(path: str | Path, settings: dict[str, Any], notes: dict[str, Any]
             f"the rows beside {path} were measured otherwise: {'; '.join(different)}. They cannot stand in one table: "
             "choose a new folder."
         )
-    merged = {"settings": _merged(record["settings"], settings), "notes": _merged(record["notes"], notes)}
+    merged = {"version": VERSION, "settings": _merged(record["settings"], settings), "notes": _merged(record["notes"], notes)}
     with replacing(path) as scratch:
         Path(scratch).write_text(json.dumps(merged, indent=2), encoding="utf-8")
 
@@ -44,10 +46,26 @@ def _read(path: str | Path, measured: Collection[Cell]) -> dict[str, Any]:
     if not Path(path).exists():
         return {"settings": {}, "notes": {}}
     try:
-        record = json.loads(Path(path).read_bytes())
+        record = upgraded(json.loads(Path(path).read_bytes()))
         return {"settings": _settings_of(measured, dict(record["settings"])), "notes": dict(record["notes"])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the record of a run ({error}); choose a new folder") from error
+
+
+def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of any version as this one writes it.
+
+    ValueError for one of version 0.1 whose user called a vector as the version called its own: its rows do not say
+    which of the two they were steered by.
+    """
+    if record.get("version") == VERSION:
+        return dict(record)
+    behaviors: dict[str, Any] = {}
+    for name, known in record["settings"].get("behaviors", {}).items():
+        if mistaken := [other for other in known.get("also", {}) if vector_of_0_1(other).kind != "other"]:
+            raise ValueError(f"version 0.1 took the vector called {mistaken[0]!r} for one of its own")
+        behaviors[name] = {"reread" if key == "own" else key: value for key, value in known.items()}
+    return {**record, "settings": {**record["settings"], "behaviors": behaviors}}
 
 
 def _settings_of(cells: Collection[Cell], settings: dict[str, Any]) -> dict[str, Any]:
@@ -66,15 +84,15 @@ def _settings_of(cells: Collection[Cell], settings: dict[str, Any]) -> dict[str,
 
 def _asked_of(cells: Collection[Cell], known: dict[str, Any]) -> dict[str, Any]:
     """The same for the settings of one behavior."""
-    there = {
+    names: dict[str, set[str | None]] = {
         "finetunes": {cell.finetune for cell in cells},
         "prompts": {cell.system_prompt for cell in cells},
-        "also": {cell.vector for cell in cells},
-        "own": {cell.finetune for cell in cells if cell.vector == "own"},
+        "also": {cell.vector.name for cell in cells if cell.vector.kind == "other"},
+        "reread": {cell.finetune for cell in cells if cell.vector.kind == "reread"},
     }
     unasked = set(TASKS) - {cell.task for cell in cells}
     return {
-        key: {name: each for name, each in value.items() if name in there[key]} if key in there else value
+        key: {name: each for name, each in value.items() if name in names[key]} if key in names else value
         for key, value in known.items()
         if key not in unasked
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 from caa.data.behaviors import letter, question_id
 from caa.data.records import read_json
-from caa.runs.rows import Cell, Row, choice_evidence
+from caa.runs.rows import OWN, Cell, Row, VectorRef, choice_evidence
 
 SCORED_FOLDER = "open_ended_scores"
 """Where the reference keeps open-ended answers with GPT-4's scores; those elsewhere have not been scored."""
@@ -98,7 +98,7 @@ def cell_of(name: str) -> Cell:
 
     >>> where = "results_layer=13_multiplier=-1.0_behavior=refusal"
     >>> cell_of(f"{where}_type=ab_use_base_model=False_model_size=7b.json")
-    Cell(behavior='refusal', task='ab', finetune='none', layer=13, multiplier=-1.0, system_prompt='', vector='caa')
+    Cell(behavior='refusal', task='ab', finetune=None, layer=13, multiplier=-1.0, system_prompt='', vector=VectorRef(kind='own', name=''))
     """
     found = _NAME.fullmatch(name)
     if found is None:
@@ -107,13 +107,13 @@ def cell_of(name: str) -> Cell:
 
 
 def _cell(name: re.Match[str]) -> Cell:
-    finetune = {None: "none", "pos": "positive", "neg": "negative"}[name["finetune"]]
+    finetune = {None: None, "pos": "positive", "neg": "negative"}[name["finetune"]]
     trained = "" if name["trained"] in (None, "all") else f" (layer {name['trained']})"
     multiplier = float(name["multiplier"])
     return Cell(
         name["behavior"],
         _TASKS[name["type"]],
-        finetune + trained,
+        finetune and finetune + trained,
         int(name["layer"]),
         multiplier,
         _PROMPTS[name["prompt"]],
@@ -121,11 +121,11 @@ def _cell(name: re.Match[str]) -> Cell:
     )
 
 
-def _vector(name: re.Match[str]) -> str:
-    """ "caa", or whose vector was added in place of the model's own at that layer."""
+def _vector(name: re.Match[str]) -> VectorRef:
+    """The model's own at that layer, or the one that was added in its place."""
     layer = f" layer {name['vector_layer']}" if name["vector_layer"] else ""
     model = f" of {name['vector_model']}" if name["vector_model"] else ""
-    return f"caa{layer}{model}"
+    return VectorRef("other", f"caa{layer}{model}") if layer or model else OWN
 
 
 def _read(path: Path, name: re.Match[str]) -> list[Row]:

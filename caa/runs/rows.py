@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import total_ordering
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from caa.data.behaviors import letter
 from caa.files import append_lines
@@ -15,22 +17,66 @@ TASKS = ("ab", "open", "facts")
 """What a grid asks: see `Cell.task`."""
 
 
+VectorKind = Literal["own", "reread", "other", "random"]
+
+
 @dataclass(frozen=True, order=True)
+class VectorRef:
+    """Which direction a cell adds. What is built in is a kind, what a user named is a name, so neither is the other.
+
+    ValueError for a kind that there is not, a name where the kind says all, and none where it does not.
+    """
+
+    kind: VectorKind = "own"
+    """"own" (the behavior's), "reread" (the same, read again in the cell's finetune), "other" or "random"."""
+    name: str = ""
+    """The other vector's name, or the random direction's seed."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(VectorKind):
+            raise ValueError(f"there is no kind of vector {self.kind!r}; there are {', '.join(get_args(VectorKind))}")
+        if (self.kind in ("other", "random")) != bool(self.name):
+            needed = "no name" if self.name else "a name"
+            raise ValueError(f"a vector of kind {self.kind!r} has {needed}: {self.kind!r}, {self.name!r}")
+
+
+OWN = VectorRef()
+
+
+@total_ordering
+@dataclass(frozen=True)
 class Cell:
-    """One setting under which questions are asked: one entry of a finetune x multiplier table."""
+    """One condition under which questions are asked: one entry of a finetune x multiplier table.
+
+    Cells are ordered by their fields, the base before all finetunes.
+
+    >>> sorted([Cell("b", "ab", "none"), Cell("b", "ab", None, multiplier=1.0), Cell("b", "ab")])[2].finetune
+    'none'
+    """
 
     behavior: str
     task: str
     """"ab" (letter probabilities), "open" (judged text) or "facts" (two-option knowledge)."""
-    finetune: str = "none"
-    """"none", "positive", "negative", or the name of any adapter."""
+    finetune: str | None = None
+    """The name of an adapter; None for the base."""
     layer: int = 0
     """The block whose output is steered, counted from 0."""
     multiplier: float = 0.0
     system_prompt: str = ""
     """"", "positive" or "negative"."""
-    vector: str = "caa"
-    """Which direction is added: "caa" (the behavior's own), or a control such as "random-0"."""
+    vector: VectorRef = OWN
+
+    def __lt__(self, other: Cell) -> bool:
+        return self._sort_key() < other._sort_key()
+
+    def _sort_key(self) -> tuple[Any, ...]:
+        finetune = (self.finetune is not None, self.finetune or "")
+        place = self.layer, self.multiplier, self.system_prompt, self.vector
+        return (self.behavior, self.task, *finetune, *place)
+
+    def baseline(self) -> Cell:
+        """The unsteered cell that this one is compared with."""
+        return replace(self, multiplier=0.0, vector=OWN)
 
 
 @dataclass(frozen=True)
@@ -54,9 +100,31 @@ class Row:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Row:
+        """A row as `to_json` wrote it, or as version 0.1 did, whose vectors are texts and whose base is "none"."""
         record = json.loads(line)
-        cell = Cell(**{name: record.pop(name) for name in Cell.__dataclass_fields__})
+        *places, finetune, vector = (record.pop(name) for name in (*_PLACES, "finetune", "vector"))
+        if isinstance(vector, str):
+            vector, finetune = vector_of_0_1(vector), None if finetune == "none" else finetune
+        else:
+            vector = VectorRef(**vector)
+        cell = Cell(**dict(zip(_PLACES, places, strict=True)), finetune=finetune, vector=vector)
         return cls(cell, record.pop("question"), record.pop("score"), record)
+
+
+_PLACES = ("behavior", "task", "layer", "multiplier", "system_prompt")
+
+
+def vector_of_0_1(name: str) -> VectorRef:
+    """What a vector's name meant in rows of version 0.1.
+
+    >>> vector_of_0_1("caa"), vector_of_0_1("random-3")
+    (VectorRef(kind='own', name=''), VectorRef(kind='random', name='3'))
+    """
+    if name in ("caa", "own"):
+        return VectorRef("own" if name == "caa" else "reread")
+    if random := re.fullmatch(r"random-(\d+)", name):
+        return VectorRef("random", random[1])
+    return VectorRef("other", name)
 
 
 def choice_evidence(p_matching: float, p_opposite: float, matching: str | None, category: str = "") -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from caa.reports.arranging import estimates
 from caa.reports.effects import scores_by_cell
 from caa.reports.figures.plot import COLORS, LAYER, Figure, legend, lines, panels, whole_steps
-from caa.reports.naming import SCORES, signed
+from caa.reports.naming import SCORES, cell_fields, signed
 from caa.reports.statistics import differences, mean_interval
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import OWN, Cell, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ def effect_by_layer(rows: Iterable[Row], behavior: str) -> Figure:
     own = [row for row in rows if _own(row.cell) and row.cell.behavior == behavior]
     task = _one_task(own)
     found = {cell: estimate for cell, estimate in estimates(own).items() if estimate.n}
-    data = pd.DataFrame([{**asdict(cell), **asdict(estimate)} for cell, estimate in found.items()])
+    data = pd.DataFrame([{**cell_fields(cell), **asdict(estimate)} for cell, estimate in found.items()])
     data["steering"] = [f"x {signed(multiplier)}" for multiplier in data.multiplier]
     data = data.sort_values(["multiplier", "layer"], ignore_index=True)
     picture, [axes] = panels(6.4, 3.4)
@@ -47,7 +47,7 @@ def _unsteered_line(axes: object, data: pd.DataFrame) -> None:
 
 
 def _own(cell: Cell) -> bool:
-    return cell.vector == "caa" and cell.finetune == "none" and not cell.system_prompt
+    return cell.vector == OWN and cell.finetune is None and not cell.system_prompt
 
 
 def _one_task(rows: list[Row]) -> str:
@@ -74,7 +74,7 @@ def pushes(rows: Iterable[Row]) -> pd.DataFrame:
         for cell, each in scores.items()
         if cell.multiplier == top and replace(cell, multiplier=-top) in scores
     }
-    return pd.DataFrame([{**asdict(cell), **asdict(estimate)} for cell, estimate in found.items()])
+    return pd.DataFrame([{**cell_fields(cell), **asdict(estimate)} for cell, estimate in found.items()])
 
 
 def transfer(rows: Iterable[Row], by: str, title: str, name: str) -> Figure:

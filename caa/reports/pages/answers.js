@@ -1,7 +1,7 @@
 // Two answers to each question beside each other.
 const said = data.texts.cells;
 const fields = ["finetune", "layer", "multiplier", "vector", "system"];
-const random = name => name.startsWith("random");
+const random = name => /^random(-| x)/.test(name);
 const alike = (cell, entry, names) => names.every(name => cell[name] === entry[name]);
 
 // The answers of the first random direction stand for the line of all of them.
