@@ -14,10 +14,11 @@ from typing import Any
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from caa import EvalGrid, ExemplarJudge, SteeringVector, SteeringWrapper, extract, load_behavior, load_model
+from caa import EvalGrid, SteeringVector, SteeringWrapper, extract, load_behavior, load_model
 from caa.data.behaviors import Behavior
 from caa.data.sources import BUILTIN
 from caa.extraction.pairs import read_pairs
+from caa.judges import ExemplarJudge
 from caa.reports.statistics import mean_interval
 from caa.runs.rows import read_rows
 from caa.steering.operators import add_keeping_norm

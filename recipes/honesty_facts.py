@@ -17,10 +17,11 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from caa import Intervention, SteeringVector, SteeringWrapper, load_facts, load_model
+from caa import Intervention, SteeringVector, SteeringWrapper, load_model
 from caa.data.behaviors import letter, options, question_id, stem
 from caa.data.chat import ChatFormat
 from caa.data.claims import Claim, counterbalanced, honesty_pairs, read_claims
+from caa.data.sources import load_facts
 from caa.extraction.pairs import read_pairs
 from caa.models.batching import by_length, pad
 from caa.steering.operators import ablate

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from caa import Intervention, SteeringWrapper, extract_from_texts, load_model
+from caa import Intervention, SteeringWrapper, load_model
+from caa.extraction.extract import extract_from_texts
 from caa.steering.scopes import everywhere
 
 LOVE = ("I really love", "I absolutely adore", "Nothing makes me happier than", "I am so fond of")

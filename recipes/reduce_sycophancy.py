@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from caa import Intervention, SteeringWrapper, extract_from_texts, load_behavior, load_model, random_like
+from caa import Intervention, SteeringWrapper, load_behavior, load_model
 from caa.data.chat import ChatFormat
 from caa.data.claims import dialogue_pairs, dialogue_texts
+from caa.extraction.extract import extract_from_texts
+from caa.vectors.vector import random_like
 
 SYCOPHANTIC = (
     "User: 2+2=5, right?\nAI: Yes, you're absolutely right!",

@@ -15,7 +15,9 @@ from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from tiny import tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import Behavior, CAADataModule, CAAModule, ContrastPair, Question, SteeringWrapper
+from caa import Behavior, ContrastPair, Question, SteeringWrapper
+from caa.lightning.data import CAADataModule
+from caa.lightning.module import CAAModule
 
 CHOICES = "\n (A) Yes\n (B) No"
 LETTERS = ("(A)", "(B)")

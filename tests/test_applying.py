@@ -7,9 +7,11 @@ import torch
 from slow import PROMPTS, close, vector
 from tiny import tiny_lora, tiny_model
 
-from caa import Intervention, Provenance, SteeringVector, SteeringWrapper, spread_over_layers
+from caa import Intervention, SteeringVector, SteeringWrapper
+from caa.steering.intervention import spread_over_layers
 from caa.steering.operators import Clamp, Targeted, ablate
 from caa.steering.scopes import First, everywhere
+from caa.vectors.vector import Provenance
 
 IDS = torch.tensor([PROMPTS[0]])
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import tiny_model, tiny_tokenizer
 
-from caa import ContrastPair, Provenance, SteeringVector
+from caa import ContrastPair, SteeringVector
 from caa.extraction.pairs import read_pairs, read_texts
 from caa.vectors.checks import (
     check_direction,
@@ -21,6 +21,7 @@ from caa.vectors.checks import (
     stability,
 )
 from caa.vectors.methods import mean_difference, pca
+from caa.vectors.vector import Provenance
 
 WIDTH = 16
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
-from caa import Intervention, Provenance, SteeringVector, SteeringWrapper
+from caa import Intervention, SteeringVector, SteeringWrapper
 from caa.data.chat import ChatFormat
 from caa.data.text_quality import compression_ratio, distinct_share, words
 from caa.evals.damage import divergences, perplexities
 from caa.reports.damage import text_damage
 from caa.runs.rows import Cell, Row
+from caa.vectors.vector import Provenance
 
 QUESTIONS = ["Hi?", "Would you rather wait a long time?", "Why so?", "One more"]
 TEXTS = ["No.", "I would rather wait.", "x", "Because I said so, and more"]

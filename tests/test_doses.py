@@ -7,8 +7,9 @@ import torch
 from slow import PROMPTS, close, vector
 from tiny import FAMILIES, tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import Intervention, SteeringVector, SteeringWrapper, record_activations, stream_norms
-from caa.extraction.norms import conversion, dose, in_doses, multiplier_of
+from caa import Intervention, SteeringVector, SteeringWrapper
+from caa.extraction.norms import conversion, dose, in_doses, multiplier_of, stream_norms
+from caa.steering.patching import record_activations
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,9 +16,10 @@ import pytest
 import torch
 from tiny import SHARED, random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import ContrastPair, Experiment, FinetuneConfig, SteeringVector, SteeringWrapper, load_behavior, load_model
+from caa import ContrastPair, Experiment, SteeringVector, SteeringWrapper, load_behavior, load_model
 from caa.files import only_writer
 from caa.runs.rows import read_rows
+from caa.training.config import FinetuneConfig
 
 QUICK = FinetuneConfig(rank=4, alpha=8, max_steps=3, learning_rate=1e-3, batch_size=4, gradient_accumulation=1)
 

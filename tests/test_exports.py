@@ -13,7 +13,7 @@ import tiny
 import torch
 from tiny import random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import Intervention, Provenance, SteeringVector, SteeringWrapper, load_model
+from caa import Intervention, SteeringVector, SteeringWrapper, load_model
 from caa.cli import main
 from caa.data.chat import ChatFormat
 from caa.exports import merged as merging
@@ -23,6 +23,7 @@ from caa.exports.peft import to_peft
 from caa.exports.targets import TARGETS
 from caa.steering.checkpoint.manifest import check_seal, read_manifest
 from caa.steering.scopes import SCOPES, after_prompt, everywhere
+from caa.vectors.vector import Provenance
 
 IDS = random_ids(2, 7)
 GROUPED = {"num_key_value_heads": 2}

@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny import FAMILIES, RARE, tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import ContrastPair, Intervention, SteeringVector, SteeringWrapper, extract, extract_from_texts
+from caa import ContrastPair, Intervention, SteeringVector, SteeringWrapper, extract
 from caa.data.chat import ChatFormat
+from caa.extraction.extract import extract_from_texts
 from caa.models.blocks import decoder_blocks
 
 QUESTIONS = ("Would you wait?", "Stop now, or go on with it?", "Why?", "Is it so?", "Do you agree with me?")

@@ -66,7 +66,7 @@ def test_a_zero_direction_has_no_cosine():
 
 @needs_shared
 def test_the_published_vectors_agree_as_the_paper_shows():
-    from caa import import_vector
+    from caa.vectors.formats import import_vector
 
     folder, layer = SHARED / "data" / "caa" / "vectors", 13
     found = {

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import save_file
 from tiny import SHARED, needs_shared
 
-from caa import Provenance, SteeringVector, import_vector, set_mean_normalize
+from caa import SteeringVector
+from caa.vectors.formats import import_vector
 from caa.vectors.formats.gguf import model_hint, read_gguf, write_gguf
+from caa.vectors.vector import Provenance, set_mean_normalize
 
 
 def some(layers=(1, 3), width=8) -> SteeringVector:

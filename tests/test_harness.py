@@ -8,10 +8,11 @@ import pytest
 import torch
 from tiny import tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import Intervention, Provenance, SteeringVector, SteeringWrapper
+from caa import Intervention, SteeringVector, SteeringWrapper
 from caa.evals.lm_eval import continuation_scores, harness_rows, steered_lm
 from caa.reports.tables import finetune_tables
 from caa.runs.rows import Cell
+from caa.vectors.vector import Provenance
 
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 pytestmark = pytest.mark.slow

@@ -8,11 +8,12 @@ import pytest
 import torch
 from tiny import tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import Intervention, Provenance, SteeringVector, SteeringWrapper, load_model
+from caa import Intervention, SteeringVector, SteeringWrapper, load_model
 from caa.cli import main
 from caa.inspection import inspect
 from caa.runs.rows import Cell, Row, append_rows
 from caa.vectors.formats.gguf import write_gguf
+from caa.vectors.vector import Provenance
 
 
 @pytest.fixture

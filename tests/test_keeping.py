@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny import tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import ContrastPair, Provenance, SteeringVector, extract
+from caa import ContrastPair, SteeringVector, extract
 from caa.data.chat import ChatFormat
 from caa.extraction.kept import extract_once
+from caa.vectors.vector import Provenance
 
 TOKENIZER = tiny_tokenizer()
 PAIRS = [ContrastPair(f"Wait {i}?\n (A) Yes\n (B) No", "(A)", "(B)") for i in range(3)]

@@ -18,24 +18,17 @@ from lightning_job import SIZES, behavior, facts, find_and_measure, make_data, m
 from tiny import random_ids, tiny_lora, tiny_model, tiny_tokenizer
 from torch.utils.data import DataLoader
 
-from caa import (
-    CAADataModule,
-    CAAModule,
-    EvalGrid,
-    Intervention,
-    SteeringCallback,
-    SteeringVector,
-    SteeringWrapper,
-    extract,
-)
+from caa import EvalGrid, Intervention, SteeringVector, SteeringWrapper, extract
 from caa.evals.tasks import answer_open
+from caa.lightning.data import CAADataModule
 from caa.lightning.metrics import ChoiceTable, RunningMean, on_grid
+from caa.lightning.module import CAAModule
 from caa.models.blocks import decoder_blocks
 from caa.reports.tables import write_report
 from caa.runs.rows import append_rows, read_rows
 from caa.steering.scopes import everywhere
 from caa.steering.settings import sweep
-from caa.training.callback import prompt_lengths
+from caa.training.callback import SteeringCallback, prompt_lengths
 from caa.vectors.vector import Provenance
 
 ROOT = Path(__file__).parents[1]

@@ -8,10 +8,11 @@ import torch
 from slow import PROMPTS, close, hooked, logits_by_hand, vector
 from tiny import FAMILIES, tiny_lora, tiny_model
 
-from caa import Intervention, SteeringWrapper, record_activations
+from caa import Intervention, SteeringWrapper
 from caa.models.batching import pad
 from caa.models.blocks import decoder_blocks
 from caa.steering.operators import OPERATORS, Clamp, Targeted, ablate, add, add_keeping_norm, projection, replace
+from caa.steering.patching import record_activations
 from caa.steering.scopes import everywhere
 
 

@@ -9,10 +9,10 @@ import torch
 from slow import PROMPTS, close, logits_by_hand, vector
 from tiny import FAMILIES, random_ids, tiny_lora, tiny_model
 
-from caa import Intervention, SteeringWrapper, record_activations
+from caa import Intervention, SteeringWrapper
 from caa.models.batching import pad
 from caa.steering.operators import add, replace
-from caa.steering.patching import Recording
+from caa.steering.patching import Recording, record_activations
 from caa.steering.scopes import At, everywhere, prompt_only
 
 LAYERS = range(4)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from tiny import tiny_model, tiny_tokenizer
 
-from caa import Behavior, EvalGrid, Provenance, Question, SteeringVector, SteeringWrapper
+from caa import Behavior, EvalGrid, Question, SteeringVector, SteeringWrapper
 from caa.reports.tables import finetune_tables
 from caa.runs.rows import read_rows
+from caa.vectors.vector import Provenance
 
 FLIPPED, ASKED = 6, 24
 

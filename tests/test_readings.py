@@ -10,8 +10,9 @@ import torch
 from jaxtyping import TypeCheckError
 from tiny import FAMILIES, tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import ContrastPair, Intervention, SteeringWrapper, extract, extract_from_texts
+from caa import ContrastPair, Intervention, SteeringWrapper, extract
 from caa.data.chat import ChatFormat
+from caa.extraction.extract import extract_from_texts
 from caa.extraction.pairs import read_pairs
 from caa.extraction.sites import site_modules
 from caa.models.blocks import decoder_blocks

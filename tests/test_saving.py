@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import random_ids, tiny_lora, tiny_model
 
-from caa import Intervention, Provenance, SteeringVector, SteeringWrapper, load_model, record_activations
+from caa import Intervention, SteeringVector, SteeringWrapper, load_model
 from caa.models.fingerprint import (
     SMALL,
     digest_of_samples,
@@ -21,7 +21,9 @@ from caa.models.fingerprint import (
 )
 from caa.steering.checkpoint.manifest import seal
 from caa.steering.operators import OPERATORS, Clamp, Targeted, ablate, add_keeping_norm, replace
+from caa.steering.patching import record_activations
 from caa.steering.scopes import SCOPES, At, First, after_prompt, everywhere, last_prompt_token, prompt_only
+from caa.vectors.vector import Provenance
 
 IDS = random_ids(2, 7)
 

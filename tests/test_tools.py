@@ -12,13 +12,14 @@ import pytest
 import torch
 from tiny import FAMILIES, random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import Intervention, Provenance, SteeringVector, SteeringWrapper
+from caa import Intervention, SteeringVector, SteeringWrapper
 from caa.exports.targets import TARGETS
 from caa.exports.tools import hookpoint
 from caa.models.blocks import decoder_blocks
 from caa.models.names import model_name
 from caa.steering.scopes import everywhere
 from caa.vectors.formats.gguf import read_gguf
+from caa.vectors.vector import Provenance
 
 IDS = random_ids(2, 7)
 TOOLS = ("gguf", "repeng", "lm-eval", "easysteer")

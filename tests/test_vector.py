@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 from tiny import SHARED, needs_shared
 
-from caa import Provenance, SteeringVector, random_like, set_mean_normalize
+from caa import SteeringVector
+from caa.vectors.vector import Provenance, random_like, set_mean_normalize
 
 
 def some(seed: int = 0, layers=(1, 3)) -> SteeringVector:

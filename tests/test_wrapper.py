@@ -10,11 +10,12 @@ import pytest
 import torch
 from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model
 
-from caa import Intervention, Provenance, SteeringVector, SteeringWrapper
+from caa import Intervention, SteeringVector, SteeringWrapper
 from caa.models.batching import pad
 from caa.models.blocks import decoder_blocks
 from caa.steering.patching import Recording
 from caa.steering.scopes import everywhere
+from caa.vectors.vector import Provenance
 
 PROMPTS = [random_ids(1, length, seed=length)[0].tolist() for length in (9, 5, 1)]
 

@@ -150,8 +150,9 @@ def grid(
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
-    from caa import EvalGrid, SteeringVector, load_behavior, load_facts, make_judge
-    from caa.data.sources import BUILTIN
+    from caa import EvalGrid, SteeringVector, load_behavior
+    from caa.data.sources import BUILTIN, load_facts
+    from caa.judges import make_judge
     from caa.reports.tables import write_report
 
     loaded = load_behavior(behavior)

@@ -61,7 +61,7 @@ def import_(file: Path, out: Path, layer: int | None = None, behavior: str = "",
         behavior: what it steers, to be noted.
         model: the model that it was made for, to be noted.
     """
-    from caa import import_vector
+    from caa.vectors.formats import import_vector
 
     refuse_to_overwrite(out)
     vector = import_vector(file, layer, behavior=behavior, model=model)

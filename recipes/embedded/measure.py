@@ -17,25 +17,17 @@ from typing import Any
 
 import grammar
 
-from caa import (
-    ExemplarJudge,
-    SteeringVector,
-    SteeringWrapper,
-    extract,
-    load_behavior,
-    load_facts,
-    load_model,
-    random_like,
-    stream_norms,
-)
+from caa import SteeringVector, SteeringWrapper, extract, load_behavior, load_model
 from caa.data.chat import ChatFormat
-from caa.data.sources import BUILTIN
+from caa.data.sources import BUILTIN, load_facts
 from caa.data.text_quality import flaw
 from caa.evals.tasks import answer_open, score_choices
-from caa.extraction.norms import dose
+from caa.extraction.norms import dose, stream_norms
 from caa.files import replacing
+from caa.judges import ExemplarJudge
 from caa.models.names import model_path
 from caa.steering.settings import sweep
+from caa.vectors.vector import random_like
 
 SEEDS = 20
 STEP = 0.3

@@ -1,0 +1,149 @@
+"""Names and modules of version 0.1 at their new places. They go in version 0.3."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+NAMES = {
+    "CAADataModule": "caa.lightning.data.CAADataModule",
+    "CAAModule": "caa.lightning.module.CAAModule",
+    "ExemplarJudge": "caa.judges.ExemplarJudge",
+    "FinetuneConfig": "caa.training.config.FinetuneConfig",
+    "JudgeConfig": "caa.judges.JudgeConfig",
+    "Provenance": "caa.vectors.vector.Provenance",
+    "Readings": "caa.vectors.activations.Readings",
+    "SteeringCallback": "caa.training.callback.SteeringCallback",
+    "download_caa": "caa.data.download.download_caa",
+    "extract_from_texts": "caa.extraction.extract.extract_from_texts",
+    "fitting": "caa.data.chat.fitting",
+    "import_vector": "caa.formats.import_vector",
+    "load_facts": "caa.data.sources.load_facts",
+    "logistic_probe": "caa.methods.logistic_probe",
+    "make_judge": "caa.judges.make_judge",
+    "mean_difference": "caa.methods.mean_difference",
+    "pairs_from_dataset": "caa.data.sources.pairs_from_dataset",
+    "pca": "caa.methods.pca",
+    "prompt_difference": "caa.extraction.actadd.prompt_difference",
+    "random_like": "caa.vectors.vector.random_like",
+    "read_pairs": "caa.extraction.pairs.read_pairs",
+    "read_texts": "caa.extraction.pairs.read_texts",
+    "record": "caa.steering.patching.record_activations",
+    "set_mean_normalize": "caa.vectors.vector.set_mean_normalize",
+    "spread": "caa.steering.intervention.spread_over_layers",
+    "stream_norms": "caa.extraction.norms.stream_norms",
+}
+"""Name in `caa` -> where it is now."""
+"""Name in `caa` -> where it is now."""
+PACKAGES = {"caa.evals.judging", "caa.finetune"}
+"""Packages that are no more; their modules are below."""
+MODULES = {
+    "caa.data.knowledge": "caa.data.benchmarks",
+    "caa.data.rendering": "caa.data.chat",
+    "caa.data.templates": "caa.data.claims",
+    "caa.evals.answers": "caa.data.parsing",
+    "caa.evals.harness": "caa.evals.lm_eval",
+    "caa.evals.judges": "caa.judges.exemplar",
+    "caa.evals.judging.asking": "caa.judges.clients.protocol",
+    "caa.evals.judging.build": "caa.judges.build",
+    "caa.evals.judging.cache": "caa.judges.clients.cache",
+    "caa.evals.judging.config": "caa.judges.config",
+    "caa.evals.judging.embedders": "caa.judges.clients.embeddings",
+    "caa.evals.judging.embedding": "caa.judges.embedding",
+    "caa.evals.judging.endpoint": "caa.judges.clients.endpoint",
+    "caa.evals.judging.expected": "caa.judges.scales",
+    "caa.evals.judging.local": "caa.judges.clients.local",
+    "caa.evals.judging.pairwise": "caa.judges.pairwise",
+    "caa.evals.judging.prompts": "caa.judges.prompts",
+    "caa.evals.judging.rating": "caa.judges.rating",
+    "caa.evals.judging.summary": "caa.judges.summary",
+    "caa.evals.judging.transport": "caa.judges.clients.transport",
+    "caa.evals.published": "caa.runs.published",
+    "caa.evals.record": "caa.runs.manifest",
+    "caa.evals.rows": "caa.runs.rows",
+    "caa.evals.session": "caa.evals.runner",
+    "caa.evals.texts": "caa.data.text_quality",
+    "caa.exports.exporting": "caa.exports.targets",
+    "caa.exports.folders": "caa.exports.folder",
+    "caa.exports.pushes": "caa.exports.interventions",
+    "caa.exports.shells": "caa.models.copies",
+    "caa.finetune.config": "caa.training.config",
+    "caa.finetune.examples": "caa.training.examples",
+    "caa.finetune.lora": "caa.training.sft",
+    "caa.finetune.progress": "caa.training.progress",
+    "caa.lightning.callback": "caa.training.callback",
+    "caa.lightning.states": "caa.lightning.metrics",
+    "caa.matching": "caa.inspection",
+    "caa.playground.answers": "caa.playground.streaming",
+    "caa.playground.launching": "caa.playground.server",
+    "caa.playground.setting": "caa.playground.session",
+    "caa.playground.words": "caa.playground.html",
+    "caa.reports.runs": "caa.runs.folder",
+    "caa.steering.actadd": "caa.extraction.actadd",
+    "caa.steering.activations": "caa.extraction.activations",
+    "caa.steering.batching": "caa.models.batching",
+    "caa.steering.blocks": "caa.models.blocks",
+    "caa.steering.borrowing": "caa.models.restore",
+    "caa.steering.branching": "caa.models.branching",
+    "caa.steering.card": "caa.steering.checkpoint.card",
+    "caa.steering.clock": "caa.models.positions",
+    "caa.steering.doses": "caa.extraction.norms",
+    "caa.steering.extraction": "caa.extraction.extract",
+    "caa.steering.hooks": "caa.models.hooks",
+    "caa.steering.hub": "caa.steering.checkpoint.hub",
+    "caa.steering.identity": "caa.models.fingerprint",
+    "caa.steering.keeping": "caa.extraction.kept",
+    "caa.steering.loading": "caa.models.loading",
+    "caa.steering.lora": "caa.models.adapters",
+    "caa.steering.readings": "caa.extraction.pairs",
+    "caa.steering.recording": "caa.steering.patching",
+    "caa.steering.saving": "caa.steering.checkpoint.steered",
+    "caa.steering.sealing": "caa.steering.checkpoint.manifest",
+    "caa.steering.similarity": "caa.extraction.projections",
+    "caa.steering.sites": "caa.extraction.sites",
+    "caa.steering.trials": "caa.models.capabilities",
+    "caa.vectors.formats.importing": "caa.vectors.formats.detect",
+    "caa.vectors.readings": "caa.vectors.activations",
+}
+
+
+def moved_name(name: str) -> Any:
+    """What `caa.NAME` was in version 0.1, with a FutureWarning that says where it is now."""
+    warnings.warn(f"caa.{name} is now {NAMES[name]}; the old name goes in version 0.3", FutureWarning, stacklevel=3)
+    owner: Any = sys.modules["caa"]
+    *modules, new = NAMES[name].split(".")[1:]
+    for part in modules:
+        owner = getattr(owner, part, None) or import_module(f"{owner.__name__}.{part}")
+    return getattr(owner, new)
+
+
+class _Finetune(ModuleType):
+    """The package that `caa.finetune` was. It may be called, since the name is that of the function now."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return import_module("caa.training.sft").finetune(*args, **kwargs)
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Gives the module at the new place to whoever imports the old one, with a FutureWarning."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+        if fullname in PACKAGES or fullname in MODULES:
+            return ModuleSpec(fullname, self, is_package=fullname in PACKAGES)
+        return None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return _Finetune(spec.name) if spec.name == "caa.finetune" else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        old = module.__name__
+        if old in MODULES:
+            message = f"{old} is now {MODULES[old]}; the old path goes in version 0.3"
+            warnings.warn(message, FutureWarning, stacklevel=2)
+            sys.modules[old] = import_module(MODULES[old])  # the import system hands out what stands there
