@@ -140,7 +140,8 @@ def test_every_link_within_the_repository_leads_somewhere(page):
 
 def test_the_reference_has_every_public_name():
     page = (ROOT / "docs" / "reference" / "index.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\[`(\w+)`\]\[caa\.([\w.]+)\.\1\]", page)) == set(caa._HOME.items())
+    assert set(re.findall(r"\[`(\w+)`\]\[caa\.([\w.]+)\.\1\]", page)) == set(caa._NAMES.items())
+    assert set(re.findall(r"\[`caa\.(\w+)`\]", page)) == set(caa._NAMESPACES)
 
 
 def test_the_newest_benchmarks_are_shown():

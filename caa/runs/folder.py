@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from caa.runs.rows import Row, read_rows
 from caa.files import replacing
+from caa.runs.rows import Row, read_rows
 
 RECORD = "run.json"
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from caa.data.behaviors import Question
-from caa.runs.rows import TASKS, Cell, vector_of_0_1
 from caa.files import replacing
 from caa.hashing import json_digest, tensors_digest
+from caa.runs.rows import TASKS, Cell, vector_of_0_1
 from caa.vectors.vector import SteeringVector
 
 VERSION = 2

@@ -1,0 +1,1 @@
+"""The folder of a run: the contract between measuring and reporting. No torch."""
