@@ -110,6 +110,7 @@ def test_a_name_of_0_1_is_there_and_warns_if_it_moved(name):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         value = getattr(caa, name)
+    caught = [warning for warning in caught if "old name" in str(warning.message)]  # libraries warn of their own
     if name in caa.__all__:
         assert name not in _moved.NAMES
         assert not caught
