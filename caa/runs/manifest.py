@@ -37,7 +37,11 @@ def record_run(path: str | Path, settings: dict[str, Any], notes: dict[str, Any]
             f"the rows beside {path} were measured otherwise: {'; '.join(different)}. They cannot stand in one table: "
             "choose a new folder."
         )
-    merged = {"version": VERSION, "settings": _merged(record["settings"], settings), "notes": _merged(record["notes"], notes)}
+    merged = {
+        "version": VERSION,
+        "settings": _merged(record["settings"], settings),
+        "notes": _merged(record["notes"], notes),
+    }
     with replacing(path) as scratch:
         Path(scratch).write_text(json.dumps(merged, indent=2), encoding="utf-8")
 
