@@ -97,8 +97,9 @@ def cell_of(name: str) -> Cell:
     """The cell that a result file's name says.
 
     >>> where = "results_layer=13_multiplier=-1.0_behavior=refusal"
-    >>> cell_of(f"{where}_type=ab_use_base_model=False_model_size=7b.json")
-    Cell(behavior='refusal', task='ab', finetune=None, layer=13, multiplier=-1.0, system_prompt='', vector=VectorRef(kind='own', name=''))
+    >>> name = f"{where}_type=ab_use_base_model=False_model_size=7b.json"
+    >>> cell_of(name) == Cell("refusal", "ab", finetune=None, layer=13, multiplier=-1.0)
+    True
     """
     found = _NAME.fullmatch(name)
     if found is None:
