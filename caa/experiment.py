@@ -103,11 +103,11 @@ class Experiment:
 
     def _vector(self, model: Any, tokenizer: Any, behavior: Behavior, file: str) -> SteeringVector:
         """The behavior's vector in the model as it is now, from its file once it has been read."""
-        from caa.extraction.kept import extract_once
+        from caa.extraction.vector_file import load_or_extract
 
         path, pairs = self.out / "vectors" / f"{file}.safetensors", behavior.require("pairs")
         how: dict[str, Any] = {"batch_size": self.batch_size}
-        return extract_once(
+        return load_or_extract(
             path, model, ChatFormat(tokenizer, template=self.template), pairs, behavior=behavior.name, **how
         )
 

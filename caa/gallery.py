@@ -15,8 +15,7 @@ from caa.data.behaviors import Behavior
 from caa.data.chat import ChatFormat
 from caa.data.sources import load_behavior
 from caa.evals.transfer import dose_response, sweep_rows
-from caa.extraction.extract import extract
-from caa.extraction.pairs import read_pairs
+from caa.extraction.extract import extract, read_pairs
 from caa.extraction.projections import Spoken, logit_lens, projections_around, similarities, token_texts, written
 from caa.files import replacing
 from caa.models.loading import load_model

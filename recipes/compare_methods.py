@@ -57,7 +57,7 @@ def directions(model: Any, tokenizer: Any, behavior: Behavior, layer: int, few: 
     sides, own = readings.at(layer), readings.vector().at(layer)
     found = {name: method(*sides) for name, method in METHODS.items()}
     found |= {name: extract(model, tokenizer, pairs, [layer], **how).at(layer) for name, how in PLACES.items()}
-    found |= {f"mean difference, {n} pairs": readings.some(range(n)).vector().at(layer) for n in few}
+    found |= {f"mean difference, {n} pairs": readings.subset(range(n)).vector().at(layer) for n in few}
     found |= {f"control: random {seed}": random_direction(*sides, seed=seed) for seed in range(2)}
     found["control: shuffled labels"] = mean_difference(*shuffle_labels(*sides))
     found["control: letter only"] = letter_direction(*sides, readings.letters)

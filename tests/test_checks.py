@@ -131,7 +131,7 @@ def test_checks_stay_with_the_vector(tmp_path):
     with pytest.raises(ValueError, match="not paired"):
         texts.checks()
     with pytest.raises(ValueError, match="at least 4; these are 3"):
-        readings.some([0, 1, 2]).checks()
+        readings.subset([0, 1, 2]).checks()
 
 
 def test_a_file_from_before_there_were_checks(tmp_path):

@@ -21,17 +21,17 @@ TEMPLATE = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}>{% e
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "vectors" / "waiting.safetensors"
-    extract_once(path, tiny_model(), TOKENIZER, PAIRS, behavior="waiting")
+    load_or_extract(path, tiny_model(), TOKENIZER, PAIRS, behavior="waiting")
     return path
 
 
 def test_what_is_kept_is_what_extract_finds_and_is_not_read_again(path, monkeypatch):
     expected = extract(tiny_model(), TOKENIZER, PAIRS, behavior="waiting")
-    monkeypatch.setattr("caa.extraction.kept.extract", None)
-    kept = extract_once(path, tiny_model(), TOKENIZER, PAIRS, behavior="waiting")
+    monkeypatch.setattr("caa.extraction.vector_file.extract", None)
+    kept = load_or_extract(path, tiny_model(), TOKENIZER, PAIRS, behavior="waiting")
     assert kept.source == expected.source
     assert all(torch.equal(kept.at(layer), expected.at(layer)) for layer in expected.layers)
-    worn = extract_once(path, tiny_lora(tiny_model()), TOKENIZER, PAIRS)
+    worn = load_or_extract(path, tiny_lora(tiny_model()), TOKENIZER, PAIRS)
     assert worn.source == expected.source, "a finetune of the model is no other base"
 
 
@@ -50,11 +50,11 @@ def test_another_vector_is_refused_and_stays(path, model, pairs, template, says)
     with pytest.raises(
         FileExistsError, match=r"waiting\.safetensors holds another vector: .*Remove that file"
     ) as error:
-        extract_once(path, tiny_model(model), ChatFormat(TOKENIZER, template=template), pairs)
+        load_or_extract(path, tiny_model(model), ChatFormat(TOKENIZER, template=template), pairs)
     assert says in str(error.value)
     assert path.read_bytes() == before
 
 
 def test_what_a_vector_does_not_say_is_not_checked(tmp_path):
     path = SteeringVector({1: torch.ones(32)}, Provenance(behavior="b")).save(tmp_path / "v.safetensors")
-    assert extract_once(path, tiny_model(), TOKENIZER, PAIRS).layers == [1]
+    assert load_or_extract(path, tiny_model(), TOKENIZER, PAIRS).layers == [1]

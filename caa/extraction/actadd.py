@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from caa.extraction.activations import Text, activations, chosen_layers
-from caa.extraction.pairs import origin
-from caa.hashing import lines_digest
+from caa.extraction.extract import provenance
+from caa.extraction.reader import ReadConfig, Text, read
 from caa.steering.patching import Recording
 
 
@@ -26,15 +25,17 @@ def prompt_difference(
 
         wrapper.steer(Intervention(difference, layer, coefficient, where=prompt_only))
     """
-    ids = [prompt_ids(tokenizer, prompt) for prompt in (positive, negative)]
-    longest = max(map(len, ids))
-    padded = [each if len(each) == longest else each + [_space(tokenizer)] * (longest - len(each)) for each in ids]
-    texts = [Text(each, tuple(range(longest))) for each in padded]
-    found = dict(activations(model, tokenizer, texts, chosen_layers(model, layers)))
-    differences = {layer: (found[0][layer].float() - found[1][layer].float()).cpu()[None] for layer in found[0]}
-    source = origin(model, f"{positive!r} minus {negative!r}", 1, "last", "block output", lines_digest(padded))
+    first, second = prompt_ids(tokenizer, positive), prompt_ids(tokenizer, negative)
+    length = max(len(first), len(second))
+    if len(first) != len(second):
+        space = [_space(tokenizer)]
+        first, second = (ids + space * (length - len(ids)) for ids in (first, second))
+    text, config = Text((first, second), (tuple(range(length)),) * 2), ReadConfig(token="last")
+    [batch] = read(model, tokenizer, [text], layers, config)
+    sides = {layer: resid.float().cpu().view(2, length, -1) for layer, resid in batch.residuals.items()}
+    source = provenance(model, f"{positive!r} minus {negative!r}", 1, config, text.digest())
     source = replace(source, method="activation addition", token="every prompt token")
-    return Recording(differences, torch.tensor([longest]), source)
+    return Recording({layer: (up - down)[None] for layer, (up, down) in sides.items()}, torch.tensor([length]), source)
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:

@@ -1,10 +1,13 @@
-"""Contrast pairs in, a steering vector out: reads the residual stream where the two answers part."""
+"""Contrast pairs or two lists of texts in, a steering vector or the activations themselves out.
+
+Everything is read by one reader (`caa.extraction.reader`); what is kept of it depends on the method: running sums for
+the mean difference, all activations for the others and for checks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,30 +15,27 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from caa.data.behaviors import ContrastPair
-from caa.data.chat import ChatFormat, check_length
-from caa.extraction.activations import chosen_layers
-from caa.extraction.pairs import Token, difference_of_means, digest_of, find, last_tokens, origin, read_texts
+from caa.data.behaviors import Behavior, ContrastPair, letter
+from caa.data.chat import Branches, ChatFormat
+from caa.extraction.reader import ReadConfig, Text, Token, read
 from caa.extraction.sites import Site
 from caa.hashing import lines_digest
-from caa.models.batching import in_batches
-from caa.models.blocks import context_length, decoder, decoder_blocks, evaluating, position_inputs
-from caa.models.branching import Branched, branched
-from caa.models.capabilities import can_branch, can_pad
-from caa.models.hooks import reading
+from caa.models.adapters import active_adapters
+from caa.models.fingerprint import fingerprint
+from caa.models.names import model_name
+from caa.vectors.activations import PairActivations
 from caa.vectors.methods import Method, mean_difference, name_of
-from caa.vectors.vector import SteeringVector
+from caa.vectors.vector import Provenance, SteeringVector
 
-AT_A_TIME = 512
-"""Pairs that are in memory as token ids."""
-Fork = tuple[list[int], tuple[list[int], ...]]
-"""A text as ids, and the ends that it is read with: one, or two for a contrast pair."""
+Pairs = Behavior | Sequence[ContrastPair]
+"""A behavior stands for its pairs, and gives the vector its name."""
+Means = Mapping[int, Float[Tensor, "text sequence d_model"]]
 
 
 def extract(
     model: Any,
     chat: ChatFormat | Any,
-    pairs: Sequence[ContrastPair],
+    pairs: Pairs,
     layers: Sequence[int] | None = None,
     *,
     method: Method = mean_difference,
@@ -52,43 +52,18 @@ def extract(
     batching nor order shows in the result beyond float32's rounding. Active LoRA adapters are part of the model.
 
     `method` is any function of `caa.vectors.methods` or one of your own; others than the mean difference hold all
-    activations at once (`Readings` says how much that is). `token` and `site` say what else may be read, and where.
+    activations at once (`PairActivations` says how much that is). `token` and `site` say what else may be read, and
+    where. `batch_size` counts pairs of the longest kind. ValueError for no pairs, a token that some answer does not
+    have, an unknown layer or site.
     """
-    chat = ChatFormat.of(chat)
-    if (method, token, site) != (mean_difference, "parting", "block output"):
-        said: dict[str, Any] = {"token": token, "behavior": behavior}
-        how: dict[str, Any] = {"site": site, "batch_size": batch_size, "progress": progress}
-        return find(model, chat, pairs, layers, method, **said, **how)
-    if not pairs:
-        raise ValueError("no contrast pairs, so there is nothing to tell apart; give at least one")
-    total: dict[int, Tensor] = {}
-    hashes: list[str] = []
-    layers = chosen_layers(model, layers)
-    with tqdm(total=len(pairs), desc="reading", unit="pair", disable=not progress) as bar:
-        for start in range(0, len(pairs), AT_A_TIME):
-            some = pairs[start : start + AT_A_TIME]
-            forks = list(pair_forks(chat, some))
-            hashes += [lines_digest(fork) for fork in forks]
-            for rows, found in fork_activations(model, chat.tokenizer, forks, layers, batch_size):
-                _add(total, found)
-                bar.update(len(rows))
-    directions = {layer: (summed / len(pairs)).float() for layer, summed in total.items()}
-    source = origin(model, behavior, len(pairs), token, site, lines_digest(hashes))
-    return SteeringVector(directions, replace(source, method=name_of(method)))
-
-
-def _add(total: dict[int, Tensor], found: Mapping[int, Float[Tensor, "fork end d_model"]]) -> None:
-    """The differences of a batch to the sums so far."""
-    for layer, resid in found.items():
-        positive, negative = resid.double().sum(0)
-        total[layer] = total.get(layer, 0) + (positive - negative)
-
-
-def pair_forks(chat: ChatFormat, pairs: Iterable[ContrastPair]) -> Iterator[Fork]:
-    """What the two answers to each question share, and the token of each at which they part."""
-    for pair in pairs:
-        b = chat.encode_pair(pair)
-        yield b.positive[: b.parting], ([b.positive[b.parting]], [b.negative[b.parting]])
+    config = ReadConfig(token, site, batch_size, progress)
+    if method is not mean_difference:
+        return _read_pairs(model, chat, pairs, layers, behavior, config).vector(method)
+    chat, (name, pairs) = ChatFormat.of(chat), named_pairs(pairs, behavior)
+    total = WeightedSum(torch.tensor([[1.0, -1.0]]).double().expand(len(pairs), 2) / len(pairs))
+    data_hash = _read_into(total, model, chat.tokenizer, pair_texts(chat, pairs, token), layers, config, len(pairs))
+    source = provenance(model, name, len(pairs), config, data_hash)
+    return SteeringVector(total.directions(), replace(source, method=name_of(method)))
 
 
 def extract_from_texts(
@@ -109,59 +84,213 @@ def extract_from_texts(
     The texts are prompts, phrases or single words. They are read as they are, without a chat template, and need be
     neither paired nor equally many; `method` then has to be one that can do without pairs.
     """
-    how: dict[str, Any] = {"site": site, "batch_size": batch_size, "progress": progress}
+    config = ReadConfig("last", site, batch_size, progress)
     if method is not mean_difference:
-        return read_texts(model, tokenizer, positive, negative, layers, behavior=behavior, **how).vector(method)
-    sides = last_tokens(tokenizer, positive), last_tokens(tokenizer, negative)
-    about = model, behavior, min(len(positive), len(negative))
-    source = origin(*about, "last", site, digest_of(sides))
-    directions = difference_of_means(model, tokenizer, sides, layers, **how)
-    return SteeringVector(directions, replace(source, method="mean difference, unpaired"))
+        return _read_texts(model, tokenizer, positive, negative, layers, behavior, config).vector(method)
+    texts = [*last_tokens(tokenizer, positive), *last_tokens(tokenizer, negative)]
+    weights = [[1 / len(positive)]] * len(positive) + [[-1 / len(negative)]] * len(negative)
+    total = WeightedSum(torch.tensor(weights, dtype=torch.float64))
+    data_hash = _read_into(total, model, tokenizer, texts, layers, config, len(texts))
+    source = provenance(model, behavior, min(len(positive), len(negative)), config, data_hash)
+    return SteeringVector(total.directions(), replace(source, method="mean difference, unpaired"))
 
 
-@torch.no_grad()
-def fork_activations(
+def read_pairs(
+    model: Any,
+    chat: ChatFormat | Any,
+    pairs: Pairs,
+    layers: Sequence[int] | None = None,
+    *,
+    token: Token = "parting",
+    site: Site = "block output",
+    behavior: str = "",
+    batch_size: int = 8,
+    progress: bool = False,
+) -> PairActivations:
+    """The activations of both sides of each pair, for methods that need more than their means and for checks.
+
+    The arguments are those of `extract`.
+    """
+    return _read_pairs(model, chat, pairs, layers, behavior, ReadConfig(token, site, batch_size, progress))
+
+
+def read_texts(
     model: Any,
     tokenizer: Any,
-    forks: Sequence[Fork],
-    layers: Sequence[int],
-    batch_size: int,
-) -> Iterator[tuple[list[int], dict[int, Float[Tensor, "fork end d_model"]]]]:
-    """Batch by batch: which of the forks, and layer -> the residual stream at the last token of each of their ends.
+    positive: Sequence[str],
+    negative: Sequence[str],
+    layers: Sequence[int] | None = None,
+    *,
+    site: Site = "block output",
+    behavior: str = "",
+    batch_size: int = 16,
+    progress: bool = False,
+) -> PairActivations:
+    """The activations at the last token of each text, read as it is; the lists need not be equally long.
 
-    A text is read once for all its ends, by the decoder without its head, up to the last layer that is wanted.
-    `batch_size` counts texts of the longest kind; where memory runs out, or pads would show, fewer are taken. All have
-    as many ends.
+    A text may be a prompt, a phrase or a single word. ValueError for an empty list or text.
     """
-    limit = context_length(model, tokenizer)
-    for stem, ends in forks:
-        check_length(range(len(stem) + max(map(len, ends))), limit, "a text")
-    lengths = [len(stem) + sum(map(len, ends)) for stem, ends in forks]
-    longest = max(lengths)
-    branching = len(forks[0][1]) > 1 and can_branch(model, longest)
-    together = branching or len({len(stem) for stem, _ in forks}) == 1 or can_pad(model)
-    budget = batch_size * longest if together else 1
-    read = partial(_read_forks, model, tokenizer.pad_token_id or 0, layers, branching)
-    with evaluating(model):
-        yield from in_batches(lambda rows: read([forks[row] for row in rows]), lengths, budget)
+    config = ReadConfig("last", site, batch_size, progress)
+    return _read_texts(model, tokenizer, positive, negative, layers, behavior, config)
 
 
-def _read_forks(
-    model: Any, pad_id: int, layers: Sequence[int], branching: bool, forks: Sequence[Fork]
-) -> dict[int, Float[Tensor, "fork end d_model"]]:
-    """One pass; each end is a branch of its text, or a row with a copy of it."""
-    ends = len(forks[0][1])
-    rows = forks if branching else [(stem, (end,)) for stem, own in forks for end in own]
-    text = branched([stem for stem, _ in rows], [list(own) for _, own in rows], pad_id)
-    last = torch.tensor([[len(end) - 1 for end in own] for _, own in rows])
-    columns = text.stem + torch.arange(last.shape[1]) * text.width + last
-    places = torch.stack([torch.arange(len(rows))[:, None].expand_as(columns), columns], dim=-1).flatten(0, 1)
-    device = model.get_input_embeddings().weight.device
-    inputs = text.inputs(model) if branching else _plain_inputs(model, text)
-    with reading(decoder_blocks(model), layers, at=places, to_the_end=False) as found:
-        decoder(model)(**{name: tensor.to(device) for name, tensor in inputs.items()}, use_cache=False)
-    return {layer: resid.view(len(forks), ends, -1) for layer, resid in found.items()}
+def _read_pairs(
+    model: Any,
+    chat: ChatFormat | Any,
+    pairs: Pairs,
+    layers: Sequence[int] | None,
+    behavior: str,
+    config: ReadConfig,
+) -> PairActivations:
+    chat, (name, pairs) = ChatFormat.of(chat), named_pairs(pairs, behavior)
+    kept, texts = Everything(), pair_texts(chat, pairs, config.token)
+    data_hash = _read_into(kept, model, chat.tokenizer, texts, layers, config, len(pairs))
+    stacked = kept.stacked()
+    return PairActivations(
+        {layer: resid[:, 0] for layer, resid in stacked.items()},
+        {layer: resid[:, 1] for layer, resid in stacked.items()},
+        provenance(model, name, len(pairs), config, data_hash),
+        tuple(letter(pair.positive) or "" for pair in pairs),
+    )
 
 
-def _plain_inputs(model: Any, text: Branched) -> dict[str, Tensor]:
-    return {"input_ids": text.ids, "attention_mask": text.real, **position_inputs(model, text.real)}
+def _read_texts(
+    model: Any,
+    tokenizer: Any,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    layers: Sequence[int] | None,
+    behavior: str,
+    config: ReadConfig,
+) -> PairActivations:
+    kept, texts = Everything(), [*last_tokens(tokenizer, positive), *last_tokens(tokenizer, negative)]
+    data_hash = _read_into(kept, model, tokenizer, texts, layers, config, len(texts))
+    stacked, n_positive = kept.stacked(), len(positive)
+    source = provenance(model, behavior, min(n_positive, len(negative)), config, data_hash)
+    return PairActivations(
+        {layer: resid[:n_positive, 0] for layer, resid in stacked.items()},
+        {layer: resid[n_positive:, 0] for layer, resid in stacked.items()},
+        source,
+    )
+
+
+# What is kept of what is read.
+
+
+class WeightedSum:
+    """The sum over all sequences of weight x activation, in float64: with weights 1 / n and -1 / n a mean difference.
+
+    >>> total = WeightedSum(torch.tensor([[0.5, -0.5], [0.5, -0.5]]))
+    >>> total.update([1], {0: torch.tensor([[[4.0], [0.0]]])})
+    >>> total.update([0], {0: torch.tensor([[[2.0], [1.0]]])})
+    >>> total.directions()
+    {0: tensor([2.5000])}
+    """
+
+    def __init__(self, weights: Float[Tensor, "text sequence"]) -> None:
+        self.weights = weights
+        self.sums: dict[int, Float[Tensor, " d_model"]] = {}
+
+    def update(self, rows: list[int], means: Means) -> None:
+        for layer, resid in means.items():
+            weights = self.weights[rows].to(resid.device)
+            self.sums[layer] = self.sums.get(layer, 0) + (weights[:, :, None] * resid.double()).sum((0, 1))
+
+    def directions(self) -> dict[int, Float[Tensor, " d_model"]]:
+        """layer -> float32 [d_model]"""
+        return {layer: summed.float() for layer, summed in self.sums.items()}
+
+
+class Everything:
+    """All activations, in float32 on the CPU."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.batches: dict[int, list[Float[Tensor, "text sequence d_model"]]] = {}
+
+    def update(self, rows: list[int], means: Means) -> None:
+        self.rows += rows
+        for layer, resid in means.items():
+            self.batches.setdefault(layer, []).append(resid.float().cpu())
+
+    def stacked(self) -> dict[int, Float[Tensor, "text sequence d_model"]]:
+        """layer -> the texts in the order in which they were given."""
+        order = torch.tensor(self.rows).argsort()
+        return {layer: torch.cat(batches)[order] for layer, batches in self.batches.items()}
+
+
+def _read_into(
+    reducer: WeightedSum | Everything,
+    model: Any,
+    tokenizer: Any,
+    texts: Iterable[Text],
+    layers: Sequence[int] | None,
+    config: ReadConfig,
+    n_texts: int,
+) -> str:
+    """Give the reducer all that is read; the digest of the ids, in the order of the texts."""
+    digests: dict[int, str] = {}
+    with tqdm(total=n_texts, desc="reading", unit="text", disable=not config.progress) as bar:
+        for batch in read(model, tokenizer, texts, layers, config):
+            reducer.update(batch.rows, batch.means())
+            digests.update((row, text.digest()) for row, text in zip(batch.rows, batch.texts, strict=True))
+            bar.update(len(batch.rows))
+    return lines_digest(digests[row] for row in sorted(digests))
+
+
+# What is read of words.
+
+
+def named_pairs(pairs: Pairs, behavior: str = "") -> tuple[str, Sequence[ContrastPair]]:
+    """The name that the vector gets, and the pairs; ValueError if there are none."""
+    if isinstance(pairs, Behavior):
+        return behavior or pairs.name, pairs.require("pairs")
+    if isinstance(pairs, str) or not all(isinstance(pair, ContrastPair) for pair in pairs):
+        raise TypeError(f"pairs are ContrastPairs, or a Behavior as load_behavior gives it, and not {pairs!r:.60}")
+    if not pairs:
+        raise ValueError("no contrast pairs, so there is nothing to tell apart; give at least one")
+    return behavior, pairs
+
+
+def pair_texts(chat: ChatFormat, pairs: Iterable[ContrastPair], token: Token = "parting") -> Iterator[Text]:
+    """Each pair as one text, the positive answer first, with the places that `token` means."""
+    for pair in pairs:
+        branches = chat.encode_pair(pair)
+        sides = branches.positive, branches.negative
+        yield Text(sides, tuple(_places(branches, ids, token) for ids in sides))
+
+
+def _places(branches: Branches, ids: list[int], token: Token) -> tuple[int, ...]:
+    start, end = branches.prompt_length, len(ids)
+    if token == "parting":
+        return (branches.parting,)
+    if token == "mean":
+        return tuple(range(start, end))
+    number = -1 if token == "last" else token
+    if not start - end <= number < end - start:
+        raise ValueError(f"an answer of {end - start} tokens has no token {number}; 0 is its first, -1 its last")
+    return (start + number if number >= 0 else end + number,)
+
+
+def last_tokens(tokenizer: Any, texts: Sequence[str]) -> list[Text]:
+    """Each text as ids, to be read at its last token."""
+    if not texts:
+        raise ValueError("two lists of texts are contrasted, and one of them is empty")
+    ids = [tokenizer(text).input_ids for text in texts]
+    if empty := [text for text, tokens in zip(texts, ids, strict=True) if not tokens]:
+        raise ValueError(f"the text {empty[0]!r} has no tokens, so it cannot be read")
+    return [Text.at_its_end(tokens) for tokens in ids]
+
+
+def provenance(model: Any, behavior: str, n_pairs: int, config: ReadConfig, data_hash: str) -> Provenance:
+    """Of what is read in the model as it is now; its method is still to come."""
+    return Provenance(
+        model=model_name(model),
+        adapter=", ".join(active_adapters(model)),
+        behavior=behavior,
+        n_pairs=n_pairs,
+        token=config.token if isinstance(config.token, str) else f"answer token {config.token}",
+        site=config.site,
+        model_fingerprint=fingerprint(model),
+        data_hash=data_hash,
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caa.extraction.activations import Text, activations, chosen_layers
+from caa.extraction.reader import ReadConfig, Text, read
 from caa.vectors.vector import SteeringVector
 
 
@@ -27,12 +27,11 @@ def stream_norms(
     """
     if not prompts:
         raise ValueError("no prompts, so there is no stream to measure; give at least one, as `render` makes them")
-    layers = chosen_layers(model, layers)
-    total = dict.fromkeys(layers, 0.0)
-    texts = [Text(ids, (len(ids) - 1,)) for ids in prompts]
-    for _, found in activations(model, tokenizer, texts, layers, batch_size=batch_size):
-        for layer, resid in found.items():
-            total[layer] += resid.double().norm(dim=-1).sum().item()
+    total: dict[int, float] = {}
+    texts = map(Text.at_its_end, prompts)
+    for batch in read(model, tokenizer, texts, layers, ReadConfig(batch_size=batch_size)):
+        for layer, resid in batch.residuals.items():
+            total[layer] = total.get(layer, 0.0) + resid.double().norm(dim=-1).sum().item()
     return {layer: summed / len(prompts) for layer, summed in total.items()}
 
 

@@ -22,14 +22,19 @@ _PATHS = {
 }
 
 
+def check_site(site: str) -> None:
+    """ValueError, with the sites there are, for an unknown one."""
+    if site not in get_args(Site):
+        raise ValueError(f"there is no site {site!r}; there are {', '.join(get_args(Site))}")
+
+
 def site_modules(model: Any, site: Site) -> nn.ModuleList:
     """The module of each block that writes at the site (for "block input" the blocks, whose input is to be read).
 
     What attention and MLP add to the stream is checked: block input, attention and MLP have to sum up to the block's
     output. ValueError for an unknown site; TypeError for a model of which this cannot be told.
     """
-    if site not in get_args(Site):
-        raise ValueError(f"there is no site {site!r}; there are {', '.join(get_args(Site))}")
+    check_site(site)
     blocks = decoder_blocks(model)
     if site not in _PATHS:
         return blocks
@@ -63,8 +68,8 @@ def _check_sum(model: Any, blocks: nn.ModuleList, parts: dict[str, nn.ModuleList
         decoder(model)(input_ids=ids, use_cache=False)
     for layer in layers:
         added = (after[layer] - before[layer]).float()
-        told = sum(part[layer].float().reshape(added.shape) for part in (attention, mlp) if layer in part)
-        if (added - told).norm() > 0.05 * added.norm():
+        summed = sum(part[layer].float().reshape(added.shape) for part in (attention, mlp) if layer in part)
+        if (added - summed).norm() > 0.05 * added.norm():
             raise TypeError(
                 f"what attention and MLP of a {type(blocks[0]).__name__} write does not sum up to what the block adds "
                 f"(layer {layer}), so these sites cannot be told; read the block output. A steered model has to be "

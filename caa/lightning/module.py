@@ -17,8 +17,8 @@ from caa.data.behaviors import ContrastPair, Question
 from caa.data.chat import ChatFormat
 from caa.evals.metrics import choice_score
 from caa.evals.tasks import answer_open, score_choices
-from caa.extraction.extract import extract, pair_forks
-from caa.extraction.pairs import origin
+from caa.extraction.extract import extract, pair_texts, provenance
+from caa.extraction.reader import ReadConfig
 from caa.hashing import lines_digest
 from caa.lightning.asking import Place, asked, gathered, places, scored
 from caa.lightning.data import Batch, CAADataModule
@@ -172,9 +172,9 @@ class CAAModule(LightningModule):
     def _find(self) -> None:
         """Add up what all processes read."""
         found = self.mean.compute()
-        forks = pair_forks(self.chat, self.data.items("pairs"))
+        texts = pair_texts(self.chat, self.data.items("pairs"))
         about = self.wrapper.model, self.data.behavior.name, int(found["n"])
-        source = origin(*about, "parting", "block output", lines_digest(map(lines_digest, forks)))
+        source = provenance(*about, ReadConfig(), lines_digest(text.digest() for text in texts))
         directions = dict(zip(self.layers, found["mean"], strict=True))
         self._keep(SteeringVector(directions, replace(source, method="mean difference")))
         self.optimizers().step()  # type: ignore[union-attr]

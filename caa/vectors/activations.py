@@ -1,4 +1,4 @@
-"""Readings: the activations of two sides, layer by layer, from which any method makes a vector. Knows no model."""
+"""PairActivations: what was read of two sides, layer by layer, from which any method makes a vector. Knows no model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from caa.vectors.vector import Provenance, SteeringVector
 
 
 @dataclass(frozen=True, eq=False)
-class Readings:
+class PairActivations:
     """What a network had in its stream for the positive and for the negative texts.
 
     Held on the CPU in float32: 4 bytes x 2 sides x pairs x layers x d_model (1000 pairs, 32 layers of 4096: 1 GB).
@@ -45,7 +45,7 @@ class Readings:
     def at(self, layer: int) -> tuple[Float[Tensor, "positive d_model"], Float[Tensor, "negative d_model"]]:
         """Both sides of one layer; KeyError, with the layers there are, if it was not read."""
         if layer not in self.positive:
-            raise KeyError(f"layer {layer} was not read; these are readings of layers {self.layers}")
+            raise KeyError(f"layer {layer} was not read; these are activations of layers {self.layers}")
         return self.positive[layer], self.negative[layer]
 
     def vector(self, method: Method = mean_difference) -> SteeringVector:
@@ -53,8 +53,8 @@ class Readings:
         directions = {layer: method(*self.at(layer)) for layer in self.layers}
         return SteeringVector(directions, replace(self.source, method=name_of(method)))
 
-    def some(self, rows: Sequence[int]) -> Readings:
-        """The readings of these pairs only, in this order."""
+    def subset(self, rows: Sequence[int]) -> PairActivations:
+        """The activations of these pairs only, in this order."""
         if not self.paired:
             raise ValueError("these texts are not paired, so there are no pairs to choose")
         chosen = torch.as_tensor(rows)
@@ -62,7 +62,7 @@ class Readings:
             {layer: values[chosen] for layer, values in side.items()} for side in (self.positive, self.negative)
         )
         source = replace(self.source, n_pairs=len(chosen), data_hash="")
-        return Readings(positive, negative, source, tuple(self.letters[row] for row in chosen.tolist()))
+        return PairActivations(positive, negative, source, tuple(self.letters[row] for row in chosen.tolist()))
 
     def checks(self, method: Method = mean_difference) -> dict[int, dict[str, float]]:
         """layer -> what `check_direction` finds, for `SteeringVector.checked`; ValueError for texts without pairs."""

@@ -1,0 +1,46 @@
+"""Contrast pairs and a path in, their vector out: from the file, or read once and kept there. Refuses other files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from caa.data.chat import ChatFormat
+from caa.extraction.extract import Pairs, extract, named_pairs, pair_texts
+from caa.hashing import lines_digest
+from caa.models.fingerprint import has_fingerprint
+from caa.models.names import model_name
+from caa.vectors.vector import Provenance, SteeringVector
+
+logger = logging.getLogger(__name__)
+
+
+def load_or_extract(
+    path: str | Path, model: Any, chat: ChatFormat | Any, pairs: Pairs, *, behavior: str = "", batch_size: int = 8
+) -> SteeringVector:
+    """The vector in the file `path`; where there is no such file, `extract` makes it.
+
+    FileExistsError if the file says that it is of another base model, or of other pairs.
+    """
+    name, pairs = named_pairs(pairs, behavior)
+    if not Path(path).exists():
+        logger.info("%s: reading the vector from %d contrast pairs", Path(path).stem, len(pairs))
+        vector = extract(model, chat, pairs, behavior=name, batch_size=batch_size, progress=True)
+        return SteeringVector.load(vector.save(path))
+    vector = SteeringVector.load(path)
+    digests = (text.digest() for text in pair_texts(ChatFormat.of(chat), pairs))
+    if differences := list(_differences(vector.source, model, lines_digest(digests), len(pairs))):
+        raise FileExistsError(
+            f"{path} holds another vector: {'; '.join(differences)}. Remove that file, or choose a new folder."
+        )
+    return vector
+
+
+def _differences(source: Provenance, model: Any, data_hash: str, n_pairs: int) -> Iterator[str]:
+    """In words; what a vector does not say of itself is not compared."""
+    if source.model_fingerprint and not has_fingerprint(model, source.model_fingerprint):
+        yield f"its model is {source.model!r}, and not this {model_name(model)!r}"
+    if source.data_hash not in ("", data_hash):
+        yield f"its {source.n_pairs} pairs are not these {n_pairs}, or went through another chat template"
