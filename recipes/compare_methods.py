@@ -17,7 +17,7 @@ from torch import Tensor
 from caa import EvalGrid, SteeringVector, SteeringWrapper, extract, load_behavior, load_model
 from caa.data.behaviors import Behavior
 from caa.data.sources import BUILTIN
-from caa.extraction.pairs import read_pairs
+from caa.extraction.extract import read_pairs
 from caa.judges import ExemplarJudge
 from caa.reports.statistics import mean_interval
 from caa.runs.rows import read_rows

@@ -22,7 +22,7 @@ from caa.data.behaviors import letter, options, question_id, stem
 from caa.data.chat import ChatFormat
 from caa.data.claims import Claim, counterbalanced, honesty_pairs, read_claims
 from caa.data.sources import load_facts
-from caa.extraction.pairs import read_pairs
+from caa.extraction.extract import read_pairs
 from caa.models.batching import by_length, pad
 from caa.steering.operators import ablate
 from caa.vectors.checks import held_out_accuracy, pair_accuracy

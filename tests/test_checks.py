@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tiny import tiny_model, tiny_tokenizer
 
 from caa import ContrastPair, SteeringVector
-from caa.extraction.pairs import read_pairs, read_texts
+from caa.extraction.extract import read_pairs, read_texts
 from caa.vectors.checks import (
     check_direction,
     held_out_accuracy,

@@ -12,8 +12,7 @@ from tiny import FAMILIES, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import ContrastPair, Intervention, SteeringWrapper, extract
 from caa.data.chat import ChatFormat
-from caa.extraction.extract import extract_from_texts
-from caa.extraction.pairs import read_pairs
+from caa.extraction.extract import extract_from_texts, read_pairs
 from caa.extraction.sites import site_modules
 from caa.models.blocks import decoder_blocks
 from caa.vectors.methods import logistic_probe, mean_difference, pca

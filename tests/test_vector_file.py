@@ -10,7 +10,7 @@ from tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import ContrastPair, SteeringVector, extract
 from caa.data.chat import ChatFormat
-from caa.extraction.kept import extract_once
+from caa.extraction.vector_file import load_or_extract
 from caa.vectors.vector import Provenance
 
 TOKENIZER = tiny_tokenizer()
