@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from caa.data.behaviors import Behavior
+import yaml
+
+from caa.data.behaviors import Behavior, Question
 from caa.data.chat import ChatFormat
-from caa.data.sources import BUILTIN, load_behavior, load_facts
-from caa.files import only_writer
+from caa.data.sources import BUILTIN, PUBLIC, load_behavior, load_facts
+from caa.files import only_writer, replacing
 from caa.judges.config import OFFLINE, JudgeConfig
+from caa.preflight import (
+    behavior_problems,
+    folder_problems,
+    judge_problems,
+    model_problems,
+    multiplier_problems,
+    refuse,
+)
 from caa.reports.tables import Table, best_layer, finetune_tables, to_markdown, write_report
 from caa.runs.rows import read_rows
 from caa.training.config import FinetuneConfig
 from caa.vectors.vector import SteeringVector, rescaled_alike, set_mean_normalize
 
+if TYPE_CHECKING:
+    from caa.evals.grid import EvalGrid
+
+SETTINGS = "experiment.yaml"
+"""What an experiment was told, in its folder; `caa run` reads it as any other config."""
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +71,8 @@ class Experiment:
     """None takes the settings that suit the model's size."""
     judge: JudgeConfig = OFFLINE
     """Who scores open answers: the offline exemplar judge, a served model, a local one, or an embedding."""
+    limit: int | None = None
+    """Ask only the first questions of each kind, as a trial; None asks all."""
     max_new_tokens: int = 48
     batch_size: int = 16
     dtype: str = "auto"
@@ -74,17 +92,65 @@ class Experiment:
         adapter, ValueError for rows, if not; BlockingIOError if another process runs an experiment there.
         """
         behaviors = self.load_behaviors()
+        refuse(self.problems(behaviors))
         with only_writer(self.out / "experiment.lock"):
+            self.keep_settings()
             return self._run(behaviors)
 
     def load_behaviors(self) -> list[Behavior]:
         """All of them; ValueError if two have one name, for vectors and rows are kept by it."""
-        behaviors = [load_behavior(name) for name in self.behaviors]
+        behaviors, problems = [], []
+        for name in self.behaviors:
+            try:
+                behaviors.append(load_behavior(name).first_questions(self.limit))
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+        refuse(problems)
         names = [behavior.name for behavior in behaviors]
         if twice := {name for name in names if names.count(name) > 1}:
             given = [str(path) for path, name in zip(self.behaviors, names, strict=True) if name in twice]
             raise ValueError(f'{", ".join(given)} have one name, {min(twice)!r}: give each file a "name" of its own')
         return behaviors
+
+    def load_facts(self) -> tuple[Question, ...]:
+        """The knowledge questions; none if there are to be none."""
+        return load_facts(self.facts)[: self.limit] if self.facts else ()
+
+    def problems(self, behaviors: Sequence[Behavior]) -> Iterator[str]:
+        """Everything that would stop this experiment, as far as it shows before any weights are loaded."""
+        yield from folder_problems(self.out)
+        yield from model_problems(self.model, self.dtype, self.device, [] if self.layer is None else [self.layer])
+        yield from multiplier_problems(self.multipliers, choose_layer=self.layer is None)
+        parts = ["pairs", *(["validation_questions"] if self.layer is None else [])]
+        for behavior in behaviors:
+            yield from behavior_problems(behavior, self.tasks, facts=bool(self.facts), parts=parts)
+            yield from self._training_problems(behavior)
+            for prompt in self.system_prompts:
+                if prompt and not behavior.system_prompts.get(prompt):
+                    yield f"behavior {behavior.name!r} has no {prompt} system prompt, and system_prompts asks for one"
+            if "open" in self.tasks:
+                yield from judge_problems(self.judge, behavior)
+        try:
+            self.load_facts()
+        except (ValueError, OSError) as error:
+            yield str(error)
+
+    def _training_problems(self, behavior: Behavior) -> Iterator[str]:
+        from caa.training.examples import training_examples
+
+        for direction in self.finetunes:
+            try:
+                if direction != "none" and behavior.pairs:
+                    training_examples(behavior, direction)
+            except ValueError as error:
+                yield str(error)
+
+    def keep_settings(self) -> None:
+        """Write what this experiment was told to `<out>/experiment.yaml`, paths of behaviors in full."""
+        settings = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        settings["behaviors"] = [_place(name) for name in self.behaviors]
+        with replacing(self.out / SETTINGS) as scratch:
+            scratch.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def _run(self, behaviors: Sequence[Behavior]) -> list[Table]:
         from caa.models.loading import load_model
@@ -106,35 +172,43 @@ class Experiment:
         from caa.extraction.vector_file import load_or_extract
 
         path, pairs = self.out / "vectors" / f"{file}.safetensors", behavior.require("pairs")
-        how: dict[str, Any] = {"batch_size": self.batch_size}
-        return load_or_extract(
-            path, model, ChatFormat(tokenizer, template=self.template), pairs, behavior=behavior.name, **how
-        )
+        chat = ChatFormat(tokenizer, template=self.template)
+        return load_or_extract(path, model, chat, pairs, behavior=behavior.name, batch_size=self.batch_size)
 
     def choose_layer(
         self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior], vectors: Mapping[str, SteeringVector]
     ) -> int:
         """The layer at which the vectors move their own validation questions most beyond those of other behaviors."""
-        from caa.evals.grid import EvalGrid
         from caa.steering.wrapper import SteeringWrapper
 
-        out = self.out / "validation"
+        out, wrapper = self.out / "validation", SteeringWrapper(model)
         for behavior in behaviors:
-            asked = dataclasses.replace(behavior, ab_questions=behavior.require("validation_questions"))
-            vector = vectors[behavior.name]
-            others = {name: each for name, each in vectors.items() if name != behavior.name}
-            how: dict[str, Any] = {"tasks": ("ab",), "also": others, "template": self.template}
-            grid = EvalGrid(asked, vector, vector.layers, self.multipliers, **how)
-            grid.run(SteeringWrapper(model), tokenizer, out)
+            self.validation_grid(behavior, vectors).run(wrapper, tokenizer, out)
         layer = best_layer(read_rows(out / "rows.jsonl"))
         logger.info("layer %d moves the validation questions most", layer)
         return layer
+
+    def validation_grid(self, behavior: Behavior, vectors: Mapping[str, SteeringVector]) -> EvalGrid:
+        """What a layer is chosen by: the validation questions at all layers, under the vectors of all behaviors."""
+        from caa.evals.grid import EvalGrid
+
+        questions = dataclasses.replace(behavior, ab_questions=behavior.require("validation_questions"))
+        vector = vectors[behavior.name]
+        others = {name: other for name, other in vectors.items() if name != behavior.name}
+        return EvalGrid(
+            questions,
+            vector,
+            vector.layers,
+            self.multipliers,
+            tasks=("ab",),
+            also=others,
+            template=self.template,
+        )
 
     def measure(
         self, model: Any, tokenizer: Any, behavior: Behavior, vectors: Mapping[str, SteeringVector], layer: int
     ) -> None:
         """Finetune for one behavior, ask every finetune at every multiplier, keep the rows and a steered adapter."""
-        from caa.evals.grid import EvalGrid
         from caa.steering.wrapper import SteeringWrapper
 
         adapters = self.finetune(model, tokenizer, behavior)
@@ -142,60 +216,67 @@ class Experiment:
         for name, path in adapters.items():
             wrapper.load_adapter(path, name)
         vector = vectors[behavior.name]
-        grid = EvalGrid(
+        reread = self.reread_vectors(wrapper, tokenizer, behavior, vector) if self.reread else {}
+        judge = self.make_judge(behavior) if "open" in self.tasks else None
+        self.grid(behavior, vectors, layer, reread, judge).run(wrapper, tokenizer, self.out)
+        self.keep_steered(wrapper, tokenizer, behavior, vector, layer)
+        wrapper.unload_adapters()
+
+    def grid(
+        self,
+        behavior: Behavior,
+        vectors: Mapping[str, SteeringVector],
+        layer: int,
+        reread: Mapping[str, SteeringVector],
+        judge: Any,
+    ) -> EvalGrid:
+        """What is asked of one behavior: its questions, under every finetune and multiplier."""
+        from caa.evals.grid import EvalGrid
+
+        others = {name: vector for name, vector in vectors.items() if self.others and name != behavior.name}
+        return EvalGrid(
             behavior,
-            vector,
+            vectors[behavior.name],
             [layer],
             self.multipliers,
             [None if name == "none" else name for name in self.finetunes],
             self.tasks,
-            facts=load_facts(self.facts) if self.facts else (),
+            facts=self.load_facts(),
             random_controls=self.random_controls,
-            also={name: each for name, each in vectors.items() if self.others and name != behavior.name},
-            reread=self.reread_vectors(wrapper, tokenizer, behavior, vector) if self.reread else {},
+            also=others,
+            reread=reread,
             system_prompts=self.system_prompts,
-            judge=self.make_judge(behavior) if "open" in self.tasks else None,
+            judge=judge,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
             template=self.template,
         )
-        grid.run(wrapper, tokenizer, self.out)
-        self.keep_steered(wrapper, tokenizer, behavior, vector, layer)
-        wrapper.unload_adapters()
 
     def reread_vectors(
         self, wrapper: Any, tokenizer: Any, behavior: Behavior, vector: SteeringVector
     ) -> dict[str, SteeringVector]:
         """Finetune -> the behavior's vector as it is read in that finetune, rescaled as `vector` was, if it was."""
-        found = {}
+        reread = {}
         for name in wrapper.adapters:
             with wrapper.finetune(name):
-                found[name] = self._vector(wrapper.model, tokenizer, behavior, f"{behavior.name}-{name}")
+                reread[name] = self._vector(wrapper.model, tokenizer, behavior, f"{behavior.name}-{name}")
         if not self.set_mean_norm:
-            return found
+            return reread
         with wrapper.finetune(None):
             plain = self._vector(wrapper.model, tokenizer, behavior, behavior.name)
-        return {name: rescaled_alike(own, plain, vector) for name, own in found.items()}
+        return {name: rescaled_alike(own, plain, vector) for name, own in reread.items()}
 
     def finetune(self, model: Any, tokenizer: Any, behavior: Behavior) -> dict[str, Path]:
         """Direction -> its LoRA adapter."""
-        if set(self.finetunes) <= {"none"}:
-            return {}
         from caa.training.sft import finetune
 
-        folder = self.out / "adapters"
-        return {
-            direction: finetune(
-                model,
-                ChatFormat(tokenizer, template=self.template),
-                behavior,
-                direction,
-                folder / f"{behavior.name}-{direction}",
-                self.training,
-            )
-            for direction in self.finetunes
-            if direction != "none"
-        }
+        adapters: dict[str, Path] = {}
+        chat = ChatFormat(tokenizer, template=self.template)
+        for direction in self.finetunes:
+            if direction != "none":
+                folder = self.out / "adapters" / f"{behavior.name}-{direction}"
+                adapters[direction] = finetune(model, chat, behavior, direction, folder, self.training)
+        return adapters
 
     def make_judge(self, behavior: Behavior) -> Any:
         """A judge of this behavior; the exemplar judge knows the other behaviors' answers as off topic."""
@@ -219,3 +300,17 @@ class Experiment:
         """The tables of one behavior, in Markdown."""
         rows = [row for row in read_rows(self.out / "rows.jsonl") if row.cell.behavior == behavior.name]
         return "\n".join(map(to_markdown, finetune_tables(rows, model=self.model)))
+
+
+def _place(name: str) -> str:
+    """How a behavior is found from any working folder."""
+    return name if name in BUILTIN or name.startswith(PUBLIC) else str(Path(name).expanduser().absolute())
+
+
+def behaviors_of_run(folder: str | Path, names: Iterable[str]) -> dict[str, Behavior]:
+    """The behaviors that a run's rows name: from where its experiment found them, else by their name."""
+    settings = Path(folder) / SETTINGS
+    content = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+    loaded = [load_behavior(place) for place in (content or {}).get("behaviors", ())]
+    known = {behavior.name: behavior for behavior in loaded}
+    return {name: known[name] if name in known else load_behavior(name) for name in names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,14 @@ def inspect(path: str | Path, model: str | None = None) -> Finding:
     if model:
         finding.verdicts = list(verdicts(base, model))
     return finding
+
+
+def misfits(path: str | Path, model: str) -> list[str]:
+    """Why a file or folder does not fit a base, by the base's config alone: no weights are read; [] if it fits."""
+    path = Path(path)
+    _, base = _folder(path) if path.is_dir() else _file(path)
+    points = verdicts(replace(base, fingerprints=set()), model)
+    return [reason for fits, reason in points if not fits]
 
 
 def _file(path: Path) -> tuple[Finding, Base]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import docstring_parser
 import pytest
+import torch
+from tiny import tiny_lora, tiny_model
 
 import caa
 from caa import SteeringVector
 from caa.cli import COMMANDS, command_parser, main
 from caa.cli.parsing import parse
 from caa.judges.config import JudgeConfig
+from caa.runs.rows import read_rows
+from caa.vectors.vector import Provenance
 
 CAA = [sys.executable, "-m", "caa.cli"]
 
@@ -203,12 +209,124 @@ def test_extract_generate_grid_report(tmp_path, capsys):
     assert "random x1" in shown
 
 
+@pytest.fixture
+def vector(tmp_path) -> Path:
+    """A file with a direction of tiny-chat's width at two layers; that at layer 1 is a hundred times as long."""
+    path = tmp_path / "vector.safetensors"
+    direction = torch.randn(192, generator=torch.Generator().manual_seed(0))
+    SteeringVector({1: 100 * direction, 2: direction}, Provenance(behavior="refusal")).save(path)
+    return path
+
+
+def complaints(arguments, capsys) -> list[str]:
+    """The lines that a command complains in, before it has loaded any weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("caa.models.loading.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+        assert main(arguments) == 1
+    return [line.removeprefix("caa: ") for line in capsys.readouterr().err.splitlines()]
+
+
+def test_a_grid_names_everything_that_would_stop_it_at_once(tmp_path, vector, capsys, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    (tmp_path / "file").write_text("")
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps({"pairs": [{"question": "q", "positive": "x", "negative": "y"}]}))
+    arguments = ["grid", str(bare), str(vector), "2,77", str(tmp_path / "file"), "--adapters.mine", "nowhere"]
+    arguments += ["--device", "cuda:7", "--judge.kind", "endpoint", "--judge.model", "m", "--multipliers", "1,1"]
+    wrong = complaints(arguments, capsys)
+    expected = [
+        "file is a file, so no run can be kept",
+        "there is no device cuda:7 on this machine",
+        "there is no layer 77: tiny-chat has layers 0 to 5",
+        "no direction for layer 77",
+        "nowhere is no LoRA adapter",
+        "has no ab_questions",
+        "has no open_questions",
+        'has no "rubric"',
+        "the judge has no key",
+        "multipliers, each once",
+    ]
+    assert [line for line, part in zip(wrong, expected, strict=True) if part not in line] == []
+
+
+def test_a_vector_and_an_adapter_of_another_model_are_refused_before_it_is_loaded(tmp_path, capsys):
+    narrow = tmp_path / "narrow.safetensors"
+    SteeringVector({2: torch.ones(32)}, Provenance()).save(narrow)
+    tiny_lora(tiny_model()).save_pretrained(tmp_path / "lora", selected_adapters=["sft"])
+    arguments = ["grid", "refusal", str(narrow), "2", str(tmp_path / "run"), "--tasks", "ab"]
+    wide, lora = complaints([*arguments, "--adapters.mine", str(tmp_path / "lora" / "sft")], capsys)
+    assert "the vector is 32 wide, and the residual stream of tiny-chat 192" in wide
+    assert "does not fit tiny-chat: LoRA on" in lora
+    assert "did you mean 'tiny-chat'" in complaints([*arguments, "--model", "tiny-caht"], capsys)[0]
+
+
+def test_a_judge_whose_server_is_not_there_is_refused_at_once(tmp_path, vector, capsys):
+    words = ["--judge.kind", "endpoint", "--judge.model", "m", "--judge.base_url", "http://127.0.0.1:9/v1"]
+    (line,) = complaints(["grid", "refusal", str(vector), "2", str(tmp_path / "run"), *words], capsys)
+    assert "http://127.0.0.1:9/v1 takes up no connection" in line
+
+
+@pytest.mark.parametrize("command", ["run", "demo"])
+def test_an_experiment_names_everything_that_would_stop_it_at_once(command, tmp_path, capsys):
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps({"pairs": [{"question": "q?", "positive": "yes", "negative": "no"}]}))
+    name = ["--behaviors", str(few), "--layer", "9"] if command == "run" else ["--behavior", str(few), "--layer", "9"]
+    wrong = complaints([command, *name, "--out", str(tmp_path / "run"), "--multipliers", "1,1"], capsys)
+    parts = ["no layer 9", "each once", "no ab_questions", "no open_questions", "1 examples", "exemplar judge"]
+    assert [line for line, part in zip(wrong, parts, strict=True) if part not in line] == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_counts_the_rows_that_the_run_then_adds(tmp_path, vector, capsys):
+    arguments = ["grid", "refusal", str(vector), "1,2", str(tmp_path / "run"), "--tasks", "ab", "--limit", "3"]
+    arguments += ["--multipliers", "-.01,0,.01", "--random-controls", "1"]
+    for expected in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("caa.models.loading.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+            assert main([*arguments, "--dry-run"]) == 0
+        planned = int(capsys.readouterr().out.split(" rows would be added")[0].split()[-1])
+        assert bool(planned) == expected
+        if expected:
+            assert main(arguments) == 0
+            assert len(read_rows(tmp_path / "run" / "rows.jsonl")) == planned == 3 * (2 + 2 * 2 * 2)
+            capsys.readouterr()
+
+
+def test_a_dry_run_of_a_config_counts_layer_choice_and_questions(tmp_path, capsys):
+    assert main(["run", "embedded", "--dry-run", "--limit", "2", "--out", str(tmp_path / "x")]) == 0
+    shown = capsys.readouterr().out
+    choice = 7 * 2 * (6 + 6 * 2 * 7)  # behaviors x questions x (layers unsteered + layers x signs x vectors)
+    asked = 3 * 7 * 2 * 3 * (3 + 2)  # tasks x behaviors x questions x finetunes x (multipliers + controls)
+    assert f"{choice + asked:,} rows would be added" in shown
+    assert "14 finetunes would be trained" in shown
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_push_that_nobody_chose_is_a_quarter_of_the_stream(tmp_path, vector, capsys):
+    """Of the longest of the vector's layers; or what its provenance recommends."""
+    arguments = ["grid", "refusal", str(vector), "1,2", str(tmp_path / "run"), "--tasks", "ab", "--limit", "2"]
+    assert main(arguments) == 0
+    doses = json.loads((tmp_path / "run" / "run.json").read_text())["notes"]["doses"]["refusal"]
+    (top,) = {abs(row.cell.multiplier) for row in read_rows(tmp_path / "run" / "rows.jsonl")} - {0}
+    assert top * doses["1"] == pytest.approx(0.25, rel=0.05)
+    assert top * doses["2"] < 0.02
+    assert f"multiplier {top:g}: a push of 0.25 times the length of the residual stream" in capsys.readouterr().out
+    known = SteeringVector.load(vector)
+    told = replace(known.source, checks={"layer 2: recommended multiplier": -0.5})
+    SteeringVector(known.directions, told).save(tmp_path / "told.safetensors")
+    words = ["generate", "Hi?", "--vector", str(tmp_path / "told.safetensors"), "--layer", "2", "--max-new-tokens", "1"]
+    assert main(words) == 0
+    assert "refusal x -0.5, layer 2" in capsys.readouterr().out
+
+
 def test_a_config_file_is_the_signature(tmp_path, capsys):
     config = tmp_path / "extract.yaml"
     config.write_text(f"behavior: refusal\nout: {tmp_path / 'v.safetensors'}\nlayers: [1]\n")
     assert main(["extract", "--config", str(config)]) == 0
     assert SteeringVector.load(tmp_path / "v.safetensors").layers == [1]
     config.write_text(config.read_text() + "behaviour: refusal\n")
+    capsys.readouterr()
     assert "behaviour" in wrong_use(["extract", "--config", str(config)], capsys)
 
 

@@ -146,7 +146,7 @@ def test_two_behaviors_of_one_name_are_refused(few, tmp_path):
 
 def test_two_experiments_do_not_share_a_folder_at_once(few, tmp_path):
     with only_writer(tmp_path / "run" / "experiment.lock"), pytest.raises(BlockingIOError, match="another process"):
-        Experiment(tmp_path / "run", [few]).run()
+        Experiment(tmp_path / "run", [few], layer=2).run()
 
 
 def test_a_vector_of_another_model_or_of_other_pairs_is_not_used(few, tmp_path):

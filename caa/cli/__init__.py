@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,7 +82,10 @@ def _run(words: list[str]) -> int:
             return 0
         if rest and not rest[0].startswith("-"):
             rest = ["--config", str(config_path(rest[0])), *rest[1:]]
-    COMMANDS[name](**parse(command_parser(name), rest))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # jsonargparse tries names of types, those of version 0.1 too
+        arguments = parse(command_parser(name), rest)
+    COMMANDS[name](**arguments)
     return 0
 
 

@@ -16,7 +16,9 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 def load_wrapper(model: str, adapters: Mapping[str, Path], dtype: str, device: str) -> tuple[Any, Any]:
     """The model in a wrapper that holds these LoRA adapters, the last one active, and its tokenizer."""
     from caa import SteeringWrapper, load_model
+    from caa.preflight import adapter_problems, model_problems, refuse
 
+    refuse([*model_problems(model, dtype, device), *adapter_problems(adapters, model)])
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     wrapper = SteeringWrapper(loaded)
     for name, path in adapters.items():

@@ -12,7 +12,7 @@ def generate(
     prompt: str,
     vector: Path | None = None,
     layer: int | None = None,
-    multiplier: float = 1.0,
+    multiplier: float | None = None,
     operator: Literal["add", "add_keeping_norm", "ablate"] = "add",
     where: Literal["after_prompt", "everywhere", "prompt_only", "last_prompt_token"] = "after_prompt",
     model: str = "tiny-chat",
@@ -29,7 +29,9 @@ def generate(
         prompt: what the user says.
         vector: a file that `caa extract` wrote; needs a layer.
         layer: the layer to steer (output of that block, counted from 0).
-        multiplier: how often the vector is added; negative for less of the behavior. Of ablate, the share taken out.
+        multiplier: how often the vector is added; negative for less of the behavior. If not given, what the vector's
+            provenance recommends, else a push of a quarter of the residual stream's length. Of ablate, the share taken
+            out, 1 if not given.
         operator: what is done with the vector; see docs/applying.md.
         where: which tokens are steered.
         model: an embedded model, a folder, or a name on the Hub.
@@ -41,6 +43,9 @@ def generate(
         device: auto, cpu, cuda, ...
     """
     from caa import Intervention, SteeringVector, SteeringWrapper
+    from caa import preflight as check
+    from caa.cli.doses import suited_multiplier
+    from caa.data.chat import ChatFormat
     from caa.models.loading import load_tokenizer
     from caa.models.names import model_name
     from caa.steering.operators import OPERATORS
@@ -53,9 +58,13 @@ def generate(
         interventions = wrapper.interventions
         wrapper.unsteer()
     elif vector and layer is not None:
-        wrapper, tokenizer = load_wrapper(model, {adapter.name: adapter} if adapter else {}, dtype, device)
-        how = OPERATORS[operator], SCOPES[where]
-        interventions = (Intervention(SteeringVector.load(vector), layer, multiplier, *how),)
+        direction, adapters = SteeringVector.load(vector), {adapter.name: adapter} if adapter else {}
+        check.refuse(check.vector_problems(direction, [layer], model))
+        wrapper, tokenizer = load_wrapper(model, adapters, dtype, device)
+        if multiplier is None:
+            chat = ChatFormat(tokenizer, system)
+            multiplier = 1.0 if operator == "ablate" else suited_multiplier(wrapper, chat, direction, [layer], [prompt])
+        interventions = (Intervention(direction, layer, multiplier, OPERATORS[operator], SCOPES[where]),)
     tokenizer = tokenizer or load_tokenizer(model_name(wrapper.model))
     with wrapper.finetune(None):
         print_answer("the model as it is", wrapper, tokenizer, prompt, system, max_new_tokens)
@@ -93,6 +102,8 @@ def play(
     from caa.playground.server import serving
     from caa.playground.session import Session
 
+    if not 0 <= port < 2**16:
+        raise ValueError(f"there is no port {port}; ports are numbers from 0 (any free one) to 65535, such as 7860")
     directions = {path.stem: SteeringVector.load(path) for path in vectors or ()}
     if len(directions) < len(vectors or ()):
         raise ValueError("two of the vectors have files of the same name, and would be the same choice; rename one")

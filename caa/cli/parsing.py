@@ -246,7 +246,7 @@ def _choice_problems(name: str, text: str, kind: Any) -> Iterator[str]:
 
 
 def _readable(error: str) -> str:
-    """The words of jsonargparse, with an option called as it is typed and its types by their plain names.
+    r"""The words of jsonargparse, with an option called as it is typed and its types by their plain names.
 
     >>> _readable('Parser key "n":  Expected a <class \'int\'>. Got value: x')
     "--n should be int, not 'x'"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +35,7 @@ def shipped_configs() -> str:
     return "".join(f"{path.stem:<18}{line.partition(': ')[2]}\n" for path, line in first_lines.items())
 
 
-def run(list: bool = False, figures: bool = True, **experiment: Any) -> None:
+def run(list: bool = False, figures: bool = True, dry_run: bool = False, **experiment: Any) -> None:
     """Run an experiment of several behaviors from a yaml file: vectors, layer choice, finetunes, tables and figures.
 
     CONFIG is a yaml file, or the name of one that comes with caa (`caa run --list`); options override what it says. A
@@ -42,21 +44,36 @@ def run(list: bool = False, figures: bool = True, **experiment: Any) -> None:
     Args:
         list: name the configs that come with caa, and stop.
         figures: whether to draw every figure at the end, if matplotlib is there.
+        dry_run: say what would be asked, check that it can be, and stop.
     """
     from importlib.util import find_spec
 
     from caa import Experiment
 
     job = Experiment(**experiment)
+    if dry_run:
+        return _dry_run(job)
     print_tables(job.run())
     print_summary(job.out)
-    say = f"\nTables, rows, vectors and adapters are in {job.out}; `caa report {job.out}` makes a page of them."
-    console().print(say, markup=False, highlight=False, soft_wrap=True)
+    text = f"\nTables, rows, vectors and adapters are in {job.out}; `caa report {job.out}` makes a page of them."
+    console().print(text, markup=False, highlight=False, soft_wrap=True)
     if figures and find_spec("matplotlib"):
         from caa.gallery import Gallery
 
         paths = Gallery(job.out).save(job.out / "figures")
         console().print(f"{len(paths)} files of figures are in {job.out / 'figures'}", markup=False, soft_wrap=True)
+    return None
+
+
+def _dry_run(job: Any) -> None:
+    from caa.cli.dry_run import experiment_work, print_work
+    from caa.preflight import refuse
+
+    behaviors = job.load_behaviors()
+    refuse(job.problems(behaviors))
+    trained = len([finetune for finetune in job.finetunes if finetune != "none"]) * len(behaviors)
+    note = f"{trained} finetunes would be trained, where they are not there. " if trained else ""
+    print_work([*experiment_work(job, behaviors)], note, job.out)
 
 
 def demo(
@@ -65,6 +82,7 @@ def demo(
     model: str = "tiny-chat",
     layer: int | None = 2,
     multipliers: tuple[float, ...] = (-0.3, 0.0, 0.3),
+    limit: int | None = None,
 ) -> None:
     """Find a vector, finetune for and against, steer all three models, print the finetune x multiplier tables.
 
@@ -74,10 +92,11 @@ def demo(
         model: an embedded model, a folder, or a name on the Hugging Face Hub.
         layer: the block whose output is steered, counted from 0; null chooses it on validation questions.
         multipliers: how often the vector is added; those of the embedded models are long.
+        limit: ask only the first questions of each task, as a trial.
     """
     from caa import Experiment, load_behavior
 
-    experiment = Experiment(out, [behavior], model, layer, multipliers, random_controls=1, batch_size=64)
+    experiment = Experiment(out, [behavior], model, layer, multipliers, random_controls=1, limit=limit, batch_size=64)
     print_tables(experiment.run())
     print_summary(out)
     loaded = load_behavior(behavior)
@@ -121,11 +140,13 @@ def grid(
     out: Path,
     model: str = "tiny-chat",
     adapters: dict[str, Path] | None = None,
-    multipliers: tuple[float, ...] = (-1.0, 0.0, 1.0),
+    multipliers: tuple[float, ...] | None = None,
     tasks: tuple[Literal["ab", "open", "facts"], ...] = ("ab", "open"),
     facts: str = "facts",
     random_controls: int = 0,
     judge: JudgeConfig = OFFLINE,
+    limit: int | None = None,
+    dry_run: bool = False,
     max_new_tokens: int = 48,
     batch_size: int = 16,
     dtype: Dtype = "auto",
@@ -140,37 +161,77 @@ def grid(
         out: the run's folder; a stopped grid goes on where it was.
         model: an embedded model, a folder, or a name on the Hub.
         adapters: finetunes by name, e.g. --adapters.positive runs/x/positive; the base is always asked.
-        multipliers: how often the vector is added.
+        multipliers: how often the vector is added; if not given, 0 and, both ways, a push of a quarter of the length
+            of the residual stream.
         tasks: ab (letter probabilities), open (judged text), facts (two-option knowledge).
         facts: the knowledge questions: facts (built in), or a file in CAA's MMLU format.
         random_controls: random directions of the same norm to ask as well.
         judge: who scores open answers, e.g. --judge.kind endpoint --judge.model gpt-4o-mini; see docs/judges.md.
+        limit: ask only the first questions of each task, as a trial.
+        dry_run: say what would be asked, check that it can be, and stop.
         max_new_tokens: longest open-ended answer.
         batch_size: rows in one forward pass.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
     from caa import EvalGrid, SteeringVector, load_behavior
-    from caa.data.sources import BUILTIN, load_facts
-    from caa.judges import make_judge
-    from caa.reports.tables import write_report
+    from caa import preflight as check
+    from caa.cli.dry_run import grid_work, nobody, print_work
+    from caa.data.sources import load_facts
+    from caa.runs.rows import read_rows
 
-    loaded = load_behavior(behavior)
-    direction = SteeringVector.load(vector)
-    wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
-    others = [load_behavior(name) for name in BUILTIN if name != loaded.name]
-    EvalGrid(
+    finetunes = adapters or {}
+    loaded, direction = load_behavior(behavior).first_questions(limit), SteeringVector.load(vector)
+    questions = load_facts(facts)[:limit] if "facts" in tasks else ()
+    check.refuse(
+        chain(
+            check.folder_problems(out),
+            check.model_problems(model, dtype, device, layers),
+            check.vector_problems(direction, layers, model),
+            check.adapter_problems(finetunes, model),
+            check.behavior_problems(loaded, tasks, facts=bool(questions)),
+            check.judge_problems(judge, loaded) if "open" in tasks else (),
+            check.multiplier_problems(multipliers) if multipliers is not None else (),
+        )
+    )
+    plan = EvalGrid(
         loaded,
         direction,
         layers,
-        multipliers,
-        (None, *(adapters or {})),
+        multipliers or (-1.0, 0.0, 1.0),
+        (None, *finetunes),
         tasks,
-        facts=load_facts(facts) if "facts" in tasks else (),
+        facts=questions,
         random_controls=random_controls,
-        judge=make_judge(judge, loaded, out, others) if "open" in tasks else None,
+        judge=nobody if "open" in tasks else None,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-    ).run(wrapper, tokenizer, out)
+    )
+    if dry_run:
+        return print_work([*grid_work(plan, read_rows(out / "rows.jsonl"))], "", out)
+    wrapper, tokenizer = load_wrapper(model, finetunes, dtype, device)
+    if multipliers is None:
+        plan = _with_suited_multipliers(plan, wrapper, tokenizer)
+    return _ask(plan, judge, wrapper, tokenizer, out)
+
+
+def _with_suited_multipliers(plan: Any, wrapper: Any, tokenizer: Any) -> Any:
+    from caa.cli.doses import suited_multiplier
+
+    prompts = [question.text for question in plan.questions(plan.tasks[0])]
+    multiplier = suited_multiplier(wrapper, tokenizer, plan.vector, plan.layers, prompts)
+    return replace(plan, multipliers=(-multiplier, 0.0, multiplier))
+
+
+def _ask(plan: Any, judge: JudgeConfig, wrapper: Any, tokenizer: Any, out: Path) -> None:
+    from caa import load_behavior
+    from caa.data.sources import BUILTIN
+    from caa.judges import make_judge
+    from caa.reports.tables import write_report
+
+    if "open" in plan.tasks:
+        others = [load_behavior(name) for name in BUILTIN if name != plan.behavior.name]
+        plan = replace(plan, judge=make_judge(judge, plan.behavior, out, others))
+    plan.run(wrapper, tokenizer, out)
     print_tables(write_report(out))
     print_summary(out)

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from reprlib import Repr
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -221,6 +221,11 @@ class Behavior:
         """
         counts = [f"{len(getattr(self, part))} {part}" for part in PARTS if getattr(self, part)]
         return f"Behavior({', '.join([repr(self.name), *counts])})"
+
+    def first_questions(self, limit: int | None) -> Behavior:
+        """The same behavior with at most `limit` held-out questions of each kind, the first ones; None keeps all."""
+        parts = ("ab_questions", "open_questions", "validation_questions")
+        return replace(self, **{part: getattr(self, part)[:limit] for part in parts})
 
     def contrasts_in_words(self) -> tuple[ContrastPair, ...]:
         """Open-ended contrasts: the behavior's own, else its A/B pairs told without letters."""

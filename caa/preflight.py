@@ -1,0 +1,201 @@
+"""What a run is asked to do in, everything that would stop it out, before the first costly step. Loads no weights."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from caa.data.behaviors import Behavior
+from caa.judges.config import JudgeConfig
+from caa.models.names import EMBEDDED, model_path
+from caa.runs.rows import TASKS
+from caa.vectors.vector import SteeringVector
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_SPREAD = ("auto", "cpu", "balanced", "balanced_low_0", "sequential")
+"""Devices that are there everywhere, and ways to spread a model over those that there are."""
+_PATIENCE = 3.0
+"""Seconds that a judge's server has to take up a connection."""
+
+
+class ProblemsError(ValueError):
+    """Everything that would stop a run, found before it cost anything."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("; ".join(self.problems))
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """ProblemsError if there is any problem, each of them named once."""
+    if named := list(dict.fromkeys(problems)):
+        raise ProblemsError(named)
+
+
+def model_config(name: str) -> Any:
+    """The config of a model's text part, without its weights; ValueError, with a hint, for a name that has none."""
+    from transformers import AutoConfig
+
+    close = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.8)
+    if close and name not in EMBEDDED and not Path(name).exists():  # the Hub has no such name, and is slow to say so
+        raise ValueError(f"no model {name!r}, did you mean {close[0]!r}?")
+    try:
+        return AutoConfig.from_pretrained(model_path(name)).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no model {name!r}: neither a folder, nor embedded ({', '.join(EMBEDDED)}), nor to be had from the Hub "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+def model_problems(name: str, dtype: str = "auto", device: str = "auto", layers: Sequence[int] = ()) -> Iterator[str]:
+    """Of a model that is to be loaded and steered at these layers."""
+    if dtype not in DTYPES:
+        yield f"there is no dtype {dtype!r} to load weights in; there are {', '.join(DTYPES)}"
+    yield from _device_problems(device)
+    try:
+        depth = model_config(name).num_hidden_layers
+    except ValueError as error:
+        yield str(error)
+        return
+    for layer in layers:
+        if not 0 <= layer < depth:
+            yield f"there is no layer {layer}: {name} has layers 0 to {depth - 1} (block outputs, from 0)"
+
+
+def _device_problems(device: str) -> Iterator[str]:
+    import torch
+
+    if device in _SPREAD:
+        return
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = torch.accelerator.device_count() if accelerator else 0
+    present = ["cpu", *(f"{accelerator.type}:{n}" for n in range(count))] if accelerator else ["cpu"]
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        yield f"there is no kind of device {device!r}; this machine has {', '.join(present)}"
+        return
+    same_kind = accelerator is not None and wanted.type == accelerator.type
+    if wanted.type != "cpu" and not (same_kind and (wanted.index or 0) < count):
+        yield f"there is no device {device} on this machine; it has {', '.join(present)}"
+
+
+def behavior_problems(
+    behavior: Behavior, tasks: Sequence[str], *, facts: bool = False, parts: Sequence[str] = ()
+) -> Iterator[str]:
+    """Of a behavior whose `tasks` are to be asked; `facts` says whether knowledge questions were given.
+
+    `parts` are what else of it is needed: "pairs" to read a vector, "validation_questions" to choose a layer.
+    """
+    needed = {"ab": "ab_questions", "open": "open_questions"}
+    for task in tasks:
+        if task not in TASKS:
+            close = difflib.get_close_matches(task, TASKS, n=1)
+            yield (
+                f"there is no task {task!r}{f', did you mean {close[0]!r}?' if close else ''}; there are "
+                + ", ".join(TASKS)
+            )
+        elif task == "facts" and not facts:
+            yield 'the task "facts" needs questions: say which, such as "facts" for those that are built in'
+    for part in (*parts, *(needed[task] for task in tasks if task in needed)):
+        try:
+            behavior.require(part)
+        except ValueError as error:
+            yield str(error)
+
+
+def judge_problems(judge: JudgeConfig, behavior: Behavior) -> Iterator[str]:
+    """Of a judge of one behavior's answers: what it lacks, and whether its server takes up a connection at all."""
+    if judge.kind == "exemplar":
+        from caa.judges.exemplar import FOLDS
+
+        if len({pair.id for pair in behavior.contrasts_in_words()}) < FOLDS:
+            yield (
+                f"behavior {behavior.name!r} has too few answers in words for the exemplar judge, which needs them to "
+                f"{FOLDS} questions: add open_pairs, choose another judge, or leave the task open out"
+            )
+        return
+    if judge.kind != "embedding" and not behavior.rubric.strip():
+        yield f'behavior {behavior.name!r} has no "rubric" that says to a judge of kind {judge.kind} what to look for'
+    if judge.kind == "local":
+        yield from model_problems(judge.model)
+    elif judge.kind == "endpoint" or judge.base_url:
+        yield from _server_problems(judge)
+    elif not find_spec("sentence_transformers"):
+        yield "an embedding judge without a server needs sentence-transformers: pip install 'caa[embed]'"
+
+
+def _server_problems(judge: JudgeConfig) -> Iterator[str]:
+    if not find_spec("openai"):
+        yield "a judge behind a server needs openai: pip install 'caa[judge]'"
+    url = judge.base_url or os.environ.get("OPENAI_BASE_URL", "")
+    if not url and not os.environ.get(judge.key_variable, "").strip():
+        yield (
+            f"the judge has no key: put one into the environment variable {judge.key_variable}, or give the base_url "
+            "of a server of your own"
+        )
+    behind_proxy = any(os.environ.get(name) for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"))
+    if not url or behind_proxy:
+        return
+    parts = urlsplit(url)
+    address = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection(address, timeout=_PATIENCE).close()
+    except OSError as error:
+        yield f"the judge's server at {url} takes up no connection ({error}); start it, or correct base_url"
+
+
+def vector_problems(vector: SteeringVector, layers: Sequence[int], model: str) -> Iterator[str]:
+    """Of a vector that is to steer a model at these layers."""
+    for layer in layers:
+        try:
+            vector.at(layer)
+        except KeyError as error:
+            yield str(error.args[0])
+    try:
+        width = model_config(model).hidden_size
+    except ValueError as error:
+        yield str(error)
+        return
+    if vector.width != width:
+        yield f"the vector is {vector.width} wide, and the residual stream of {model} {width}: it is of another model"
+
+
+def adapter_problems(adapters: Mapping[str, Path], model: str) -> Iterator[str]:
+    """Of LoRA adapters that a model is to wear, by the modules that they change."""
+    from caa.inspection import misfits
+
+    for name, path in adapters.items():
+        if not (Path(path) / "adapter_config.json").exists():
+            yield f"{path} is no LoRA adapter (it has no adapter_config.json), so there is no finetune {name!r}"
+            continue
+        try:
+            yield from (f"the adapter {path} does not fit {model}: {reason}" for reason in misfits(path, model))
+        except ValueError as error:
+            yield str(error)
+
+
+def folder_problems(out: Path) -> Iterator[str]:
+    """Of the folder that a run is to leave its results in."""
+    for place in (out, *out.parents):
+        if place.exists():
+            if not place.is_dir():
+                yield f"{place} is a file, so no run can be kept in {out}; choose a folder"
+            elif not os.access(place, os.W_OK):
+                yield f"{place} cannot be written to; choose another folder"
+            return
+
+
+def multiplier_problems(multipliers: Sequence[float], *, choose_layer: bool = False) -> Iterator[str]:
+    """Of multipliers that each are asked once, and, to choose a layer, one of them with both signs."""
+    if not multipliers or len(set(multipliers)) < len(multipliers):
+        yield f"a run needs one or more multipliers, each once; these are {list(multipliers)}"
+    if choose_layer and not any(multiplier and -multiplier in multipliers for multiplier in multipliers):
+        yield "a layer is chosen by one multiplier with both signs: add one, such as -1 and 1, or say which layer"
