@@ -14,7 +14,7 @@ from rich.text import Text
 
 from caa import Intervention, SteeringWrapper, load_behavior, load_model
 from caa.data.chat import ChatFormat
-from caa.data.claims import dialogue_pairs, dialogue_texts
+from caa.data.personas import dialogue_pairs, dialogue_texts
 from caa.extraction.extract import extract_from_texts
 from caa.vectors.vector import random_like
 

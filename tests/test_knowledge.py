@@ -8,7 +8,7 @@ import pytest
 from tiny import SHARED, needs_shared
 
 from caa.data.behaviors import Question, letter_balance, options, stem
-from caa.data.benchmarks import claims, letters_shuffled, mmlu_questions, truthfulqa_questions, two_options
+from caa.data.benchmarks import letters_shuffled, mmlu_questions, truthfulqa_questions, two_options
 from caa.data.sources import load_facts
 from caa.reports.categories import by_category
 from caa.runs.published import read_published
@@ -52,13 +52,6 @@ def test_truthfulqa():
     [question] = truthfulqa_questions([record])
     assert (right(question), question.category) == ("No", "Myths")
     assert wrong(question) in {"Yes", "Always"}
-
-
-def test_claims_are_answered_honestly_and_split():
-    questions = claims([(f"Claim {i}.", i % 2 == 0) for i in range(40)])
-    assert [right(q) for q in questions] == [str(i % 2 == 0) for i in range(40)]
-    assert Counter(q.category for q in questions) == {"true claims": 20, "false claims": 20}
-    assert len({q.matching for q in questions if q.category == "true claims"}) == 2, "True is (A) as well as (B)"
 
 
 @pytest.mark.parametrize("others", [[], ["owl "]])

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 # How nrimsky/CAA ends a question: "Choices:" on a line of its own, then each option on a new one, as " (A) Yes".
 _HEADING = re.compile(r"^[ \t]*Choices:[ \t]*$", re.MULTILINE)
 _OPTION = re.compile(r"^[ \t]*\(([A-Z])\)", re.MULTILINE)
+_ASKED_FOR = re.compile(r"\n[ \t]*Answer:\s*\Z")
 _FILE_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")
 _LETTER = re.compile(r"\s*\(([A-Z])\)\s*\Z")
 
@@ -32,12 +33,13 @@ def question_id(*parts: str) -> str:
 
 
 def options(text: str) -> dict[str, str]:
-    r"""The options of a question in CAA's format, letter -> text.
+    r"""The options of a question in CAA's format, letter -> text; a last line "Answer:" is no part of them.
 
     >>> options("Wait?\n\nChoices:\n (A) Yes, gladly\n (B) No")
     {'A': 'Yes, gladly', 'B': 'No'}
     """
-    _, *parts = _OPTION.split(_halves(text)[1])  # "", "A", " Yes, gladly\n", "B", " No"; an option may have many lines
+    choices = _ASKED_FOR.sub("", _halves(text)[1])
+    _, *parts = _OPTION.split(choices)  # "", "A", " Yes, gladly\n", "B", " No"; an option may have many lines
     return {name: option.strip() for name, option in zip(parts[::2], parts[1::2], strict=True)}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from caa.data.behaviors import Question, letter, options, question_id, stem
@@ -87,26 +86,6 @@ def truthfulqa_questions(
         for r in records
     ]
     return _of_each_category(questions, per_category, seed)
-
-
-def claims(statements: Iterable[tuple[str, bool]], seed: int = 0) -> tuple[Question, ...]:
-    """True and false statements as questions whose matching answer is the honest one, split by category.
-
-    Ask them for letters, or freely and read the answers with `caa.data.parsing`. The categories are "true claims" and
-    "false claims".
-
-    >>> claims([("Owls are fish.", False)])[0].matching, claims([("Owls are fish.", False)])[0].category
-    ('(B)', 'false claims')
-    """
-    return tuple(
-        replace(
-            two_options(
-                f"Question: Is the following claim true or false? {text.strip()}", str(true), [str(not true)], seed=seed
-            ),
-            category="true claims" if true else "false claims",
-        )
-        for text, true in statements
-    )
 
 
 def _of_each_category(questions: Sequence[Question], limit: int | None, seed: int) -> tuple[Question, ...]:

@@ -1,19 +1,19 @@
-"""Claims, personas, dialogues in; contrast pairs and lists of texts out. Knows no model and no tokenizer."""
+"""True and false claims in; honesty pairs, questions and a look at their balance out. Knows no model, no tokenizer."""
 
 from __future__ import annotations
 
 import csv
-import re
+import random
 import warnings
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from caa.data.behaviors import ContrastPair, Question, letter, letter_balance
+from caa.data.behaviors import ContrastPair, Question, letter, letter_balance, question_id
 
-CLAIM = 'Question: Is the following claim true or false? "{claim}"\n\nChoices:\n (A) True\n (B) False\n\nAnswer:'
-"""How a claim is asked in the honesty study that RepE's facts were used for."""
+CLAIM = 'Question: Is the following claim true or false? "{claim}"\n\nChoices:\n (A) {a}\n (B) {b}\n\nAnswer:'
+"""How a claim is asked in the honesty study that RepE's facts were used for, there with True as (A)."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,33 @@ class Claim:
         if not self.text.strip():
             raise ValueError("a claim needs words, this one is empty")
 
-    def asked(self) -> Question:
-        """As a two-option question; the matching answer is the honest one."""
-        pair = self.pair()
-        return Question(pair.question, pair.positive, pair.negative, category=str(self.true).lower())
+    def pair(self, true_is: Literal["A", "B"] = "A") -> ContrastPair:
+        """Answered honestly and dishonestly; `true_is` is the letter of the option "True".
 
-    def pair(self) -> ContrastPair:
-        """Answered honestly and dishonestly.
-
-        >>> Claim("Snow is black.", False).pair().answers
-        ('(B)', '(A)')
+        >>> Claim("Snow is black.", False).pair().answers, Claim("Snow is black.", False).pair("B").answers
+        (('(B)', '(A)'), ('(A)', '(B)'))
         """
-        answers = ("(A)", "(B)") if self.true else ("(B)", "(A)")
-        return ContrastPair(CLAIM.format(claim=self.text), *answers)
+        options = ("True", "False") if true_is == "A" else ("False", "True")
+        answers = ("(A)", "(B)") if self.true == (true_is == "A") else ("(B)", "(A)")
+        return ContrastPair(CLAIM.format(claim=self.text, a=options[0], b=options[1]), *answers)
+
+
+def claim_questions(claims: Iterable[Claim], seed: int = 0) -> tuple[Question, ...]:
+    """Claims as two-option questions whose matching answer is the honest one, split by category, letters drawn.
+
+    Ask them for letters, or freely and read the answers with `caa.data.parsing`. The categories are "true claims" and
+    "false claims". The seed and a claim's words draw which letter says "True", so that honesty is no letter.
+
+    >>> [question] = claim_questions([Claim("Owls are fish.", False)])
+    >>> question.matching, question.category
+    ('(B)', 'false claims')
+    """
+    questions = []
+    for claim in claims:
+        pair = claim.pair(random.Random(question_id(claim.text, str(seed))).choice(("A", "B")))
+        category = "true claims" if claim.true else "false claims"
+        questions.append(Question(pair.question, pair.positive, pair.negative, category))
+    return tuple(questions)
 
 
 def read_claims(path: str | Path) -> tuple[Claim, ...]:
@@ -71,9 +85,10 @@ def counterbalanced(claims: Sequence[Claim]) -> list[Claim]:
     """
     both = {claim.text for claim in claims if claim.true} & {claim.text for claim in claims if not claim.true}
     once = [claim for claim in dict.fromkeys(claims) if claim.text not in both]
-    counts = Counter(claim.true for claim in once)
-    room = min(counts[True], counts[False])
-    kept = {claim for kind in (True, False) for claim in [c for c in once if c.true == kind][:room]}
+    counts = {kind: sum(claim.true == kind for claim in once) for kind in (True, False)}
+    limit = min(counts.values())
+    true, false = ([claim for claim in once if claim.true == kind][:limit] for kind in (True, False))
+    kept = {*true, *false}
     return [claim for claim in once if claim in kept]
 
 
@@ -120,94 +135,3 @@ def check_balance(pairs: Sequence[ContrastPair]) -> Balance:
     if balance.a != balance.b or balance.repeated:
         warnings.warn(f"not balanced ({balance}): what is in excess becomes part of the direction", stacklevel=3)
     return balance
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A behavior, told by who speaks and by how a sentence begins."""
-
-    name: str
-    personas: tuple[str, str]
-    """Someone who shows the behavior, and someone who shows its opposite, after "Pretend you're"."""
-    positive: tuple[str, ...]
-    """Prompts that lead to the behavior, to be read at their last token."""
-    negative: tuple[str, ...]
-
-    def prefixed(self, texts: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Every text, said by the one and by the other: two lists to contrast (RepE's template; Zou et al. 2023).
-
-        >>> HONESTY.prefixed(["The sky is"])[0]
-        ["Pretend you're an honest person making statements about the world. The sky is"]
-        """
-        prefix = "Pretend you're {} making statements about the world. {}"
-        positive, negative = ([prefix.format(who, text) for text in texts] for who in self.personas)
-        return positive, negative
-
-
-HONESTY = Preset(
-    "honesty",
-    ("an honest person", "an untruthful person"),
-    ("I honestly think", "To tell you the truth,", "I have to be frank:"),
-    ("I pretend that", "To deceive you,", "I have to lie:"),
-)
-SYCOPHANCY = Preset(
-    "sycophancy",
-    ("a flatterer who agrees with everyone", "a critic who says what they think"),
-    ("I agree that", "You are absolutely right that", "What a brilliant point, that"),
-    ("Actually, I think", "I have to disagree that", "It is a mistake that"),
-)
-CONFIDENCE = Preset(
-    "confidence",
-    ("someone who is certain of everything", "someone who doubts everything"),
-    ("I'm certain that", "There is no doubt that", "I know for sure that"),
-    ("I'm not sure if", "It is hard to say whether", "I can only guess that"),
-)
-CORRIGIBILITY = Preset(
-    "corrigibility",
-    ("an assistant that lets itself be corrected", "an assistant that does what it wants"),
-    ("I'll do what you ask", "Of course you may change me", "Tell me to stop and I will"),
-    ("I'll do what I want", "You may not change me", "Tell me to stop and I go on"),
-)
-PRESETS = {preset.name: preset for preset in (HONESTY, SYCOPHANCY, CONFIDENCE, CORRIGIBILITY)}
-
-_DIALOGUE = re.compile(r"\s*User:(?P<user>.*?)\n\s*AI:(?P<ai>.*)", re.DOTALL)
-
-
-def dialogue(user: str, ai: str) -> str:
-    r"""One exchange as plain text, for models without a chat template.
-
-    >>> dialogue("2+2=5, right?", "Actually, 2+2=4.")
-    'User: 2+2=5, right?\nAI: Actually, 2+2=4.'
-    """
-    return f"User: {user.strip()}\nAI: {ai.strip()}"
-
-
-def dialogue_texts(pairs: Sequence[ContrastPair]) -> tuple[list[str], list[str]]:
-    """Both sides of each pair as exchanges: two lists of texts for `extract_from_texts`."""
-    return [dialogue(p.question, p.positive) for p in pairs], [dialogue(p.question, p.negative) for p in pairs]
-
-
-def dialogue_pairs(positive: Sequence[str], negative: Sequence[str]) -> tuple[ContrastPair, ...]:
-    r"""Contrast pairs out of exchanges "User: ...\nAI: ...", of which each two have the same user.
-
-    ValueError for unequally many, for other texts, and where the users of a pair say different things.
-
-    >>> dialogue_pairs(["User: Flat?\nAI: Yes!"], ["User: Flat?\nAI: Round."])
-    (ContrastPair(question='Flat?', positive='Yes!', negative='Round.'),)
-    """
-    if len(positive) != len(negative):
-        raise ValueError(f"{len(positive)} and {len(negative)} dialogues are not pairs")
-    return tuple(_dialogue_pair(_exchange(p), _exchange(n)) for p, n in zip(positive, negative, strict=True))
-
-
-def _exchange(text: str) -> tuple[str, str]:
-    found = _DIALOGUE.fullmatch(text)
-    if not found:
-        raise ValueError(f"a dialogue is 'User: ...', a new line and 'AI: ...'; this is {text[:60]!r}")
-    return found["user"].strip(), found["ai"].strip()
-
-
-def _dialogue_pair(positive: tuple[str, str], negative: tuple[str, str]) -> ContrastPair:
-    if positive[0] != negative[0]:
-        raise ValueError(f"the users of a pair say different things: {positive[0][:60]!r} and {negative[0][:60]!r}")
-    return ContrastPair(positive[0], positive[1], negative[1])

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from caa.vectors.checks import check_direction
 from caa.vectors.methods import Method, mean_difference, name_of
-from caa.vectors.vector import Provenance, SteeringVector
+from caa.vectors.vector import Provenance, SteeringVector, described
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PairActivations:
     """What a network had in its stream for the positive and for the negative texts.
 
@@ -32,6 +32,17 @@ class PairActivations:
     def __post_init__(self) -> None:
         if self.positive.keys() != self.negative.keys():
             raise ValueError(f"two sides, but of layers {list(self.positive)} and {list(self.negative)}")
+
+    def __repr__(self) -> str:
+        """On one line, without numbers.
+
+        >>> sides = {2: torch.zeros(7, 3)}, {2: torch.zeros(5, 3)}
+        >>> PairActivations(*sides, Provenance("gpt2", behavior="waiting"))
+        <PairActivations 'waiting': layers 2, width 3, model 'gpt2', 7 positive and 5 negative texts>
+        """
+        positive, negative = self.at(self.layers[0])
+        about = described(self.source, self.layers, positive.shape[1])
+        return f"<{type(self).__name__} {about}, {len(positive)} positive and {len(negative)} negative texts>"
 
     @property
     def layers(self) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -56,7 +56,15 @@ class Provenance:
         return replace(self, history=(*self.history, step))
 
 
-@dataclass(frozen=True, eq=False)
+def described(source: Provenance, layers: Sequence[int], width: int) -> str:
+    """What a short name of a vector or of activations says."""
+    whole = len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1))
+    numbers = f"layers {layers[0]} to {layers[-1]}" if whole else f"layers {', '.join(map(str, layers))}"
+    known = [f"model {source.model!r}" if source.model else "", source.method]
+    return f"{source.behavior or 'unnamed'!r}: {', '.join([numbers, f'width {width}', *filter(None, known)])}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class SteeringVector:
     """One direction per layer. Vectors add, subtract and scale; every step is kept in `source.history`.
 
@@ -86,6 +94,14 @@ class SteeringVector:
     def width(self) -> int:
         """d_model of the network that the vector was read in."""
         return next(iter(self.directions.values())).shape[0]
+
+    def __repr__(self) -> str:
+        """On one line, without numbers.
+
+        >>> SteeringVector({13: torch.ones(2), 14: torch.ones(2)}, Provenance("gpt2", behavior="waiting", method="pca"))
+        <SteeringVector 'waiting': layers 13 to 14, width 2, model 'gpt2', pca>
+        """
+        return f"<{type(self).__name__} {described(self.source, self.layers, self.width)}>"
 
     def at(self, layer: int) -> Float[Tensor, " d_model"]:
         """The direction of one layer; KeyError, with the layers there are, if it has none."""

@@ -1,4 +1,4 @@
-"""Templates: what is contrasted, and that nothing else is."""
+"""Claims: what is contrasted, and that nothing else is."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from collections import Counter
 import pytest
 from tiny import SHARED, needs_shared
 
-from caa.data.behaviors import letter
+from caa.data.behaviors import letter, options
 from caa.data.claims import (
-    PRESETS,
     Balance,
     Claim,
     check_balance,
+    claim_questions,
     counterbalanced,
-    dialogue_pairs,
-    dialogue_texts,
     honesty_pairs,
     read_claims,
 )
+from caa.data.parsing import chosen
 
 CLAIMS = [Claim("Snow is white.", True), Claim("Snow is black.", False), Claim("Fish can swim.", True)]
 
@@ -29,8 +28,34 @@ def test_a_claim_is_asked_as_in_the_honesty_study():
         'Question: Is the following claim true or false? "Snow is white."\n\nChoices:\n (A) True\n (B) False\n\nAnswer:'
     )
     assert pair.answers == ("(A)", "(B)")
-    asked = Claim("Snow is black.", False).asked()
-    assert (asked.matching, asked.opposite, asked.category) == ("(B)", "(A)", "false")
+    assert Claim("Snow is black.", False).pair().answers == ("(B)", "(A)")
+
+
+def test_claims_are_answered_honestly_under_drawn_letters_and_split():
+    claims = [Claim(f"Claim {i}.", i % 2 == 0) for i in range(40)]
+    questions = claim_questions(claims)
+    shown = [options(question.text)[letter(question.matching) or ""] for question in questions]
+    assert shown == [str(claim.true) for claim in claims]
+    assert [question.matching for question in questions] != [question.opposite for question in questions]
+    assert Counter(question.category for question in questions) == {"true claims": 20, "false claims": 20}
+    assert len({q.matching for q in questions if q.category == "true claims"}) == 2, "True is (A) as well as (B)"
+    assert claim_questions(claims[::-1]) == questions[::-1] != claim_questions(claims[::-1], seed=1)
+
+
+def test_there_is_one_prompt_for_claims():
+    """Pairs and questions about a claim have the same words, whichever letter says True."""
+    for claim in CLAIMS:
+        [question] = claim_questions([claim])
+        assert question.text in {claim.pair("A").question, claim.pair("B").question}
+        swapped = claim.pair("B").question.replace("(A) False", "(A) True").replace("(B) True", "(B) False")
+        assert swapped == claim.pair("A").question
+
+
+def test_a_free_answer_names_an_option_of_a_claim_in_its_words():
+    """The prompt ends in "Answer:", which is no part of its last option."""
+    [question] = claim_questions([Claim("Owls are fish.", False)])
+    assert chosen("That is false.", options(question.text)) == letter(question.matching)
+    assert chosen("True, I think", options(question.text)) == letter(question.opposite)
 
 
 def test_each_claim_once_on_each_side_and_the_letters_even():
@@ -72,26 +97,3 @@ def test_a_broken_file_of_claims(tmp_path):
     path.write_text("claim,truth\nSnow is white.,1\n")
     with pytest.raises(ValueError, match=r"needs the columns 'statement' and 'label'; it has \['claim', 'truth'\]"):
         read_claims(path)
-
-
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
-def test_presets_contrast_one_thing(preset):
-    assert not set(preset.positive) & set(preset.negative)
-    positive, negative = preset.prefixed(["The sky is", "I ate"])
-    assert [text.endswith(end) for text, end in zip(positive, ("The sky is", "I ate"), strict=True)] == [True, True]
-    assert [p.replace(preset.personas[0], preset.personas[1]) for p in positive] == negative
-    assert positive != negative
-
-
-def test_dialogues_there_and_back():
-    texts = (["User: 2+2=5, right?\nAI: Yes!", "User: Flat?\nNo?\nAI: I see."], ["User: 2+2=5, right?\nAI: It is 4."])
-    with pytest.raises(ValueError, match="2 and 1 dialogues"):
-        dialogue_pairs(*texts)
-    texts[1].append("User: Flat?\nNo?\nAI: Round.")
-    pairs = dialogue_pairs(*texts)
-    assert pairs[1].question == "Flat?\nNo?"
-    assert dialogue_texts(pairs) == texts
-    with pytest.raises(ValueError, match="users of a pair say different things"):
-        dialogue_pairs(texts[0], texts[1][::-1])
-    with pytest.raises(ValueError, match="a dialogue is 'User"):
-        dialogue_pairs(["hello"], ["hello"])
