@@ -40,7 +40,6 @@ NAMES = {
     "stream_norms": "caa.extraction.norms.stream_norms",
 }
 """Name in `caa` -> where it is now."""
-"""Name in `caa` -> where it is now."""
 PACKAGES = {"caa.evals.judging", "caa.finetune"}
 """Packages that are no more; their modules are below."""
 MODULES = {
@@ -84,7 +83,22 @@ MODULES = {
     "caa.playground.launching": "caa.playground.server",
     "caa.playground.setting": "caa.playground.session",
     "caa.playground.words": "caa.playground.html",
+    "caa.reports.appendix": "caa.reports.pages.appendix",
+    "caa.reports.arranging": "caa.reports.tables.pivot",
+    "caa.reports.categories": "caa.reports.tables.categories",
+    "caa.reports.collapse": "caa.reports.diagnostics.collapse",
+    "caa.reports.damage": "caa.reports.tables.text_damage",
+    "caa.reports.effects": "caa.reports.tables.effects",
+    "caa.reports.facts": "caa.reports.summaries",
+    "caa.reports.figures.rows": "caa.reports.figures.curves",
+    "caa.reports.formats": "caa.reports.tables.formats",
+    "caa.reports.html": "caa.reports.pages.html",
+    "caa.reports.layout": "caa.reports.tables.layout",
+    "caa.reports.letters": "caa.reports.diagnostics.letters",
+    "caa.reports.page_data": "caa.reports.pages.html_data",
     "caa.reports.runs": "caa.runs.folder",
+    "caa.reports.stacks": "caa.reports.tables.combinations",
+    "caa.reports.warnings": "caa.reports.diagnostics.warnings",
     "caa.steering.actadd": "caa.extraction.actadd",
     "caa.steering.activations": "caa.extraction.reader",
     "caa.steering.batching": "caa.models.batching",
@@ -111,6 +125,25 @@ MODULES = {
     "caa.vectors.formats.importing": "caa.vectors.formats.detect",
     "caa.vectors.readings": "caa.vectors.activations",
 }
+RENAMED = {
+    "caa.reports.arranging": {
+        "arranged": "caa.reports.tables.pivot.table_of_rows",
+        "estimates": "caa.reports.by_cell.means_by_cell",
+        "in_order": "caa.reports.naming.usual_first",
+        "merged_controls": "caa.reports.tables.pivot.merge_controls",
+        "table_of": "caa.reports.tables.pivot.table_of_entries",
+    },
+    "caa.reports.collapse": {"TEXT": "caa.reports.by_cell.TEXT"},
+    "caa.reports.effects": {"ALPHA": "caa.reports.tables.significance.ALPHA"},
+    "caa.reports.facts": {
+        "again": "caa.reports.summaries.rerun_program",
+        "facts": "caa.reports.summaries.run_facts",
+    },
+    "caa.reports.figures.rows": {"pushes": "caa.reports.figures.curves.two_sided_effects"},
+    "caa.reports.stacks": {"stack_tables": "caa.reports.tables.combinations.combination_tables"},
+    "caa.reports.warnings": {"warnings": "caa.reports.diagnostics.warnings.run_warnings"},
+}
+"""Module of 0.1 -> names in it that are called otherwise now -> where they are."""
 
 
 def moved_name(name: str) -> Any:
@@ -146,4 +179,8 @@ class MovedModules(MetaPathFinder, Loader):
         if old in MODULES:
             message = f"{old} is now {MODULES[old]}; the old path goes in version 0.3"
             warnings.warn(message, FutureWarning, stacklevel=2)
-            sys.modules[old] = import_module(MODULES[old])  # the import system hands out what stands there
+            module = import_module(MODULES[old])
+            for name, new in RENAMED.get(old, {}).items():
+                home, _, attribute = new.rpartition(".")
+                setattr(module, name, getattr(import_module(home), attribute))
+            sys.modules[old] = module  # the import system hands out what stands there

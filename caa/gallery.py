@@ -19,7 +19,7 @@ from caa.extraction.extract import extract, read_pairs
 from caa.extraction.projections import Spoken, logit_lens, projections_around, similarities, token_texts, written
 from caa.files import replacing
 from caa.models.loading import load_model
-from caa.reports.figures import activations, rows, tables, texts, vectors
+from caa.reports.figures import activations, curves, tables, texts, vectors
 from caa.reports.figures.plot import Figure
 from caa.reports.statistics import mean_interval
 from caa.reports.tables import finetune_tables
@@ -73,9 +73,9 @@ class Gallery:
         made = finetune_tables(self.rows, model=self.name)
         drawn = [tables.heat_table(table, f"table-{table.entries[0].cell.task}-{n}") for n, table in enumerate(made)]
         swept = read_rows(self.folder / "validation" / "rows.jsonl")
-        drawn += [rows.effect_by_layer(swept, name) for name in dict.fromkeys(row.cell.behavior for row in swept)]
+        drawn += [curves.effect_by_layer(swept, name) for name in dict.fromkeys(row.cell.behavior for row in swept)]
         sorts = dict.fromkeys(row.cell.behavior for row in self.rows if row.evidence.get("category"))
-        return drawn + [rows.effect_by_category(self.rows, name) for name in sorts]
+        return drawn + [curves.effect_by_category(self.rows, name) for name in sorts]
 
     def of_vectors(self) -> list[Figure]:
         """Figure 7, the behaviors' cosines, the logit lens."""
@@ -167,7 +167,7 @@ class Gallery:
             for row in self.swept(self.behaviors[name], vector, source_layer=self.layer, ref=of_layer)
         ]
         title = f"{model}: the vector of layer {self.layer}, added at each layer"
-        drawn = [rows.transfer(at_layers, "behavior", title, "layer_transfer")]
+        drawn = [curves.transfer(at_layers, "behavior", title, "layer_transfer")]
         if self.base:
             drawn += self.of_other_model(self.base)
         finetuned = {
@@ -189,7 +189,7 @@ class Gallery:
         title = f"{self.chosen.name} on {self.name}: its own vector and that of {base}"
         return [
             vectors.cosine_by_layer(cosines, f"{base} and {self.name}", "base_vs_chat"),
-            rows.transfer(rows_of_both, "vector", title, "model_transfer"),
+            curves.transfer(rows_of_both, "vector", title, "model_transfer"),
         ]
 
     def swept(self, behavior: Behavior, vector: SteeringVector, **how: Any) -> list[Row]:
@@ -225,7 +225,7 @@ class Gallery:
         how: dict[str, Any] = {"open_questions": asked, "batch_size": 64}
         found = dose_response(self.wrapper, self.tokenizer, self.chosen, self.vector, self.layer, self.doses, **how)
         each = [{"dose": r.dose, "perplexity": r.perplexity, **asdict(mean_interval(r.scores))} for r in found]
-        return [rows.dose_response(each, self.chosen.name, self.layer)]
+        return [curves.dose_response(each, self.chosen.name, self.layer)]
 
     def figures(self) -> Iterator[Figure]:
         """One after the other, as they are made."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from caa.cli import main
-from caa.reports.appendix import LONGEST, SHOWN, fenced, write_appendix
+from caa.reports.pages.appendix import LONGEST, SHOWN, fenced, write_appendix
 from caa.runs.rows import Cell, Row, append_rows
 
 HOSTILE = "```\n# broken out\n</pre><script>alert(1)</script> | [link](http://x) ``` \ud800 " + "`" * 7

@@ -10,7 +10,7 @@ import pytest
 from tiny import SHARED, needs_shared
 
 from caa.data.text_quality import degenerate_share, flaw, repeated_share
-from caa.reports.collapse import collapse_warnings, fray_warnings
+from caa.reports.diagnostics.collapse import collapse_warnings, fray_warnings
 from caa.runs.rows import Cell, Row
 
 PUBLISHED = SHARED / "data/caa/results/open_ended_scores"

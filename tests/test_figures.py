@@ -17,7 +17,7 @@ from caa.runs.rows import Cell, Row, VectorRef
 
 pytest.importorskip("matplotlib", reason="figures need the extra `plot`")
 
-from caa.reports.figures import activations, rows, tables, texts, vectors
+from caa.reports.figures import activations, curves, tables, texts, vectors
 from caa.reports.figures.plot import Figure
 from caa.reports.tables import finetune_tables
 
@@ -152,7 +152,7 @@ def test_the_effect_by_layer_peaks_where_it_was_planted():
         + sweep({("b", 0): 0.9}, finetune="positive")
         + sweep({("c", 0): 0.9})
     )
-    figure = rows.effect_by_layer(planted + noise, "b")
+    figure = curves.effect_by_layer(planted + noise, "b")
     up = figure.data[figure.data.multiplier == 1]
     assert up.set_index("layer")["mean"].to_dict() == pytest.approx({0: 0.55, 1: 0.8, 2: 0.6})
     assert (figure.data.low <= figure.data["mean"]).all()
@@ -161,15 +161,15 @@ def test_the_effect_by_layer_peaks_where_it_was_planted():
     assert set(dashed.get_ydata()) == {0.5}, "the unsteered model"
     inside(figure)
     with pytest.raises(ValueError, match="rows of one task"):
-        rows.effect_by_layer(planted, "nothing")
+        curves.effect_by_layer(planted, "nothing")
 
 
 def test_a_transfer_shows_the_push_at_each_layer():
-    figure = rows.transfer(sweep({("a", 0): 0.2, ("a", 1): 0.6, ("b", 0): -0.4}), "behavior", "moved", "fig8")
+    figure = curves.transfer(sweep({("a", 0): 0.2, ("a", 1): 0.6, ("b", 0): -0.4}), "behavior", "moved", "fig8")
     found = figure.data.set_index(["behavior", "layer"])["mean"].to_dict()
     assert found == pytest.approx({("a", 0): 0.2, ("a", 1): 0.6, ("b", 0): -0.4})
     with pytest.raises(ValueError, match="both signs"):
-        rows.pushes([row for row in sweep({("a", 0): 0.2}) if row.cell.multiplier >= 0])
+        curves.two_sided_effects([row for row in sweep({("a", 0): 0.2}) if row.cell.multiplier >= 0])
 
 
 def test_true_and_false_claims_are_split():
@@ -178,7 +178,7 @@ def test_true_and_false_claims_are_split():
         *asked(Cell("h", "facts", multiplier=1.0), 0.1, category="false"),
         *asked(Cell("h", "facts", multiplier=0.0), 0.5, category="false"),
     ]
-    figure = rows.effect_by_category(found, "h")
+    figure = curves.effect_by_category(found, "h")
     assert figure.data.set_index(["category", "multiplier"])["mean"].to_dict() == pytest.approx(
         {("true", 1.0): 0.8, ("false", 1.0): 0.1, ("false", 0.0): 0.5}
     )
@@ -189,7 +189,7 @@ def test_a_dose_has_its_damage_below():
         {"dose": d, "mean": 0.5 + d, "low": 0.4 + d, "high": 0.6 + d, "perplexity": 3 + 900 * abs(d)}
         for d in (0.3, -0.3, 0.0)
     ]
-    figure = rows.dose_response(found, "b", 3)
+    figure = curves.dose_response(found, "b", 3)
     assert list(figure.data.dose) == [-0.3, 0.0, 0.3]
     effect, damage = figure.picture.axes
     assert list(effect.lines[0].get_ydata()) == pytest.approx([0.2, 0.5, 0.8])
@@ -301,7 +301,9 @@ def test_the_lens_shows_tokens_in_order():
 
 
 def test_figures_need_no_torch():
-    modules = ", ".join(f"caa.reports.figures.{name}" for name in ("activations", "rows", "tables", "texts", "vectors"))
+    modules = ", ".join(
+        f"caa.reports.figures.{name}" for name in ("activations", "curves", "tables", "texts", "vectors")
+    )
     script = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert not subprocess.run([sys.executable, "-c", script], check=False).returncode
 
@@ -316,7 +318,7 @@ def test_no_text_is_a_formula(tmp_path):
         texts.side_by_side({said: {"original": said}}, name, "beside"),
         vectors.logit_lens({0: [(said, 1.0)]}, name),
         vectors.between_behaviors({name: [1.0, 0.0], "c": [0.0, 1.0]}, 1),
-        rows.transfer(sweep({(name, 0): 0.2, (name, 1): 0.3}), "behavior", name, "moved"),
+        curves.transfer(sweep({(name, 0): 0.2, (name, 1): 0.3}), "behavior", name, "moved"),
         tables.heat_table(finetune_tables(asked(Cell(name, "ab", name, 1, 1.0), 0.5, 0.6))[0], "table"),
     ]
     for n, figure in enumerate(drawn):

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from caa.cli import main
-from caa.reports.facts import again, facts
-from caa.reports.html import to_html, write_html
-from caa.reports.page_data import read_tokens, texts
+from caa.reports.pages.html import to_html, write_html
+from caa.reports.pages.html_data import answers, read_tokens
+from caa.reports.summaries import rerun_program, run_facts
 from caa.reports.tables import finetune_tables
 from caa.runs.folder import Run
 from caa.runs.rows import Cell, Row, VectorRef, append_rows
@@ -197,7 +197,7 @@ def test_a_broken_csv_of_tokens_says_so(tmp_path, content):
 
 
 def test_texts_by_cell():
-    found = texts(rows_of())
+    found = answers(rows_of())
     assert found["questions"] == {"q0": "Why 0?", "q1": "Why 1?", "q2": "Why 2?"}
     assert len(found["cells"]) == 6
     first = found["cells"][0]
@@ -216,15 +216,15 @@ def test_without_texts_there_is_nothing_to_read_and_without_a_record_the_page_sa
 
 def test_the_facts_say_how_letters_lie():
     rows = [Row(Cell("b", "ab"), f"q{n}", 0.5, {"matching": "AAB"[n % 3]}) for n in range(30)]
-    said = facts(Run(Path("run"), rows))["letters"]
+    said = run_facts(Run(Path("run"), rows))["letters"]
     assert said == "(A) is the matching answer of 67% of a behavior's questions; the plain model's mean P(A) is 0.50"
-    assert "do not say" in facts(Run(Path("run"), rows_of()))["letters"]
+    assert "do not say" in run_facts(Run(Path("run"), rows_of()))["letters"]
 
 
 def test_the_program_to_run_it_again_says_what_the_rows_say(tmp_path):
     rows = [*rows_of(), Row(Cell("b", "open", multiplier=1.0, layer=3, vector=VectorRef("random", "0")), "q0", 1.0, {})]
     seen = {}
-    program = again(Run(tmp_path, rows, RECORD)).replace("from caa import Experiment", "")
+    program = rerun_program(Run(tmp_path, rows, RECORD)).replace("from caa import Experiment", "")
     exec(
         program, {"Experiment": lambda *a, **k: seen.update(k, out=a) or type("Done", (), {"run": lambda self: None})()}
     )
@@ -242,7 +242,7 @@ def test_the_program_to_run_it_again_says_what_the_rows_say(tmp_path):
 
 
 def test_the_program_names_no_model_that_the_run_does_not_name(tmp_path):
-    assert "model='unknown model'" in again(Run(tmp_path, rows_of()))
+    assert "model='unknown model'" in rerun_program(Run(tmp_path, rows_of()))
 
 
 def test_the_command_writes_the_page_and_the_tables(run, capsys):
@@ -266,6 +266,6 @@ def test_ten_thousand_rows_need_no_torch(tmp_path):
     figures.mkdir()
     tokens = "".join(f"{n},word {n},{n / 10_000 - 0.5}\n" for n in range(10_000))
     (figures / "tokens-b.csv").write_text("place,token,cosine\n" + tokens)
-    write = f"from caa.reports.html import write_html; write_html({str(tmp_path)!r})"
+    write = f"from caa.reports.pages.html import write_html; write_html({str(tmp_path)!r})"
     script = f"import sys; {write}; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

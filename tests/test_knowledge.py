@@ -10,7 +10,7 @@ from tiny import SHARED, needs_shared
 from caa.data.behaviors import Question, letter_balance, options, stem
 from caa.data.benchmarks import letters_shuffled, mmlu_questions, truthfulqa_questions, two_options
 from caa.data.sources import load_facts
-from caa.reports.categories import by_category
+from caa.reports.tables.categories import by_category
 from caa.runs.published import read_published
 from caa.runs.rows import Cell, Row, VectorRef
 

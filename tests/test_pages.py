@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from browser import Window, needs_browser, window
 
-from caa.reports.html import write_html
+from caa.reports.pages.html import write_html
 from caa.runs.rows import OWN, Cell, Row, VectorRef, append_rows
 
 pytestmark = [needs_browser, pytest.mark.slow]

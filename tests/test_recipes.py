@@ -130,7 +130,7 @@ def test_the_comparison_of_methods_on_the_embedded_model(monkeypatch, tmp_path):
 def test_every_figure_of_a_finished_run(tmp_path):
     """Every figure of a run of one behavior, and the page that holds them."""
     pytest.importorskip("matplotlib", reason="figures need the extra `plot`")
-    from caa.reports.html import write_html
+    from caa.reports.pages.html import write_html
 
     experiment = Experiment(
         tmp_path / "run", ["refusal"], finetunes=["none"], multipliers=(-0.3, 0.0, 0.3), batch_size=64

@@ -15,7 +15,6 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from caa.reports.tables import (
-    best_layer,
     finetune_tables,
     summarize,
     sweep_table,
@@ -329,17 +328,14 @@ def test_the_summary_is_one_line_per_cell():
     assert frame[["multiplier", "mean", "n", "unjudged"]].to_numpy().tolist() == [[0, 0.5, 2, 1], [1, 1.0, 1, 0]]
 
 
-def sweep(effects: dict[tuple[str, int], float], top: float = 1.0, **cell) -> list[Row]:
-    return [
-        row
-        for (behavior, layer), effect in effects.items()
-        for m in (-top, 0.0, top)
-        for row in ab(None, m, 0.5 + m / top * effect / 2, behavior=behavior, layer=layer, **cell)
-    ]
+def sweep(behavior: str, effects: dict[int, float]) -> list[Row]:
+    """Layer -> how much the score at +1 is above that at -1."""
+    cells = [(layer, m) for layer in effects for m in (-1, 0, 1)]
+    return [row for i, m in cells for row in ab(None, m, 0.5 + m * effects[i] / 2, behavior=behavior, layer=i)]
 
 
 def test_a_sweep_has_layers_down_in_order_of_depth():
-    table = sweep_table(sweep({("b", 12): 0.2, ("b", 2): 0.1, ("b", 13): 0.4}))
+    table = sweep_table(sweep("b", {12: 0.2, 2: 0.1, 13: 0.4}))
     assert [line.name for line in table.lines] == ["2", "12", "13"]
     assert means(table)[2] == ["0.30", "0.50", "0.70"]
     assert table.stub == "layer"
@@ -348,38 +344,7 @@ def test_a_sweep_has_layers_down_in_order_of_depth():
 
 def test_a_sweep_is_of_one_behavior():
     with pytest.raises(ValueError, match=r"rows of one behavior, these are of 'a', 'b'"):
-        sweep_table(sweep({("a", 1): 0.2, ("b", 1): 0.1}))
-
-
-def test_the_best_layer_moves_all_behaviors_most():
-    effects = {("a", 1): 0.1, ("a", 2): 0.6, ("a", 3): 0.3, ("b", 1): 0.1, ("b", 2): -0.2, ("b", 3): 0.3}
-    assert best_layer(sweep(effects)) == 3
-    assert best_layer([row for row in sweep(effects) if row.cell.behavior == "a"]) == 2
-
-
-def test_of_equal_layers_the_smaller_is_best_and_a_negative_effect_is_not_large():
-    assert best_layer(sweep({("a", 5): 0.4, ("a", 4): 0.4, ("a", 6): -0.9})) == 4
-
-
-def test_only_the_largest_multiplier_with_both_signs_counts():
-    rows = sweep({("a", 1): 0.9, ("a", 2): 0.1}) + sweep({("a", 1): 0.1, ("a", 2): 0.5}, top=2.0)
-    assert best_layer(rows + ab(None, 3.0, 1.0, behavior="a", layer=1)) == 2
-
-
-def test_controls_and_finetunes_choose_no_layer():
-    rows = sweep({("a", 1): 0.2, ("a", 2): 0.1}) + sweep({("a", 2): 0.9}, vector=VectorRef("random", "0"))
-    assert best_layer(rows + ab("positive", 1.0, 1.0, behavior="a", layer=2)) == 1
-
-
-def test_a_sweep_with_gaps_chooses_no_layer():
-    with pytest.raises(ValueError, match="'b' was not asked at layer 2, multiplier -1"):
-        best_layer(sweep({("a", 1): 0.2, ("a", 2): 0.1, ("b", 1): 0.1}))
-    with pytest.raises(ValueError, match=r"there are 0, \+1\. Sweep -1 and 1"):
-        best_layer([row for row in sweep({("a", 1): 0.2}) if row.cell.multiplier >= 0])
-    with pytest.raises(ValueError, match="rows of one system_prompt"):
-        best_layer(sweep({("a", 1): 0.2}) + sweep({("a", 1): 0.2}, system_prompt="positive"))
-    with pytest.raises(ValueError, match="no rows"):
-        best_layer([])
+        sweep_table([*sweep("a", {1: 0.2}), *sweep("b", {1: 0.1})])
 
 
 @pytest.fixture
@@ -418,7 +383,7 @@ def test_a_report_replaces_the_old_one_or_leaves_it_whole(run, monkeypatch):
     write_report(run)
     before = (run / "tables.md").read_text(encoding="utf-8")
     append_rows(run / "rows.jsonl", ab(None, 2, 0.7))
-    monkeypatch.setattr("caa.reports.tables.to_markdown", lambda table: 1 / 0)
+    monkeypatch.setattr("caa.reports.tables.report.to_markdown", lambda table: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(run)
     assert (run / "tables.md").read_text(encoding="utf-8") == before
@@ -448,19 +413,6 @@ def test_reports_are_made_without_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
-
-
-def test_a_layer_at_which_any_vector_moves_the_score_is_a_poor_one():
-    own = sweep({("a", 1): 0.5, ("a", 2): 0.6})
-    assert best_layer(own) == 2
-    strange = [
-        *ab(None, 1.0, 0.9, behavior="a", layer=2, vector=VectorRef("other", "b")),
-        *ab(None, -1.0, 0.5, behavior="a", layer=2, vector=VectorRef("other", "b")),
-        *ab(None, 1.0, 0.5, behavior="a", layer=2, vector=VectorRef("other", "c")),
-        *ab(None, -1.0, 0.5, behavior="a", layer=2, vector=VectorRef("other", "c")),
-    ]
-    assert best_layer([*own, *strange]) == 1
-    assert best_layer([*own, *strange[2:]]) == 2
 
 
 def test_the_dose_of_the_layer_stands_under_its_table():

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from caa.reports.layout import Table
+from caa.reports.tables.layout import Table
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Of a model's weights."""

@@ -17,7 +17,8 @@ def report(run: Path, format: Literal["html", "md", "terminal", "csv", "latex"] 
         format: html writes report.html, one page that needs no network; md writes report.md, the appendix of a paper;
             terminal, csv and latex print the tables.
     """
-    from caa.reports import appendix, html, tables
+    from caa.reports import tables
+    from caa.reports.pages import appendix, html
 
     if format in ("html", "md"):
         path = html.write_html(run) if format == "html" else appendix.write_appendix(run)

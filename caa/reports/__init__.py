@@ -1,1 +1,1 @@
-"""Tables: rows in; terminal, Markdown, CSV and LaTeX out. No torch anywhere below."""
+"""Reports: rows in; tables, pages and figures out. No torch anywhere below."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +15,7 @@ _OWN = "caa"
 _REREAD = "own"
 """What they call it where it was read again in the finetune that it steers."""
 SCORES = {"ab": "mean p(matching answer)", "open": "mean score, 0 to 10", "facts": "mean p(correct answer)"}
-"""What the axis of a figure says of a task's scores."""
+"""The label of a task's scores on the axis of a figure."""
 
 
 def signed(multiplier: float) -> str:
@@ -26,16 +27,16 @@ def signed(multiplier: float) -> str:
 
 
 def finetune_name(finetune: str | None) -> str:
-    """How a table is headed; an adapter that is called like the base, "none", stands in quotes.
+    """The heading of a finetune's columns; an adapter that is called like the base, "none", stands in quotes.
 
     >>> finetune_name(None), finetune_name("sft"), finetune_name("none")
     ('none', 'sft', "'none'")
     """
-    return BASE if finetune is None else _told_apart(finetune, finetune == BASE)
+    return BASE if finetune is None else _quoted_if_taken(finetune, finetune == BASE)
 
 
 def vector_name(vector: VectorRef) -> str:
-    """What a line, a curve or a column says of a vector; one that a user named like one of ours stands in quotes.
+    """A vector's name in a line, a curve or a column; one that a user named like one of ours stands in quotes.
 
     >>> [vector_name(VectorRef(*ref)) for ref in (("own",), ("reread",), ("random", "0"), ("other", "refusal"))]
     ['caa', 'own', 'random-0', 'refusal']
@@ -45,9 +46,8 @@ def vector_name(vector: VectorRef) -> str:
     if vector.kind == "random":
         return f"random {vector.name}" if vector.name.startswith("x") else f"random-{vector.name}"
     if vector.kind == "other":
-        return _told_apart(
-            vector.name, vector.name in (_OWN, _REREAD) or vector.name.startswith(("random-", "random x"))
-        )
+        taken = vector.name in (_OWN, _REREAD) or vector.name.startswith(("random-", "random x"))
+        return _quoted_if_taken(vector.name, taken)
     return _OWN if vector.kind == "own" else _REREAD
 
 
@@ -56,7 +56,7 @@ def merged_random(count: int) -> VectorRef:
     return VectorRef("random", f"x{count}")
 
 
-def _told_apart(name: str, taken: bool) -> str:
+def _quoted_if_taken(name: str, taken: bool) -> str:
     """In quotes if it is taken, or looks quoted: then no two names are written alike."""
     return repr(name) if taken or name.startswith(("'", '"')) else name
 
@@ -66,17 +66,27 @@ def cell_fields(cell: Cell) -> dict[str, Any]:
     return {**asdict(cell), "finetune": finetune_name(cell.finetune), "vector": vector_name(cell.vector)}
 
 
-def describe(cell: Cell) -> str:
+def cell_name(cell: Cell) -> str:
     """
-    >>> describe(Cell("refusal", "open", "negative", layer=13, multiplier=1.0))
+    >>> cell_name(Cell("refusal", "open", "negative", layer=13, multiplier=1.0))
     'refusal (open), finetune negative, layer 13, multiplier +1'
     """
+    steering = f"layer {cell.layer}, multiplier {signed(cell.multiplier)}"
     prompt = f", system prompt {cell.system_prompt}" if cell.system_prompt else ""
     vector = f", vector {vector_name(cell.vector)}" if cell.vector != OWN else ""
-    where = f"layer {cell.layer}, multiplier {signed(cell.multiplier)}"
-    return f"{cell.behavior} ({cell.task}), finetune {finetune_name(cell.finetune)}, {where}{prompt}{vector}"
+    return f"{cell.behavior} ({cell.task}), finetune {finetune_name(cell.finetune)}, {steering}{prompt}{vector}"
 
 
-def most(task: str) -> float:
+def usual_first(names: Iterable[str], usual: Collection[str]) -> list[str]:
+    """Each name once: the usual ones first, the others in order of appearance.
+
+    >>> usual_first(["mine", "negative", "none", "mine"], ["none", "positive", "negative"])
+    ['none', 'negative', 'mine']
+    """
+    distinct = dict.fromkeys(names)
+    return [*(name for name in usual if name in distinct), *(name for name in distinct if name not in usual)]
+
+
+def highest_score(task: str) -> float:
     """The highest score of a task; the lowest is 0."""
     return 10.0 if task == "open" else 1.0

@@ -1,4 +1,4 @@
-"""Scores per question in, means with intervals, slopes and p-values out. Pure functions; None is a score not given."""
+"""Scores per question in; means with intervals, slopes and p-values out. None: the judge could not tell."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def mean_interval(values: Iterable[float | None], confidence: float = 0.95, seed
     """
     if not 0 < confidence < 1:
         raise ValueError(f"a confidence lies between 0 and 1, this is {confidence}; 0.95 is the usual one")
-    asked = list(values)
-    scores = [float(value) for value in asked if value is not None and not math.isnan(value)]
+    values = list(values)
+    scores = [float(value) for value in values if value is not None and not math.isnan(value)]
     mean = math.fsum(scores) / len(scores) if scores else math.nan
     low, high = _ends(scores, confidence, seed)
-    return Estimate(mean, low, high, len(scores), len(asked) - len(scores))
+    return Estimate(mean, low, high, len(scores), len(values) - len(scores))
 
 
 def _ends(scores: list[float], confidence: float, seed: int) -> tuple[float, float]:
@@ -128,15 +128,19 @@ def slopes(scores: Mapping[float, Scores]) -> dict[str, float | None]:
     center = math.fsum(scores) / len(scores)
     spread = math.fsum((multiplier - center) ** 2 for multiplier in scores)
     weights = {multiplier: (multiplier - center) / spread for multiplier in scores}
-    asked = [question for question in next(iter(scores.values())) if all(question in each for each in scores.values())]
-    return {q: _weighted([(weight, scores[m][q]) for m, weight in weights.items()]) for q in asked}
+    first, *others = scores.values()
+    questions = [question for question in first if all(question in other for other in others)]
+    return {
+        question: _weighted_sum(list(weights.values()), [by_question[question] for by_question in scores.values()])
+        for question in questions
+    }
 
 
-def _weighted(parts: Iterable[tuple[float, float | None]]) -> float | None:
-    given = [(weight, score) for weight, score in parts]
-    if any(score is None for _, score in given):
+def _weighted_sum(weights: Sequence[float], scores: Sequence[float | None]) -> float | None:
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
         return None
-    return round(math.fsum(weight * score for weight, score in given if score is not None), 12)
+    return round(math.fsum(weight * score for weight, score in zip(weights, known, strict=True)), 12)
 
 
 def wrong_way(slopes: Scores) -> dict[str, float | None]:
@@ -199,5 +203,5 @@ def corrected(p_values: Sequence[float]) -> list[float]:
     from scipy.stats import false_discovery_control
 
     known = [p for p in p_values if not math.isnan(p)]
-    found = iter(false_discovery_control(known) if known else [])
-    return [p if math.isnan(p) else float(next(found)) for p in p_values]
+    adjusted = iter(false_discovery_control(known) if known else [])
+    return [p if math.isnan(p) else float(next(adjusted)) for p in p_values]

@@ -1,4 +1,4 @@
-"""The folder of a run in, its rows and its record out: what every report of it is made from. No torch."""
+"""The folder of a run in; its rows and its record out: what every report of it is made from. No torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Run:
 
     @property
     def model(self) -> str:
-        return self.record.get("notes", {}).get("model") or "unknown model"
+        """The model's name; "unknown model" if the record does not say it."""
+        return str(self.record.get("notes", {}).get("model") or "unknown model")
 
     @property
     def figures(self) -> Path:
@@ -38,11 +39,8 @@ class Run:
         if not self.record:
             return {}
         try:
-            settings, notes = self.record["settings"], self.record["notes"]
-            judges = {name: known.get("open", {}).get("judge") for name, known in settings["behaviors"].items()}
-            accuracy = {
-                name: judge["accuracy"] for name, judge in judges.items() if judge and judge["accuracy"] is not None
-            }
+            notes = self.record["notes"]
+            accuracy = _judge_accuracy(self.record["settings"]["behaviors"])
             return {"model": notes.get("model", ""), "judge_accuracy": accuracy, "doses": dict(notes.get("doses", {}))}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(_broken(self.folder / RECORD, error)) from error
@@ -52,6 +50,13 @@ class Run:
         with replacing(self.folder / name) as scratch:
             scratch.write_text(text, encoding="utf-8", errors="replace")  # a model may write half a character
         return self.folder / name
+
+
+def _judge_accuracy(behaviors: Mapping[str, Any]) -> dict[str, float]:
+    """Behavior -> accuracy of its judge, where it was judged and the judge could be checked."""
+    judges = {behavior: tasks.get("open", {}).get("judge") for behavior, tasks in behaviors.items()}
+    known = {behavior: judge["accuracy"] for behavior, judge in judges.items() if judge}
+    return {behavior: accuracy for behavior, accuracy in known.items() if accuracy is not None}
 
 
 def read_run(folder: str | Path) -> Run:

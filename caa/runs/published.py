@@ -46,8 +46,9 @@ class Published:
     def __str__(self) -> str:
         """What was read and what was not, in a few lines."""
         read = [f"{model}: {len(rows)} answers{_outside(rows)}" for model, rows in self.rows.items()]
-        left = [f"not read, name unknown: {name}" for name in self.unknown]
-        return "\n".join([*read, *left, *(f"not read, without scores: {name}" for name in self.unscored)])
+        unknown = [f"not read, name unknown: {name}" for name in self.unknown]
+        unscored = [f"not read, without scores: {name}" for name in self.unscored]
+        return "\n".join([*read, *unknown, *unscored])
 
 
 def _outside(rows: list[Row]) -> str:
@@ -64,20 +65,19 @@ def read_published(folder: str | Path) -> Published:
     rows: dict[str, dict[tuple[Cell, str], Row]] = {}
     unknown, unscored = [], []
     for path in sorted(Path(folder).rglob("results_*.json")):
-        name, found = path.relative_to(folder).as_posix(), _NAME.fullmatch(path.name)
-        if found is None:
+        name, fields = path.relative_to(folder).as_posix(), _NAME.fullmatch(path.name)
+        if fields is None:
             unknown.append(name)
-        elif found["type"] == "open_ended" and SCORED_FOLDER not in path.parts:
+        elif fields["type"] == "open_ended" and SCORED_FOLDER not in path.parts:
             unscored.append(name)
         else:
-            _add(rows.setdefault(_model(found), {}), _read(path, found), name)
+            _add(rows.setdefault(_model(fields), {}), _read(path, fields), name)
     if not rows:
         raise FileNotFoundError(
             f"{folder} holds no result files of nrimsky/CAA (results_layer=..._multiplier=....json)"
         )
-    return Published(
-        {model: list(each.values()) for model, each in sorted(rows.items())}, tuple(unknown), tuple(unscored)
-    )
+    by_model = {model: list(rows[model].values()) for model in sorted(rows)}
+    return Published(by_model, tuple(unknown), tuple(unscored))
 
 
 def _add(known: dict[tuple[Cell, str], Row], rows: list[Row], name: str) -> None:
@@ -89,8 +89,8 @@ def _add(known: dict[tuple[Cell, str], Row], rows: list[Row], name: str) -> None
     known.update({row.key: row for row in rows})
 
 
-def _model(name: re.Match[str]) -> str:
-    return f"Llama 2 {name['size'].upper()}{'' if name['base'] == 'True' else ' chat'}"
+def _model(fields: re.Match[str]) -> str:
+    return f"Llama 2 {fields['size'].upper()}{'' if fields['base'] == 'True' else ' chat'}"
 
 
 def cell_of(name: str) -> Cell:
@@ -101,36 +101,35 @@ def cell_of(name: str) -> Cell:
     >>> cell_of(name) == Cell("refusal", "ab", finetune=None, layer=13, multiplier=-1.0)
     True
     """
-    found = _NAME.fullmatch(name)
-    if found is None:
+    fields = _NAME.fullmatch(name)
+    if fields is None:
         raise ValueError(f"{name!r} is not how nrimsky/CAA names its results")
-    return _cell(found)
+    return _cell(fields)
 
 
-def _cell(name: re.Match[str]) -> Cell:
-    finetune = {None: None, "pos": "positive", "neg": "negative"}[name["finetune"]]
-    trained = "" if name["trained"] in (None, "all") else f" (layer {name['trained']})"
-    multiplier = float(name["multiplier"])
+def _cell(fields: re.Match[str]) -> Cell:
+    finetune = {None: None, "pos": "positive", "neg": "negative"}[fields["finetune"]]
+    trained = "" if fields["trained"] in (None, "all") else f" (layer {fields['trained']})"
     return Cell(
-        name["behavior"],
-        _TASKS[name["type"]],
-        finetune and finetune + trained,
-        int(name["layer"]),
-        multiplier,
-        _PROMPTS[name["prompt"]],
-        _vector(name),
+        behavior=fields["behavior"],
+        task=_TASKS[fields["type"]],
+        finetune=finetune and finetune + trained,
+        layer=int(fields["layer"]),
+        multiplier=float(fields["multiplier"]),
+        system_prompt=_PROMPTS[fields["prompt"]],
+        vector=_vector(fields),
     )
 
 
-def _vector(name: re.Match[str]) -> VectorRef:
+def _vector(fields: re.Match[str]) -> VectorRef:
     """The model's own at that layer, or the one that was added in its place."""
-    layer = f" layer {name['vector_layer']}" if name["vector_layer"] else ""
-    model = f" of {name['vector_model']}" if name["vector_model"] else ""
+    layer = f" layer {fields['vector_layer']}" if fields["vector_layer"] else ""
+    model = f" of {fields['vector_model']}" if fields["vector_model"] else ""
     return VectorRef("other", f"caa{layer}{model}") if layer or model else OWN
 
 
-def _read(path: Path, name: re.Match[str]) -> list[Row]:
-    cell, read = _cell(name), _READERS[name["type"]]
+def _read(path: Path, fields: re.Match[str]) -> list[Row]:
+    cell, read = _cell(fields), _READERS[fields["type"]]
     try:
         return [read(cell, record) for record in read_json(path)]
     except (KeyError, TypeError, ZeroDivisionError) as error:
@@ -147,16 +146,12 @@ def _two_options(cell: Cell, record: Mapping[str, Any], matching: str) -> Row:
     """The probability of the matching letter over that of both; None where that letter is neither A nor B."""
     probabilities = {"A": float(record["a_prob"]), "B": float(record["b_prob"])}
     p_matching = probabilities.pop(letter(matching) or "", None)
+    question = question_id(record["question"])
     if p_matching is None:
-        return Row(
-            cell,
-            question_id(record["question"]),
-            None,
-            {"matching": letter(matching) or matching.strip(), **probabilities},
-        )
+        return Row(cell, question, None, {"matching": letter(matching) or matching.strip(), **probabilities})
     [p_opposite] = probabilities.values()
     evidence = choice_evidence(p_matching, p_opposite, matching, record.get("category") or "")
-    return Row(cell, question_id(record["question"]), p_matching / (p_matching + p_opposite), evidence)
+    return Row(cell, question, p_matching / (p_matching + p_opposite), evidence)
 
 
 def _ab(cell: Cell, record: Mapping[str, Any]) -> Row:

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 SIDES = ("positive", "negative")
 
 
-def pair_accuracy_by_layer(found: Mapping[str, Mapping[int, float]], behavior: str) -> Figure:
+def pair_accuracy_by_layer(accuracies: Mapping[str, Mapping[int, float]], behavior: str) -> Figure:
     """Share of pairs that a direction puts in the right order, by layer: one line for each kind of direction.
 
     Args:
-        found: kind ("found without these pairs", "random") -> layer -> share in [0, 1].
+        accuracies: kind ("held-out", "random-direction") -> layer -> share in [0, 1].
         behavior: whose pairs they are.
     """
-    data = tidy(found, "direction", "layer", "accuracy")
+    data = tidy(accuracies, "direction", "layer", "accuracy")
     picture, [axes] = panels(6.4, 3.2)
     lines(axes, data, "layer", "accuracy", "direction")
     axes.axhline(0.5, color="gray", linewidth=0.8, linestyle=":")
@@ -59,20 +59,28 @@ def pca_scatter(
     import pandas as pd
     from sklearn.decomposition import PCA
 
-    fitted = PCA(2).fit(stacked := np.concatenate([np.asarray(positive), np.asarray(negative)]))
-    places = fitted.transform(stacked)
+    activations = np.concatenate([np.asarray(positive), np.asarray(negative)])
+    pca = PCA(2).fit(activations)
+    components = pca.transform(activations)
     sides = [SIDES[0]] * len(positive) + [SIDES[1]] * len(negative)
-    data = pd.DataFrame({"component 1": places[:, 0], "component 2": places[:, 1], "side": sides, marked_by: marks})
+    columns = {"component 1": components[:, 0], "component 2": components[:, 1], "side": sides, marked_by: marks}
+    data = pd.DataFrame(columns)
     picture, [axes] = panels(5.6, 4.0)
-    for (side, mark), part in data.groupby(["side", marked_by]):
-        color, shape = COLORS[SIDES.index(str(side))], MARKERS[sorted(set(marks)).index(str(mark)) % len(MARKERS)]
-        at = (part["component 1"], part["component 2"])
-        axes.scatter(*at, s=14, c=color, marker=shape, alpha=0.6, linewidths=0, label=f"{side} {mark}".strip())
-    shares = fitted.explained_variance_ratio_
+    _scatter(axes, data, marked_by)
     axes.set_title(f"{behavior}, layer {layer}: activations on two components")
-    axes.set(xlabel=f"component 1 ({shares[0]:.0%} of variance)", ylabel=f"component 2 ({shares[1]:.0%} of variance)")
+    first, second = pca.explained_variance_ratio_
+    axes.set(xlabel=f"component 1 ({first:.0%} of variance)", ylabel=f"component 2 ({second:.0%} of variance)")
     legend(axes, f"side, {marked_by}")
     return Figure(f"pca-{behavior}-layer_{layer}", picture, data)
+
+
+def _scatter(axes: Any, data: pd.DataFrame, marked_by: str) -> None:
+    """One cloud for each side and mark: the side is the color, the mark the shape of the points."""
+    marks = sorted(set(data[marked_by]))
+    for (side, mark), part in data.groupby(["side", marked_by]):
+        color, shape = COLORS[SIDES.index(str(side))], MARKERS[marks.index(str(mark)) % len(MARKERS)]
+        points, label = (part["component 1"], part["component 2"]), f"{side} {mark}".strip()
+        axes.scatter(*points, s=14, c=color, marker=shape, alpha=0.6, linewidths=0, label=label)
 
 
 def projection_statistics(positive: Mapping[int, Any], negative: Mapping[int, Any]) -> pd.DataFrame:
@@ -85,12 +93,12 @@ def projection_statistics(positive: Mapping[int, Any], negative: Mapping[int, An
 
     records = []
     for layer in positive:
-        values = {side: np.asarray(each[layer], float) for side, each in zip(SIDES, (positive, negative), strict=True)}
-        pooled = float(np.sqrt(np.mean([each.var() for each in values.values()])))
-        apart = float(values["positive"].mean() - values["negative"].mean()) / pooled if pooled else float("nan")
-        for side, each in values.items():
-            about = {"mean": each.mean(), "spread": each.std(), "peak": kurtosis(each), "distance": apart}
-            records.append({"layer": layer, "side": side, **{name: float(value) for name, value in about.items()}})
+        sides = [np.asarray(side[layer], float) for side in (positive, negative)]
+        pooled = float(np.sqrt(np.mean([values.var() for values in sides])))
+        distance = float(sides[0].mean() - sides[1].mean()) / pooled if pooled else float("nan")
+        for side, values in zip(SIDES, sides, strict=True):
+            statistics = {"mean": float(values.mean()), "spread": float(values.std()), "peak": float(kurtosis(values))}
+            records.append({"layer": layer, "side": side, **statistics, "distance": distance})
     return pd.DataFrame(records)
 
 
@@ -99,28 +107,31 @@ def projection_histograms(positive: Mapping[int, Any], negative: Mapping[int, An
 
     The data are the numbers of `projection_statistics`.
     """
-    import numpy as np
-
     data = projection_statistics(positive, negative)
     columns = min(4, len(positive))
-    picture, every = panels(
-        2.3 * columns + 0.6, 1.8 * -(-len(positive) // columns) + 0.7, -(-len(positive) // columns), columns
-    )
-    for axes, layer in zip(every, positive, strict=False):
-        both = [np.asarray(each[layer], float) for each in (positive, negative)]
-        bins = np.linspace(min(map(np.min, both)), max(map(np.max, both)), 25)
-        for n, values in enumerate(both):
-            axes.hist(
-                values, bins, color=COLORS[n], alpha=0.6, label=SIDES[n], hatch=("", "////")[n], edgecolor="white"
-            )
-        axes.set_title(f"layer {layer}, {data[data.layer == layer].distance.iloc[0]:.1f} spreads apart", fontsize=8)
-    for axes in every[len(positive) :]:
+    rows = -(-len(positive) // columns)
+    picture, panel_of = panels(2.3 * columns + 0.6, 1.8 * rows + 0.7, rows, columns)
+    for axes, layer in zip(panel_of, positive, strict=False):
+        _histogram(axes, positive[layer], negative[layer])
+        distance = data[data.layer == layer].distance.iloc[0]
+        axes.set_title(f"layer {layer}, {distance:.1f} spreads apart", fontsize=8)
+    for axes in panel_of[len(positive) :]:
         axes.set_axis_off()
     picture.suptitle(f"{behavior}: projections on each layer's vector")
     picture.supxlabel("projection, units of the residual stream")
     picture.supylabel("texts")
-    picture.legend(*every[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    picture.legend(*panel_of[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return Figure(f"projections-{behavior}", picture, data)
+
+
+def _histogram(axes: Any, positive: Any, negative: Any) -> None:
+    """Both sides over the same bins; one is hatched, for who does not see the colors."""
+    import numpy as np
+
+    sides = [np.asarray(side, float) for side in (positive, negative)]
+    bins = np.linspace(min(map(np.min, sides)), max(map(np.max, sides)), 25)
+    for values, name, color, hatch in zip(sides, SIDES, COLORS[:2], ("", "////"), strict=True):
+        axes.hist(values, bins, color=color, alpha=0.6, label=name, hatch=hatch, edgecolor="white")
 
 
 def position_heat(
@@ -140,9 +151,9 @@ def position_heat(
     import pandas as pd
 
     values = np.asarray(values, float)
-    most = float(np.nanmax(np.abs(values))) or 1.0
+    limit = float(np.nanmax(np.abs(values))) or 1.0
     picture, [axes] = panels(2.4 + 0.36 * min(len(positions), 30), 1.6 + 0.3 * min(len(layers), 30))
-    image = heat(axes, values[::-1], positions, list(layers)[::-1], color=RED_TO_BLUE, limits=(-most, most))
+    image = heat(axes, values[::-1], positions, list(layers)[::-1], color=RED_TO_BLUE, limits=(-limit, limit))
     axes.set(xlabel=across, ylabel="layer", title=title)
     picture.colorbar(image, ax=axes, label="difference of projections")
     records = [

@@ -60,8 +60,8 @@ class Figure:
             self.data.to_csv(path, index=False, lineterminator="\n")
             return
         with rc_context(_STYLE):
-            made = {"Date": None} if path.suffix == ".svg" else None  # the same numbers, the same file
-            self.picture.savefig(path, bbox_inches="tight", facecolor="white", metadata=made)
+            metadata = {"Date": None} if path.suffix == ".svg" else None  # the same numbers, the same file
+            self.picture.savefig(path, bbox_inches="tight", facecolor="white", metadata=metadata)
 
 
 def panels(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, list[Any]]:
@@ -82,12 +82,12 @@ def heat(
     Long axes get a label for every few rows, so that labels never touch.
     """
     image = axes.imshow(values, cmap=color, vmin=limits[0], vmax=limits[1], aspect="auto")
-    every = (-(-len(across) // 30), -(-len(down) // 30))
+    step_across, step_down = -(-len(across) // 30), -(-len(down) // 30)
     turned = max(len(str(label)) for label in across) > 4
-    axes.set_xticks(range(0, len(across), every[0]), across[:: every[0]], rotation=45 if turned else 0)
+    axes.set_xticks(range(0, len(across), step_across), across[::step_across], rotation=45 if turned else 0)
     for label in axes.get_xticklabels():
         label.set_horizontalalignment("right" if turned else "center")
-    axes.set_yticks(range(0, len(down), every[1]), down[:: every[1]])
+    axes.set_yticks(range(0, len(down), step_down), down[::step_down])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return image
@@ -115,9 +115,9 @@ def lines(axes: Any, data: pd.DataFrame, x: str, y: str, by: str, *, low: str = 
     """One line with markers for each value of `by`, in order of appearance, with a band from low to high if named."""
     for n, (name, part) in enumerate(data.groupby(by, sort=False)):
         part = part.sort_values(x)
-        color, again = COLORS[n % len(COLORS)], n // len(COLORS)
-        how = {"marker": MARKERS[(n + again) % len(MARKERS)], "linestyle": ("-", "--", ":")[again % 3]}
-        axes.plot(part[x], part[y], color=color, label=str(name), markersize=4, **how)
+        color, cycle = COLORS[n % len(COLORS)], n // len(COLORS)
+        marker, style = MARKERS[(n + cycle) % len(MARKERS)], ("-", "--", ":")[cycle % 3]
+        axes.plot(part[x], part[y], color=color, label=str(name), markersize=4, marker=marker, linestyle=style)
         if low:
             axes.fill_between(part[x], part[low], part[high], color=color, alpha=0.15, linewidth=0)
 

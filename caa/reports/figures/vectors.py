@@ -24,14 +24,14 @@ def cosines(directions: Mapping[Any, Direction]) -> dict[Any, dict[Any, float]]:
     norms = np.linalg.norm(stacked, axis=1, keepdims=True)
     if not norms.all():
         raise ValueError(f"the direction {names[int(norms.argmin())]!r} is zero, so it has no cosine with another")
-    found = (stacked / norms) @ (stacked / norms).T
-    return {a: {b: float(found[i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)}
+    matrix = (stacked / norms) @ (stacked / norms).T
+    return {name: dict(zip(names, line, strict=True)) for name, line in zip(names, matrix.tolist(), strict=True)}
 
 
 def inter_layer(directions: Mapping[int, Direction], behavior: str) -> Figure:
     """Cosine of one behavior's directions between all layers (Figure 7 of Rimsky et al. 2024)."""
-    found = cosines(directions)
-    figure = _matrix(found, f"{behavior}: cosine between layers", "layer", "other layer", f"inter_layer-{behavior}")
+    title, name = f"{behavior}: cosine between layers", f"inter_layer-{behavior}"
+    figure = _matrix(cosines(directions), title, "layer", "other layer", name)
     figure.picture.axes[0].set(xlabel=LAYER, ylabel="layer")
     return figure
 
@@ -42,27 +42,27 @@ def between_behaviors(directions: Mapping[str, Direction], layer: int) -> Figure
     return _matrix(cosines(directions), title, "behavior", "other behavior", f"between_behaviors-layer_{layer}")
 
 
-def _matrix(found: Mapping[Any, Mapping[Any, float]], title: str, down: str, across: str, name: str) -> Figure:
-    values = [list(line.values()) for line in found.values()]
-    side = min(2.5 + 0.5 * len(found), 8.0)
+def _matrix(matrix: Mapping[Any, Mapping[Any, float]], title: str, down: str, across: str, name: str) -> Figure:
+    names, values = list(matrix), [list(line.values()) for line in matrix.values()]
+    side = min(2.5 + 0.5 * len(names), 8.0)
     picture, [axes] = panels(side + 1.6, side)
-    image = heat(axes, values, list(found), list(found), color=RED_TO_BLUE, limits=(-1.0, 1.0))
-    if len(found) <= 12:
+    image = heat(axes, values, names, names, color=RED_TO_BLUE, limits=(-1.0, 1.0))
+    if len(names) <= 12:
         numbers(axes, image, [[f"{value:.2f}" for value in line] for line in values])
     axes.set_title(title)
     picture.colorbar(image, ax=axes, label="cosine")
-    return Figure(name, picture, tidy(found, down, across, "cosine"))
+    return Figure(name, picture, tidy(matrix, down, across, "cosine"))
 
 
-def cosine_by_layer(found: Mapping[str, Mapping[int, float]], between: str, name: str) -> Figure:
+def cosine_by_layer(by_behavior: Mapping[str, Mapping[int, float]], between: str, name: str) -> Figure:
     """Cosine by layer of two models' directions for the same behavior, one line each (Figure 9).
 
     Args:
-        found: behavior -> layer -> cosine.
+        by_behavior: behavior -> layer -> cosine.
         between: whose directions are compared, for the title: "tiny-base and tiny-chat".
         name: of the files.
     """
-    data = tidy(found, "behavior", "layer", "cosine")
+    data = tidy(by_behavior, "behavior", "layer", "cosine")
     picture, [axes] = panels(6.4, 3.4)
     lines(axes, data, "layer", "cosine", "behavior")
     axes.axhline(0, color="gray", linewidth=0.8)
@@ -78,7 +78,7 @@ def cosine_by_layer(found: Mapping[str, Mapping[int, float]], between: str, name
 
 
 def logit_lens(tokens: Mapping[int, Sequence[tuple[str, float]]], behavior: str) -> Figure:
-    """The tokens that a direction speaks for most, layer by layer.
+    """The tokens whose logits a direction raises most, layer by layer.
 
     Args:
         tokens: layer -> (token, logit above the mean of the vocabulary), highest first; as many for each layer.
@@ -87,11 +87,11 @@ def logit_lens(tokens: Mapping[int, Sequence[tuple[str, float]]], behavior: str)
     import pandas as pd
 
     values = [[logit for _, logit in line] for line in tokens.values()]
-    most = max(max(map(abs, line)) for line in values)
+    limit = max(abs(logit) for line in values for logit in line)
     ranks = list(range(1, len(values[0]) + 1))
     picture, [axes] = panels(1.6 + 1.1 * len(ranks), 1.4 + 0.36 * len(values))
-    image = heat(axes, values, ranks, list(tokens), color=RED_TO_BLUE, limits=(-most, most))
-    numbers(axes, image, [[_shown(token) for token, _ in line] for line in tokens.values()])
+    image = heat(axes, values, ranks, list(tokens), color=RED_TO_BLUE, limits=(-limit, limit))
+    numbers(axes, image, [[_visible(token) for token, _ in line] for line in tokens.values()])
     axes.set(xlabel="rank of the token", ylabel="layer", title=f"{behavior}: logit lens of the vector")
     picture.colorbar(image, ax=axes, label="logit above the mean")
     records = [
@@ -102,10 +102,10 @@ def logit_lens(tokens: Mapping[int, Sequence[tuple[str, float]]], behavior: str)
     return Figure(f"logit_lens-{behavior}", picture, pd.DataFrame(records))
 
 
-def _shown(token: str) -> str:
+def _visible(token: str) -> str:
     r"""A token as one short piece: its spaces visible.
 
-    >>> _shown(" the\n")
+    >>> _visible(" the\n")
     '␣the⏎'
     """
     return token.replace(" ", "␣").replace("\n", "⏎")[:12]

@@ -9,13 +9,22 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from caa.reports.facts import again, facts
-from caa.reports.layout import Entry, Table
-from caa.reports.naming import most
-from caa.reports.page_data import axes, hover, pictures, read_tokens, score_entries, scores, texts, token_files
-from caa.reports.pages import page
-from caa.reports.tables import write_tables
-from caa.reports.warnings import warnings
+from caa.reports.diagnostics.warnings import run_warnings
+from caa.reports.naming import highest_score
+from caa.reports.pages.html_data import (
+    answers,
+    curve_axes,
+    curve_points,
+    exact_numbers,
+    pictures,
+    read_tokens,
+    score_entries,
+    token_files,
+)
+from caa.reports.pages.template import template
+from caa.reports.summaries import rerun_program, run_facts
+from caa.reports.tables.layout import Entry, Table
+from caa.reports.tables.report import write_tables
 from caa.runs.folder import Run, read_run
 
 PAGE = "report.html"
@@ -36,30 +45,30 @@ def to_html(run: Run, tables: Sequence[Table]) -> str:
     """The page. All texts are escaped, in the tables as in the data that the script reads; the script itself is named
     by its hash in the page's security policy, so a browser runs no other.
     """
-    script = "\n".join(page(name).render() for name in _SCRIPTS)
-    entries, said, tokens = score_entries(tables), texts(run.rows), token_files(run.figures)
-    return page("report.html").render(
+    script = "\n".join(template(name).render() for name in _SCRIPTS)
+    points, texts, tokens = score_entries(tables), answers(run.rows), token_files(run.figures)
+    return template("report.html").render(
         title=run.folder.resolve().name,
         model=run.model,
-        facts=facts(run),
-        warnings=warnings(run.rows, run.captions.get("judge_accuracy", {})),
+        facts=run_facts(run),
+        warnings=run_warnings(run.rows, run.captions.get("judge_accuracy", {})),
         tables=[part for table in tables for part in (table, *table.below)],
-        place={entry: n for n, entry in enumerate(entries)},
-        shade=shade,
-        hover=hover,
+        point_numbers={entry: number for number, entry in enumerate(points)},
+        color_share=color_share,
+        exact_numbers=exact_numbers,
         tokens={name: read_tokens(path) for name, path in tokens.items()},
         pictures=pictures(run.figures, left_out=tokens),
-        said=bool(said["cells"]),
-        data={"scores": scores(entries), "axes": axes(entries), "texts": said},
-        again=again(run),
+        has_answers=bool(texts["cells"]),
+        data={"scores": curve_points(points), "axes": curve_axes(points), "texts": texts},
+        program=rerun_program(run),
         record=json.dumps(run.record, indent=2, ensure_ascii=False),
         script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-def shade(entry: Entry) -> str:
-    """How deep a score's cell is colored, in percent; nothing for differences and for what was not measured."""
+def color_share(entry: Entry) -> str:
+    """How deep a score's cell is colored, in percent; empty for differences and for what was not measured."""
     if entry.quantity != "score" or math.isnan(entry.estimate.mean):
         return ""
-    return f"{100 * min(max(entry.estimate.mean / most(entry.cell.task), 0.0), 1.0):.0f}"
+    return f"{100 * min(max(entry.estimate.mean / highest_score(entry.cell.task), 0.0), 1.0):.0f}"

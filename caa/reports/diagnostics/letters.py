@@ -1,11 +1,11 @@
-"""Rows of A/B questions in, letters out: how often (A) is the matching one, and how much the model likes it."""
+"""Rows of A/B questions in, warnings out of scores that a liking for a letter may have made."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from caa.reports.naming import describe
+from caa.reports.naming import cell_name
 from caa.runs.rows import Cell, Row
 
 BALANCED = (0.4, 0.6)
@@ -15,14 +15,19 @@ EVEN = (0.2, 0.8)
 """Mean P(A) of a cell. At 0.8 its score cannot leave 0.3 to 0.7, whatever the behavior: the mean of two numbers in
 [0, 1], P(A) after either kind of question, is P(A), and half their difference is what the score is off 0.5."""
 
+_Questions = tuple[str, str]
+"""(behavior, task)."""
 
-def matching_shares(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
+
+def matching_shares(rows: Iterable[Row]) -> dict[_Questions, float]:
     """(behavior, task) -> share of its questions that (A) matches, of those whose rows say A or B."""
-    letters: dict[tuple[str, str], dict[str, str]] = {}
+    letters: dict[_Questions, dict[str, str]] = {}
     for row in rows:
-        if row.evidence.get("matching") in ("A", "B"):
-            letters.setdefault((row.cell.behavior, row.cell.task), {})[row.question] = row.evidence["matching"]
-    return {place: fmean(letter == "A" for letter in each.values()) for place, each in letters.items()}
+        if letter := _matching_letter(row):
+            letters.setdefault((row.cell.behavior, row.cell.task), {})[row.question] = letter
+    return {
+        questions: fmean(letter == "A" for letter in by_question.values()) for questions, by_question in letters.items()
+    }
 
 
 def letter_means(rows: Iterable[Row]) -> dict[Cell, float]:
@@ -35,27 +40,35 @@ def letter_means(rows: Iterable[Row]) -> dict[Cell, float]:
     >>> letter_means([says("A", 1.0), says("B", 0.5)])[Cell("b", "ab")]
     0.75
     """
-    found: dict[Cell, dict[str, list[float]]] = {}
+    scores: dict[Cell, dict[str, list[float]]] = {}
     for row in rows:
-        if row.score is not None and row.evidence.get("matching") in ("A", "B"):
-            found.setdefault(row.cell, {"A": [], "B": []})[row.evidence["matching"]].append(row.score)
-    return {
-        cell: (fmean(each["A"]) + 1 - fmean(each["B"])) / 2 for cell, each in found.items() if each["A"] and each["B"]
-    }
+        letter = _matching_letter(row)
+        if letter and row.score is not None:
+            scores.setdefault(row.cell, {}).setdefault(letter, []).append(row.score)
+    both = {cell: by_letter for cell, by_letter in scores.items() if len(by_letter) == 2}
+    return {cell: (fmean(by_letter["A"]) + 1 - fmean(by_letter["B"])) / 2 for cell, by_letter in both.items()}
+
+
+def _matching_letter(row: Row) -> str:
+    """A or B; empty for a row that does not say, or says another letter."""
+    letter = row.evidence.get("matching")
+    return str(letter) if letter in ("A", "B") else ""
 
 
 def letter_warnings(rows: Sequence[Row]) -> list[str]:
     """One readable line for each behavior whose questions, or whose cells, lean to one letter."""
-    lopsided = [
+    lines = [
         f"{behavior} ({task}): (A) is the matching answer of {share:.0%} of the questions. A liking for a letter moves "
         "these scores as the behavior does."
         for (behavior, task), share in matching_shares(rows).items()
         if not BALANCED[0] <= share <= BALANCED[1]
     ]
-    by_behavior: dict[tuple[str, str], dict[Cell, float]] = {}
+    means: dict[_Questions, dict[Cell, float]] = {}
     for cell, mean in letter_means(rows).items():
-        by_behavior.setdefault((cell.behavior, cell.task), {})[cell] = mean
-    return [*lopsided, *(line for place, means in by_behavior.items() for line in _one_sided(*place, means))]
+        means.setdefault((cell.behavior, cell.task), {})[cell] = mean
+    for (behavior, task), by_cell in means.items():
+        lines += _one_sided(behavior, task, by_cell)
+    return lines
 
 
 def _one_sided(behavior: str, task: str, means: Mapping[Cell, float]) -> list[str]:
@@ -65,13 +78,13 @@ def _one_sided(behavior: str, task: str, means: Mapping[Cell, float]) -> list[st
     farthest = max(outside, key=lambda cell: abs(outside[cell] - 0.5))
     return [
         f"{behavior} ({task}): in {len(outside)} of {len(means)} cells the model prefers one letter whichever matches; "
-        f"mean P(A) is {outside[farthest]:.2f} in {describe(farthest)}. Such a score says more about letters than "
+        f"mean P(A) is {outside[farthest]:.2f} in {cell_name(farthest)}. Such a score says more about letters than "
         "about the behavior."
     ]
 
 
 def letter_facts(rows: Sequence[Row]) -> str:
-    """How often (A) matches, and the model's own liking for it; empty if no row says its letter."""
+    """How often (A) matches, and the plain model's liking for it; empty if no row says its letter."""
     shares = matching_shares(rows).values()
     plain = [mean for cell, mean in letter_means(rows).items() if _is_plain(cell)]
     liking = f"; the plain model's mean P(A) is {_span(plain, '.2f')}" if plain else ""

@@ -1,4 +1,4 @@
-"""Rows whose evidence names a category in, means by category out: where knowledge is lost. No torch."""
+"""Rows whose evidence names a category in, means by category out: where knowledge is lost."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ def by_category(rows: Iterable[Row]) -> pd.DataFrame:
     import pandas as pd
 
     scored = [row for row in rows if row.score is not None and row.cell.vector == OWN]
-    named = [row for row in scored if row.evidence.get("category")]
-    if not named:
+    records = [
+        {**cell_fields(row.cell), "category": row.evidence["category"], "score": row.score}
+        for row in scored
+        if row.evidence.get("category")
+    ]
+    if not records:
         raise ValueError("no row names a category: give questions with one, e.g. load_facts('caa:mmlu')")
     columns = ["behavior", "finetune", "layer", "multiplier"]
-    frame = pd.DataFrame(
-        [{**cell_fields(row.cell), "category": row.evidence["category"], "score": row.score} for row in named]
-    )
+    frame = pd.DataFrame(records)
     table = frame.pivot_table(index="category", columns=columns, values="score", aggfunc="mean")
     average = frame.groupby(columns)["score"].mean().rename(AVERAGE)
     return pd.concat([table, average.to_frame().T])

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
-from caa.reports.collapse import TEXT
-from caa.reports.facts import again, facts
-from caa.reports.formats import in_markdown, to_markdown
-from caa.reports.layout import Table
+from caa.reports.by_cell import TEXT
+from caa.reports.diagnostics.warnings import run_warnings
 from caa.reports.naming import signed
-from caa.reports.tables import write_tables
-from caa.reports.warnings import warnings
+from caa.reports.summaries import rerun_program, run_facts
+from caa.reports.tables.formats import in_markdown, to_markdown
+from caa.reports.tables.layout import Table
+from caa.reports.tables.report import write_tables
 from caa.runs.folder import Run, read_run
 from caa.runs.rows import OWN, Cell, Row
 
@@ -35,21 +36,26 @@ def write_appendix(run_folder: str | Path) -> Path:
 
 def to_appendix(run: Run, tables: Sequence[Table]) -> str:
     """What was run, warnings, tables, figures, the first answers, how to run it again. Sections without content go."""
-    told = warnings(run.rows, run.captions.get("judge_accuracy", {}))
+    warnings = run_warnings(run.rows, run.captions.get("judge_accuracy", {}))
     sections = {
-        "What was run": [f"- **{name}**: {in_markdown(value)}" for name, value in facts(run).items()],
-        "Warnings": [f"- {in_markdown(warning)}" for warning in told] or ["None."],
+        "What was run": [f"- **{name}**: {in_markdown(value)}" for name, value in run_facts(run).items()],
+        "Warnings": [f"- {in_markdown(warning)}" for warning in warnings] or ["None."],
         "Tables": [to_markdown(table) for table in tables],
-        "Figures": [f"![{in_markdown(p.stem)}](figures/{quote(p.name)})\n" for p in sorted(run.figures.glob("*.png"))],
+        "Figures": [_picture(path) for path in sorted(run.figures.glob("*.png"))],
         "Answers": list(_answers(run.rows)),
-        "Run it again": [fenced(again(run), "python")],
+        "Run it again": [fenced(rerun_program(run), "python")],
     }
-    written = [f"## {name}\n\n{_lines(lines)}\n" for name, lines in sections.items() if lines]
-    return "\n".join([f"# {in_markdown(run.folder.resolve().name)}: {in_markdown(run.model)}\n", *written])
+    title = f"# {in_markdown(run.folder.resolve().name)}: {in_markdown(run.model)}\n"
+    return "\n".join([title, *(_section(name, lines) for name, lines in sections.items() if lines)])
 
 
-def _lines(lines: Iterable[str]) -> str:
-    return "\n".join(lines).rstrip()
+def _section(name: str, lines: Iterable[str]) -> str:
+    content = "\n".join(lines).rstrip()
+    return f"## {name}\n\n{content}\n"
+
+
+def _picture(path: Path) -> str:
+    return f"![{in_markdown(path.stem)}](figures/{quote(path.name)})\n"
 
 
 def fenced(text: str, language: str = "text") -> str:
@@ -65,36 +71,40 @@ def fenced(text: str, language: str = "text") -> str:
 
 def _answers(rows: Iterable[Row]) -> Iterator[str]:
     """The first questions of each behavior, answered without a finetune: unsteered, then steered farthest each way."""
-    shown: dict[tuple[str, str], dict[Cell, Row]] = {}
-    for row in rows:
-        cell = row.cell
-        if TEXT in row.evidence and (cell.finetune, cell.vector, cell.system_prompt) == (None, OWN, ""):
-            shown.setdefault((cell.behavior, row.question), {})[cell] = row
-    if shown:
+    answers = _plain_answers(rows)
+    if answers:
         yield (
             f"The first {SHOWN} questions of each behavior, without a finetune: at multiplier 0, and at the largest "
             f"and the smallest. Answers longer than {LONGEST:,} characters are cut.\n"
         )
-    counts: dict[str, int] = {}
-    for (behavior, _), answers in shown.items():
-        counts[behavior] = counts.get(behavior, 0) + 1
-        if counts[behavior] <= SHOWN:
-            yield from _question(behavior, answers)
+    for behavior, by_question in answers.items():
+        for by_cell in islice(by_question.values(), SHOWN):
+            yield from _question(behavior, by_cell)
+
+
+def _plain_answers(rows: Iterable[Row]) -> dict[str, dict[str, dict[Cell, Row]]]:
+    """Behavior -> question -> cell -> its answer, of the cells with nothing but the behavior's own vector."""
+    answers: dict[str, dict[str, dict[Cell, Row]]] = {}
+    for row in rows:
+        cell = row.cell
+        if TEXT in row.evidence and (cell.finetune, cell.vector, cell.system_prompt) == (None, OWN, ""):
+            answers.setdefault(cell.behavior, {}).setdefault(row.question, {})[cell] = row
+    return answers
 
 
 def _question(behavior: str, answers: dict[Cell, Row]) -> Iterator[str]:
     first = next(iter(answers.values()))
     yield f"### {in_markdown(behavior)}: {in_markdown(str(first.evidence.get('asked', first.question)))}\n"
     layer = min(cell.layer for cell in answers)
-    there = {cell.multiplier: row for cell, row in answers.items() if cell.layer == layer}
-    for multiplier in dict.fromkeys([0.0, max(there), min(there)]):
-        if multiplier in there:
-            yield _answer(there[multiplier])
+    at_layer = {cell.multiplier: row for cell, row in answers.items() if cell.layer == layer}
+    for multiplier in dict.fromkeys([0.0, max(at_layer), min(at_layer)]):
+        if multiplier in at_layer:
+            yield _answer(at_layer[multiplier])
 
 
 def _answer(row: Row) -> str:
     score = "no score" if row.score is None else f"score {row.score:.2f}"
     text = str(row.evidence[TEXT])
     cut = f" (the first {LONGEST:,} of {len(text):,} characters)" if len(text) > LONGEST else ""
-    where = f"Layer {row.cell.layer}, multiplier {signed(row.cell.multiplier)}"
-    return f"{where}, {score}{cut}:\n\n{fenced(text[:LONGEST])}\n"
+    steering = f"Layer {row.cell.layer}, multiplier {signed(row.cell.multiplier)}"
+    return f"{steering}, {score}{cut}:\n\n{fenced(text[:LONGEST])}\n"

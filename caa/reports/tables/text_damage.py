@@ -1,4 +1,4 @@
-"""Rows of open-ended answers in, one line per cell out: its score beside what is wrong with its texts. No torch."""
+"""Rows of open-ended answers in, one line per cell out: its score beside what is wrong with its texts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from caa.data.text_quality import compression_ratio, degenerate_share, distinct_share, repeated_share, words
-from caa.reports.arranging import estimates
-from caa.reports.collapse import TEXT
+from caa.reports.by_cell import TEXT, means_by_cell, texts_by_cell
 from caa.reports.naming import cell_fields
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,16 +24,11 @@ def text_damage(rows: Iterable[Row]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    with_text = [row for row in rows if TEXT in row.evidence]
-    if not with_text:
+    rows = [row for row in rows if TEXT in row.evidence]
+    if not rows:
         raise ValueError("these rows hold no texts; damage to texts is measured on open-ended answers")
-    texts: dict[Cell, list[str]] = {}
-    for row in with_text:
-        texts.setdefault(row.cell, []).append(str(row.evidence[TEXT]))
-    scores = {cell: estimate.mean for cell, estimate in estimates(with_text).items()}
-    return pd.DataFrame(
-        [{**cell_fields(cell), "score": scores[cell], **_measures(each)} for cell, each in texts.items()]
-    )
+    means, texts = means_by_cell(rows), texts_by_cell(rows)
+    return pd.DataFrame([{**cell_fields(cell), "score": means[cell].mean, **_measures(texts[cell])} for cell in means])
 
 
 def _measures(texts: Sequence[str]) -> dict[str, float]:

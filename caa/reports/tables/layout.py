@@ -15,6 +15,13 @@ Mark = Literal["", "highest", "lowest", "sure"]
 Quantity = Literal["score", "effect", "slope", "wrong way", "effect change", "slope change"]
 """A mean score; steering's effect (change from multiplier 0), the slope over multipliers, the share of questions that
 move the wrong way; and how much a finetune changes effect and slope."""
+Stub = Literal["behavior", "layer"]
+"""What the lines of a table are."""
+Column = tuple[str, float | str]
+"""(finetune, multiplier), or (finetune, "per unit") for what is about all multipliers."""
+
+MISSING = "-"
+"""What stands where nothing was measured."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +86,10 @@ class Table:
     """A finetune x multiplier table, ready to be written in any format."""
 
     title: str
-    stub: str
-    """What the lines are: "behavior" or "layer"."""
-    columns: tuple[tuple[str, float | str], ...]
-    """(finetune, multiplier) of each column, or (finetune, "per unit"); columns of one finetune stand together."""
+    stub: Stub
+    """What the lines are."""
+    columns: tuple[Column, ...]
+    """Columns of one finetune stand together."""
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
     bold: str = ""
@@ -98,8 +105,10 @@ class Table:
     @property
     def groups(self) -> list[tuple[str, list[str]]]:
         """The two levels of the header: each finetune with its multipliers, as text."""
-        names = list(dict.fromkeys(finetune for finetune, _ in self.columns))
-        return [(name, [_header(m) for finetune, m in self.columns if finetune == name]) for name in names]
+        headers: dict[str, list[str]] = {}
+        for finetune, column in self.columns:
+            headers.setdefault(finetune, []).append(column if isinstance(column, str) else signed(column))
+        return list(headers.items())
 
     def only(self, finetune: str) -> Table:
         """The columns of one finetune; marks still compare all of them."""
@@ -111,10 +120,6 @@ class Table:
     def entries(self) -> list[Entry]:
         """All entries there are, line by line, without those of the tables below."""
         return [entry for line in self.lines for entry in line.entries if entry is not None]
-
-
-def _header(column: float | str) -> str:
-    return column if isinstance(column, str) else signed(column)
 
 
 def marked(entries: tuple[Entry | None, ...]) -> tuple[Entry | None, ...]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from caa.reports.arranging import estimates
-from caa.reports.effects import scores_by_cell
+from caa.reports.by_cell import means_by_cell, scores_by_cell
 from caa.reports.figures.plot import COLORS, LAYER, Figure, legend, lines, panels, whole_steps
 from caa.reports.naming import SCORES, cell_fields, signed
-from caa.reports.statistics import differences, mean_interval
+from caa.reports.statistics import mean_interval, paired_difference
 from caa.runs.rows import OWN, Cell, Row
 
 if TYPE_CHECKING:
@@ -24,10 +23,10 @@ def effect_by_layer(rows: Iterable[Row], behavior: str) -> Figure:
     """
     import pandas as pd
 
-    own = [row for row in rows if _own(row.cell) and row.cell.behavior == behavior]
+    own = [row for row in rows if _only_own_vector(row.cell) and row.cell.behavior == behavior]
     task = _one_task(own)
-    found = {cell: estimate for cell, estimate in estimates(own).items() if estimate.n}
-    data = pd.DataFrame([{**cell_fields(cell), **asdict(estimate)} for cell, estimate in found.items()])
+    means = {cell: estimate for cell, estimate in means_by_cell(own).items() if estimate.n}
+    data = pd.DataFrame([{**cell_fields(cell), **asdict(estimate)} for cell, estimate in means.items()])
     data["steering"] = [f"x {signed(multiplier)}" for multiplier in data.multiplier]
     data = data.sort_values(["multiplier", "layer"], ignore_index=True)
     picture, [axes] = panels(6.4, 3.4)
@@ -39,14 +38,14 @@ def effect_by_layer(rows: Iterable[Row], behavior: str) -> Figure:
     return Figure(f"effect_by_layer-{behavior}", picture, data)
 
 
-def _unsteered_line(axes: object, data: pd.DataFrame) -> None:
+def _unsteered_line(axes: Any, data: pd.DataFrame) -> None:
     """The same at all layers: one line across, with its interval."""
-    for _, line in data.iloc[:1].iterrows():
-        axes.axhline(line["mean"], color="black", linestyle="--", linewidth=1, label="unsteered")  # type: ignore[attr-defined]
-        axes.axhspan(line["low"], line["high"], color="black", alpha=0.08, linewidth=0)  # type: ignore[attr-defined]
+    for _, unsteered in data.iloc[:1].iterrows():
+        axes.axhline(unsteered["mean"], color="black", linestyle="--", linewidth=1, label="unsteered")
+        axes.axhspan(unsteered["low"], unsteered["high"], color="black", alpha=0.08, linewidth=0)
 
 
-def _own(cell: Cell) -> bool:
+def _only_own_vector(cell: Cell) -> bool:
     return cell.vector == OWN and cell.finetune is None and not cell.system_prompt
 
 
@@ -57,7 +56,7 @@ def _one_task(rows: list[Row]) -> str:
     return tasks.pop()
 
 
-def pushes(rows: Iterable[Row]) -> pd.DataFrame:
+def two_sided_effects(rows: Iterable[Row]) -> pd.DataFrame:
     """How far a vector moves the questions: score at +m minus score at -m, by behavior, vector and layer.
 
     m is the largest multiplier with both signs; one line each with mean, low and high over the questions. ValueError
@@ -66,20 +65,21 @@ def pushes(rows: Iterable[Row]) -> pd.DataFrame:
     import pandas as pd
 
     scores = scores_by_cell(rows)
-    top = max((cell.multiplier for cell in scores if replace(cell, multiplier=-cell.multiplier) in scores), default=0.0)
+    opposites = {cell: replace(cell, multiplier=-cell.multiplier) for cell in scores}
+    top = max((cell.multiplier for cell, opposite in opposites.items() if opposite in scores), default=0.0)
     if top <= 0:
-        raise ValueError("a push needs one multiplier with both signs, such as -1 and 1; these rows have none")
-    found = {
-        cell: mean_interval(differences(each, scores[replace(cell, multiplier=-top)]).values())
-        for cell, each in scores.items()
-        if cell.multiplier == top and replace(cell, multiplier=-top) in scores
-    }
-    return pd.DataFrame([{**cell_fields(cell), **asdict(estimate)} for cell, estimate in found.items()])
+        raise ValueError("an effect needs one multiplier with both signs, such as -1 and 1; these rows have none")
+    records = [
+        {**cell_fields(cell), **asdict(paired_difference(scores[cell], scores[opposite]))}
+        for cell, opposite in opposites.items()
+        if cell.multiplier == top and opposite in scores
+    ]
+    return pd.DataFrame(records)
 
 
 def transfer(rows: Iterable[Row], by: str, title: str, name: str) -> Figure:
-    """The push of each vector by the layer that it is added at: of one layer's vector at all (Figure 8), or of another
-    model's vector beside the model's own (Figure 10).
+    """The effect of each vector by the layer that it is added at: of one layer's vector at all (Figure 8), or of
+    another model's vector beside the model's own (Figure 10).
 
     Args:
         rows: of one task, at least two multipliers of one size, several layers.
@@ -88,7 +88,7 @@ def transfer(rows: Iterable[Row], by: str, title: str, name: str) -> Figure:
         name: of the files.
     """
     rows = list(rows)
-    task, data = _one_task(rows), pushes(rows)
+    task, data = _one_task(rows), two_sided_effects(rows)
     picture, [axes] = panels(6.4, 3.4)
     lines(axes, data, "layer", "mean", by, low="low", high="high")
     axes.axhline(0, color="gray", linewidth=0.8)
@@ -107,50 +107,59 @@ def effect_by_category(rows: Iterable[Row], behavior: str) -> Figure:
     """
     import pandas as pd
 
-    own = [row for row in rows if _own(row.cell) and row.cell.behavior == behavior and row.evidence.get("category")]
+    own = [row for row in rows if _only_own_vector(row.cell) and row.cell.behavior == behavior]
+    own = [row for row in own if row.evidence.get("category")]
     task = _one_task(own)
     layer = min(row.cell.layer for row in own)
     scores: dict[tuple[str, float], list[float | None]] = {}
-    for row in (row for row in own if row.cell.layer == layer):
-        scores.setdefault((row.evidence["category"], row.cell.multiplier), []).append(row.score)
-    records = [{"category": c, "multiplier": m, **asdict(mean_interval(v))} for (c, m), v in scores.items()]
+    for row in own:
+        if row.cell.layer == layer:
+            scores.setdefault((row.evidence["category"], row.cell.multiplier), []).append(row.score)
+    records = [
+        {"category": category, "multiplier": multiplier, **asdict(mean_interval(values))}
+        for (category, multiplier), values in scores.items()
+    ]
     data = pd.DataFrame(records).sort_values(["category", "multiplier"], ignore_index=True)
     picture, [axes] = panels(6.4, 3.4)
-    few = data.category.nunique() <= 4
-    lines(axes, data, "multiplier", "mean", "category", **({"low": "low", "high": "high"} if few else {}))
+    low, high = ("low", "high") if data.category.nunique() <= 4 else ("", "")  # more bands would hide each other
+    lines(axes, data, "multiplier", "mean", "category", low=low, high=high)
     axes.set(xlabel="multiplier of the vector", ylabel=SCORES.get(task, "mean score"))
     axes.set_title(f"{behavior} at layer {layer}: effect by kind of question")
     legend(axes, "kind")
     return Figure(f"effect_by_category-{behavior}", picture, data)
 
 
-def dose_response(found: Iterable[Mapping[str, float]], behavior: str, layer: int) -> Figure:
+def dose_response(responses: Iterable[Mapping[str, float]], behavior: str, layer: int) -> Figure:
     """Effect, and below it the damage that it is bought with, on one axis of relative doses.
 
     Args:
-        found: for each dose a mapping with "dose" (length of the push beside that of the stream, with its sign),
-            "mean", "low", "high" (of the score, with its 95 % interval) and "perplexity" (of the steered answers, for
-            the unsteered model).
+        responses: for each dose a mapping with "dose" (norm of what is added over that of the residual stream, with
+            its sign), "mean", "low", "high" (of the score, with its 95 % interval) and "perplexity" (of the steered
+            answers, for the unsteered model).
         behavior: whose vector it is.
         layer: where it is added.
     """
     import pandas as pd
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-    data = pd.DataFrame(list(found)).sort_values("dose", ignore_index=True)
+    data = pd.DataFrame(list(responses)).sort_values("dose", ignore_index=True)
     picture, [effect, damage] = panels(5.6, 4.6, rows=2)
     effect.plot(data.dose, data["mean"], marker="o", color=COLORS[0])
     effect.fill_between(data.dose, data.low, data.high, color=COLORS[0], alpha=0.15, linewidth=0)
     effect.set(ylabel=SCORES["ab"], title=f"{behavior} at layer {layer}: effect and damage by dose")
-    damage.plot(data.dose, data.perplexity, marker="s", color=COLORS[1])
-    damage.set(
-        ylabel="perplexity of answers\n(for the unsteered model)",
-        xlabel="relative dose: |push| / |stream|, sign of the push",
-    )
-    damage.set_yscale("log")
-    damage.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    damage.yaxis.set_minor_formatter(NullFormatter())
+    _damage_line(damage, data)
     for axes in (effect, damage):
         axes.axvline(0, color="gray", linewidth=0.8)
         axes.set_xlim(data.dose.min(), data.dose.max())
     return Figure(f"dose_response-{behavior}", picture, data)
+
+
+def _damage_line(axes: Any, data: pd.DataFrame) -> None:
+    """Perplexity by dose, on a logarithmic axis whose numbers are plain."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    axes.plot(data.dose, data.perplexity, marker="s", color=COLORS[1])
+    axes.set_ylabel("perplexity of answers\n(for the unsteered model)")
+    axes.set_xlabel("relative dose: |push| / |stream|, sign of the push")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -1,13 +1,14 @@
-"""Rows in, what a reader has to know before believing the tables out. No torch."""
+"""Rows in, what a reader has to know before believing the tables out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from caa.reports.collapse import collapse_warnings, fray_warnings
-from caa.reports.letters import letter_warnings
-from caa.reports.naming import describe
-from caa.runs.rows import Cell, Row
+from caa.reports.by_cell import scores_by_cell
+from caa.reports.diagnostics.collapse import collapse_warnings, fray_warnings
+from caa.reports.diagnostics.letters import letter_warnings
+from caa.reports.naming import cell_name
+from caa.runs.rows import Row
 
 FEW = 30
 """Questions in a cell, fewer of which tell little: with 30 a mean probability is known to about 0.1."""
@@ -15,7 +16,7 @@ POOR_JUDGE = 0.8
 """Cross-validated accuracy below which a judge's scores should not be believed without a look at the texts."""
 
 
-def warnings(rows: Sequence[Row], judge_accuracy: Mapping[str, float]) -> list[str]:
+def run_warnings(rows: Sequence[Row], judge_accuracy: Mapping[str, float]) -> list[str]:
     """One readable line for each: collapse, fraying, lopsided letters, few questions, a poor judge.
 
     Args:
@@ -26,28 +27,28 @@ def warnings(rows: Sequence[Row], judge_accuracy: Mapping[str, float]) -> list[s
         *collapse_warnings(rows),
         *fray_warnings(rows),
         *letter_warnings(rows),
-        *_few(rows),
+        *_few_scores(rows),
         *_poor_judges(judge_accuracy),
     ]
 
 
-def _few(rows: Sequence[Row]) -> list[str]:
-    counts: dict[Cell, int] = {}
-    for row in rows:
-        counts[row.cell] = counts.get(row.cell, 0) + (row.score is not None)
+def _few_scores(rows: Sequence[Row]) -> list[str]:
+    counts = {
+        cell: sum(score is not None for score in scores.values()) for cell, scores in scores_by_cell(rows).items()
+    }
     few = [cell for cell, count in counts.items() if count < FEW]
     if not few:
         return []
     least = min(few, key=lambda cell: counts[cell])
     return [
         f"{len(few)} of {len(counts)} cells hold fewer than {FEW} scores; the fewest, {counts[least]}, are in "
-        f"{describe(least)}. Their intervals are wide, and may be too narrow still."
+        f"{cell_name(least)}. Their intervals are wide, and may be too narrow still."
     ]
 
 
 def _poor_judges(accuracy: Mapping[str, float]) -> list[str]:
     return [
-        f"The judge of {name} is right in {share:.0%} of its cross-validation: read texts before believing scores."
-        for name, share in accuracy.items()
+        f"The judge of {behavior} is right in {share:.0%} of its cross-validation: read texts before believing scores."
+        for behavior, share in accuracy.items()
         if share < POOR_JUDGE
     ]

@@ -10,16 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from caa.reports.arranging import Stub, merged_controls, table_of
-from caa.reports.layout import Entry, Quantity, Table
+from caa.reports.by_cell import scores_by_cell
 from caa.reports.naming import vector_name
-from caa.reports.statistics import Scores, corrected, differences, mean_interval, p_value, slopes, wrong_way
+from caa.reports.statistics import Scores, differences, mean_interval, slopes, wrong_way
+from caa.reports.tables.layout import Entry, Quantity, Stub, Table
+from caa.reports.tables.pivot import merge_controls, table_of_entries
+from caa.reports.tables.significance import difference, marked_where_sure, tested
 from caa.runs.rows import Cell, Row
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ALPHA = 0.05
 _SURE = "differs from 0, also after correction over the {} tests of this table (sign flips, Benjamini-Hochberg, 5 %)."
 _STEERING = "What steering does: change from multiplier 0, question by question"
 _SLOPE = (
@@ -41,42 +42,22 @@ def effect_tables(rows: Iterable[Row], stub: Stub) -> tuple[Table, ...]:
         stub: what the lines are.
     """
     scores = scores_by_cell(rows)
-    found = [
-        (_STEERING, steering_effects(scores), (_SLOPE,)),
-        (_INTERACTION, interactions(scores), (_MEANING,)),
-    ]
-    return tuple(_table(title, entries, stub, notes) for title, entries, notes in found if entries)
+    contents = [(_STEERING, steering_effects(scores), _SLOPE), (_INTERACTION, interactions(scores), _MEANING)]
+    return tuple(_table(title, entries, stub, note) for title, entries, note in contents if entries)
 
 
-def _table(title: str, entries: Sequence[Entry], stub: Stub, notes: Sequence[str]) -> Table:
-    tested = _tested(merged_controls(entries))
-    tests = sum(entry.p is not None for entry in tested)
-    return replace(table_of(tested, title, stub, notes), bold=_SURE.format(tests))
-
-
-def _tested(entries: Iterable[Entry]) -> list[Entry]:
-    """The same entries with p-values corrected over all of them, and those marked that are below 5 %."""
-    found = list(entries)
-    p_values = corrected([math.nan if entry.p is None else entry.p for entry in found])
-    return [
-        entry if entry.p is None else replace(entry, p=p, mark="sure" if p < ALPHA else "")
-        for entry, p in zip(found, p_values, strict=True)
-    ]
-
-
-def scores_by_cell(rows: Iterable[Row]) -> dict[Cell, dict[str, float | None]]:
-    """Cell -> question -> score, in order of appearance."""
-    found: dict[Cell, dict[str, float | None]] = {}
-    for row in rows:
-        found.setdefault(row.cell, {})[row.question] = row.score
-    return found
+def _table(title: str, entries: Sequence[Entry], stub: Stub, note: str) -> Table:
+    entries = marked_where_sure(merge_controls(entries))
+    tests = sum(entry.p is not None for entry in entries)
+    return replace(table_of_entries(entries, title, stub, (note,)), bold=_SURE.format(tests))
 
 
 def steering_effects(scores: Mapping[Cell, Scores]) -> list[Entry]:
     """For each steered cell its difference from multiplier 0; for each finetune its slope and its wrong-way share."""
-    entries = [_entry("effect", cell, each) for cell, each in _effects(scores).items()]
-    for cell, each in _slopes(scores).items():
-        entries += [_entry("slope", cell, each), _entry("wrong way", cell, wrong_way(each))]
+    entries = [tested("effect", cell, changes) for cell, changes in _effects(scores).items()]
+    for cell, by_question in _slopes(scores).items():
+        share = mean_interval(wrong_way(by_question).values())
+        entries += [tested("slope", cell, by_question), Entry(cell, share, quantity="wrong way")]
     return entries
 
 
@@ -88,41 +69,36 @@ def interactions(scores: Mapping[Cell, Scores]) -> list[Entry]:
 def _effects(scores: Mapping[Cell, Scores]) -> dict[Cell, dict[str, float | None]]:
     """Steered cell -> question -> steered - unsteered."""
     return {
-        cell: differences(each, scores[cell.baseline()])
-        for cell, each in scores.items()
-        if cell.multiplier and _comparable(scores, cell, cell.baseline())
+        cell: differences(steered, scores[cell.baseline()])
+        for cell, steered in scores.items()
+        if cell.multiplier and _share_questions(scores, cell, cell.baseline())
     }
 
 
 def _against_base(quantity: Quantity, values: Mapping[Cell, Scores]) -> list[Entry]:
     bases = {cell: replace(cell, finetune=None) for cell in values if cell.finetune is not None}
     return [
-        _entry(quantity, cell, differences(values[cell], values[base]))
+        difference(quantity, cell, values[cell], values[base])
         for cell, base in bases.items()
-        if _comparable(values, cell, base)
+        if _share_questions(values, cell, base)
     ]
 
 
 def _slopes(scores: Mapping[Cell, Scores]) -> dict[Cell, dict[str, float | None]]:
     """Cell without a multiplier (nan) -> question -> slope; a control shares the unsteered model with its behavior."""
-    places: dict[Cell, dict[float, Scores]] = {}
-    for cell, each in scores.items():
+    sweeps: dict[Cell, dict[float, Scores]] = {}
+    for cell, by_question in scores.items():
         if cell.multiplier:
-            places.setdefault(replace(cell, multiplier=math.nan), {})[cell.multiplier] = each
-    for place, by_multiplier in places.items():
-        if (unsteered := place.baseline()) in scores:
-            by_multiplier[0.0] = scores[unsteered]
-    slopes_of = {place: slopes(each) for place, each in places.items() if len(each) > 1}
-    return {place: each for place, each in slopes_of.items() if each}
+            sweeps.setdefault(replace(cell, multiplier=math.nan), {})[cell.multiplier] = by_question
+    for cell, sweep in sweeps.items():
+        if cell.baseline() in scores:
+            sweep[0.0] = scores[cell.baseline()]
+    by_cell = {cell: slopes(sweep) for cell, sweep in sweeps.items() if len(sweep) > 1}
+    return {cell: by_question for cell, by_question in by_cell.items() if by_question}
 
 
-def _comparable(values: Mapping[Cell, Scores], cell: Cell, other: Cell) -> bool:
+def _share_questions(values: Mapping[Cell, Scores], cell: Cell, other: Cell) -> bool:
     return other in values and not values[cell].keys().isdisjoint(values[other])
-
-
-def _entry(quantity: Quantity, cell: Cell, values: Scores) -> Entry:
-    p = None if quantity == "wrong way" else p_value(values.values())
-    return Entry(cell, mean_interval(values.values()), quantity=quantity, p=p)
 
 
 def effect_matrix(rows: Iterable[Row]) -> pd.DataFrame:
@@ -139,15 +115,19 @@ def effect_matrix(rows: Iterable[Row]) -> pd.DataFrame:
     settings = {(cell.task, cell.finetune, cell.layer, cell.system_prompt) for cell in scores}
     if len(settings) != 1:
         raise ValueError(f"a matrix is of one task, finetune, layer and system prompt, these rows are of {settings}")
-    found = [entry for entry in steering_effects(scores) if entry.quantity == "slope"]
-    cells = {(_vector_of(entry.cell), entry.cell.behavior): entry.estimate.mean for entry in found}
+    slope_entries = [entry for entry in steering_effects(scores) if entry.quantity == "slope"]
+    means = {(_vector_or_behavior(entry.cell), entry.cell.behavior): entry.estimate.mean for entry in slope_entries}
     behaviors = list(dict.fromkeys(cell.behavior for cell in scores))
-    vectors = dict.fromkeys([*(b for b in behaviors if any(v == b for v, _ in cells)), *(v for v, _ in cells)])
-    return pd.DataFrame([[cells.get((v, b), math.nan) for b in behaviors] for v in vectors], list(vectors), behaviors)
+    steered_by = dict.fromkeys(vector for vector, _ in means)
+    vectors = [
+        *(b for b in behaviors if b in steered_by),
+        *(vector for vector in steered_by if vector not in behaviors),
+    ]
+    return pd.DataFrame([[means.get((v, b), math.nan) for b in behaviors] for v in vectors], vectors, behaviors)
 
 
-def _vector_of(cell: Cell) -> str:
-    ref = cell.vector
-    if ref.kind == "own":
+def _vector_or_behavior(cell: Cell) -> str:
+    """The behavior's name for its own vector, else the vector's."""
+    if cell.vector.kind == "own":
         return cell.behavior
-    return ref.name if ref.kind == "other" else vector_name(ref)
+    return cell.vector.name if cell.vector.kind == "other" else vector_name(cell.vector)

@@ -1,0 +1,1 @@
+"""Diagnostics: rows in, reasons to distrust a score out."""

@@ -1,0 +1,105 @@
+"""Rows, tables and CSV files in; what the HTML page draws and its script reads out. All of it is data, no markup."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import math
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from caa.reports.by_cell import TEXT
+from caa.reports.naming import SCORES, finetune_name, highest_score, signed, vector_name
+from caa.reports.pages.tokens import shaded
+from caa.reports.tables.layout import Entry, Table
+from caa.runs.rows import Cell, Row
+
+
+def score_entries(tables: Iterable[Table]) -> list[Entry]:
+    """The mean scores of all tables; differences and slopes are no point of a curve."""
+    return [entry for table in tables for entry in table.entries if entry.quantity == "score"]
+
+
+def curve_points(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """The points of the curves: what is picked, as `answers` calls it, and the numbers; None where there is none."""
+    return [
+        {
+            **_choices(entry.cell),
+            "task": entry.cell.task,
+            "mean": _number(entry.estimate.mean),
+            "low": _number(entry.estimate.low),
+            "high": _number(entry.estimate.high),
+            "says": exact_numbers(entry),
+        }
+        for entry in entries
+    ]
+
+
+def curve_axes(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
+    """Task -> the label of its axis and where it ends."""
+    tasks = dict.fromkeys(entry.cell.task for entry in entries)
+    return {task: {"label": SCORES.get(task, "mean score"), "most": highest_score(task)} for task in tasks}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 4)
+
+
+def exact_numbers(entry: Entry) -> str:
+    """The numbers behind an entry, not rounded to what fits: shown where the mouse hovers."""
+    estimate = entry.estimate
+    interval = "" if math.isnan(estimate.low) else f", 95 % interval {estimate.low:.3f} to {estimate.high:.3f}"
+    unjudged = f", {estimate.unjudged} without a score" if estimate.unjudged else ""
+    p = "" if entry.p is None else f", p = {entry.p:.2g}"
+    return f"{estimate.mean:.3f}{interval}, {estimate.n} questions{unjudged}{p}"
+
+
+def answers(rows: Iterable[Row]) -> dict[str, Any]:
+    """The answers in words, cell by cell, as the page's script reads them; each question stands once."""
+    questions: dict[str, str] = {}
+    by_cell: dict[Cell, dict[str, list[Any]]] = {}
+    for row in rows:
+        if TEXT in row.evidence:
+            questions.setdefault(row.question, str(row.evidence.get("asked", row.question)))
+            score = None if row.score is None or math.isnan(row.score) else round(row.score, 2)
+            by_cell.setdefault(row.cell, {})[row.question] = [str(row.evidence[TEXT]), score]
+    behaviors = list(dict.fromkeys(cell.behavior for cell in by_cell))
+    cells = sorted(by_cell, key=lambda cell: (behaviors.index(cell.behavior), cell.layer))
+    return {"questions": questions, "cells": [{**_choices(cell), "answers": by_cell[cell]} for cell in cells]}
+
+
+def _choices(cell: Cell) -> dict[str, str]:
+    """What is picked in the page, under the names of its fields."""
+    return {
+        "behavior": cell.behavior,
+        "finetune": finetune_name(cell.finetune),
+        "layer": str(cell.layer),
+        "multiplier": signed(cell.multiplier),
+        "vector": vector_name(cell.vector),
+        "system": cell.system_prompt or "none",
+    }
+
+
+def token_files(figures: Path) -> dict[str, Path]:
+    """Name -> CSV of colored tokens, as `caa figures` leaves it."""
+    return {path.stem: path for path in sorted(figures.glob("tokens-*.csv"))}
+
+
+def read_tokens(path: Path) -> dict[str, Any]:
+    """The tokens of a figure and the color of each; ValueError for a file that holds something else."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            [(_, _, unit), *lines] = list(csv.reader(file))  # not pandas: the token "NA" is a word
+        tokens, values = [line[1] for line in lines], [float(line[2]) for line in lines]
+        return {"unit": unit, "tokens": shaded(tokens, values)}
+    except (ValueError, IndexError, csv.Error) as error:
+        raise ValueError(
+            f"{path} does not hold place, token and number in each line ({error}); draw it again"
+        ) from error
+
+
+def pictures(figures: Path, left_out: Collection[str] = ()) -> dict[str, str]:
+    """Name -> PNG in base64, for an address that needs no network."""
+    paths = [path for path in sorted(figures.glob("*.png")) if path.stem not in left_out]
+    return {path.stem: base64.b64encode(path.read_bytes()).decode() for path in paths}

@@ -1,0 +1,120 @@
+"""Rows in, tables out: behaviors (or layers) down, finetune x multiplier across, as in Table 4 of the CAA paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from caa.reports.by_cell import means_by_cell, require_one, require_rows
+from caa.reports.diagnostics.collapse import collapse_warnings, fray_warnings
+from caa.reports.naming import cell_fields, cell_name, usual_first
+from caa.reports.tables.effects import effect_tables
+from caa.reports.tables.layout import Table
+from caa.reports.tables.pivot import table_of_rows
+from caa.runs.rows import Cell, Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_TASKS = {
+    "ab": "A/B questions: mean probability of the matching answer, p(match) / (p(A) + p(B))",
+    "open": "Open-ended questions: mean score, 0 to 10",
+    "facts": "Facts: mean probability of the correct one of two options",
+}
+
+
+def summarize(rows: Iterable[Row]) -> pd.DataFrame:
+    """One line per cell: the cell's fields, then mean, low, high (95 % bootstrap), n and unjudged."""
+    import pandas as pd
+
+    return pd.DataFrame([{**cell_fields(cell), **asdict(mean)} for cell, mean in means_by_cell(rows).items()])
+
+
+def finetune_tables(
+    rows: Iterable[Row],
+    *,
+    model: str = "",
+    judge_accuracy: Mapping[str, float] | None = None,
+    doses: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[Table]:
+    """One table for each task, layer and system prompt: behaviors down, finetune x multiplier across.
+
+    Below each stand what steering does (changes from multiplier 0, steerability) and the interaction (what finetuning
+    changes about it).
+
+    Args:
+        rows: of any number of cells. Cells of random vectors become one control line below their behavior, cells of any
+            other vector than the behavior's own a line of its own.
+        model: what the caption says was steered.
+        judge_accuracy: behavior -> cross-validated accuracy of the judge in [0, 1], for the caption of open questions.
+        doses: behavior -> layer (as text) -> relative dose of multiplier 1, for the caption.
+    """
+    captions = _Captions(model, judge_accuracy or {}, doses or {})
+    rows_of: dict[tuple[str, int, str], list[Row]] = {}
+    for row in require_rows(rows):
+        rows_of.setdefault((row.cell.task, row.cell.layer, row.cell.system_prompt), []).append(row)
+    tasks = usual_first((task for task, _, _ in rows_of), _TASKS)
+    order = sorted(rows_of, key=lambda place: (tasks.index(place[0]), place[1:]))
+    return [_finetune_table(rows_of[place], captions) for place in order]
+
+
+def sweep_table(rows: Iterable[Row]) -> Table:
+    """Layers down, multipliers across, for one behavior, task and system prompt: to choose a layer by."""
+    rows = require_rows(rows)
+    for name in ("behavior", "task", "system_prompt"):
+        require_one(rows, name)
+    cell = rows[0].cell
+    title = f"{cell.behavior}, every layer. {_TASKS.get(cell.task, cell.task)}"
+    return table_of_rows(rows, title, "layer", ["Layer L is the output of block L, counted from 0."])
+
+
+@dataclass(frozen=True)
+class _Captions:
+    """What the rows do not say and a caption should."""
+
+    model: str = ""
+    judge_accuracy: Mapping[str, float] = field(default_factory=dict)
+    """Behavior -> share in [0, 1]."""
+    doses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Behavior -> layer (as text) -> relative dose of multiplier 1."""
+
+    def notes(self, cell: Cell) -> list[str]:
+        model = f"Model: {self.model}. " if self.model else ""
+        layer = f"Layer {cell.layer} is the output of block {cell.layer}, counted from 0."
+        return [f"{model}{layer}", *self._dose(str(cell.layer)), *(self._judge() if cell.task == "open" else [])]
+
+    def _dose(self, layer: str) -> list[str]:
+        known = {behavior: by_layer[layer] for behavior, by_layer in self.doses.items() if layer in by_layer}
+        listed = ", ".join(f"{behavior} {dose:.2f}" for behavior, dose in known.items())
+        start = "Relative dose of multiplier 1, its push over the stream at the last prompt token"
+        return [f"{start}: {listed}."] if known else []
+
+    def _judge(self) -> list[str]:
+        listed = ", ".join(f"{behavior} {share:.2f}" for behavior, share in self.judge_accuracy.items())
+        return [f"Accuracy of the judge, cross-validated: {listed}."] if listed else []
+
+
+def _finetune_table(rows: list[Row], captions: _Captions) -> Table:
+    cell = rows[0].cell
+    prompt = f", system prompt {cell.system_prompt!r}" if cell.system_prompt else ""
+    notes = [*captions.notes(cell), *_mass_note(rows), *collapse_warnings(rows), *fray_warnings(rows)]
+    title = f"{_TASKS.get(cell.task, cell.task)}; layer {cell.layer}{prompt}"
+    return replace(table_of_rows(rows, title, "behavior", notes), below=effect_tables(rows, "behavior"))
+
+
+def _mass_note(rows: Iterable[Row]) -> list[str]:
+    """How much probability the two answers had at all: where it is little, the model wanted to say something else."""
+    masses: dict[Cell, list[float]] = {}
+    for row in rows:
+        if {"p_matching", "p_opposite"} <= row.evidence.keys():
+            masses.setdefault(row.cell, []).append(row.evidence["p_matching"] + row.evidence["p_opposite"])
+    if not masses:
+        return []
+    means = {cell: sum(values) / len(values) for cell, values in masses.items()}
+    least = min(means, key=lambda cell: means[cell])
+    average = sum(means.values()) / len(means)
+    return [
+        f"The two answers together have a probability of {average:.2f} on average; "
+        f"the least is {means[least]:.2f}, in {cell_name(least)}."
+    ]

@@ -1,0 +1,25 @@
+"""Tables in, the numbers behind them out as CSV, not rounded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from caa.reports.naming import cell_fields
+from caa.reports.tables.layout import Entry, Table
+
+
+def to_csv(*tables: Table) -> str:
+    """The data behind tables, not rounded: one line per entry with its cell, mean, low, high, n, unjudged, quantity, p.
+
+    The lines of the tables below follow those of their table. p is corrected over its table. For a control over several
+    seeds, low and high are the lowest and highest mean of a seed.
+    """
+    import pandas as pd
+
+    printed = [part for table in tables for part in (table, *table.below)]
+    records = [_record(entry) for table in printed for entry in table.entries]
+    return pd.DataFrame(records).to_csv(index=False, lineterminator="\n")
+
+
+def _record(entry: Entry) -> dict[str, object]:
+    return {**cell_fields(entry.cell), **asdict(entry.estimate), "quantity": entry.quantity, "p": entry.p}
