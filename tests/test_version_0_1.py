@@ -11,7 +11,7 @@ import torch
 
 from caa import Behavior, EvalGrid, SteeringVector, SteeringWrapper, load_behavior, load_model
 from caa.judges.base import Verdict
-from caa.reports.html import write_html
+from caa.reports.pages.html import write_html
 from caa.reports.tables import write_report
 from caa.runs.rows import OWN, Row, VectorRef, read_rows
 from caa.steering.intervention import Intervention
