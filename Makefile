@@ -1,50 +1,59 @@
-# make demo | test | check | docs | bench | install   (each installs what it needs into .venv)
+# make help   (each target installs what it needs into .venv)
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check docs bench bench-gpu format embedded
+.PHONY: help install lowest demo test check docs bench bench-gpu format embedded
 
-install: $(INSTALLED)
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
+
+install: $(INSTALLED) ## what everything below needs, into .venv, at the versions of constraints.txt
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(INSTALLED)
+# The lowest versions that pyproject.toml allows, in .lowest; needs uv (`pip install uv`).
+lowest: ## an environment of the lowest versions allowed, in .lowest
+	uv venv --quiet --allow-existing .lowest
+	uv pip compile --quiet --resolution lowest-direct --extra test pyproject.toml --output-file .lowest/requirements.txt
+	uv pip install --quiet --python .lowest/bin/python --requirement .lowest/requirements.txt --editable .
+
+demo: $(INSTALLED) ## a first table on the small embedded model
 	$(BIN)/caa demo
 
 # Two processes of one thread each: tiny models gain nothing from more threads.
-test: $(INSTALLED)
+test: $(INSTALLED) ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-check: $(INSTALLED) docs
+check: $(INSTALLED) docs ## formatting, lint, types, imports, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_rooms.py
+	$(BIN)/python -m pytest -q tests/test_rooms.py tests/test_style.py
 
 # The documentation, in site/; a warning is an error.
-docs: $(INSTALLED)
+docs: $(INSTALLED) ## the documentation's site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # About 15 minutes on a quiet machine of two cores; for a minute's trial, `.venv/bin/python -m benchmarks.run --short`.
-bench: benchmarks/.peers/.installed
+bench: benchmarks/.peers/.installed ## speed and memory beside other tools, 15 minutes
 	$(BIN)/python -m benchmarks.run
 
 # The same jobs on one CUDA card, with the shapes of Llamas of 1B and 7B in bfloat16: about 8 minutes.
-bench-gpu: benchmarks/.peers/.installed
+bench-gpu: benchmarks/.peers/.installed ## the same jobs on one CUDA card, 8 minutes
 	$(BIN)/python -m benchmarks.run --only sweep extraction overhead table training
 
 benchmarks/.peers/.installed: $(INSTALLED) benchmarks/requirements.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target benchmarks/.peers --requirement benchmarks/requirements.txt
 	touch $@
 
-format: $(INSTALLED)
+format: $(INSTALLED) ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # Pretrain the embedded models again, from their grammar (hours on a CPU, minutes on a GPU).
-embedded: $(INSTALLED)
+embedded: $(INSTALLED) ## pretrain the embedded models again
 	$(BIN)/python recipes/embedded/pretrain.py

@@ -49,7 +49,13 @@ NOT_RUN = {
     "ControlVector.import_gguf": "needs a Python of repeng's own; tests/consumers run where there is one",
 }
 """What is in a command or block of Python -> why it is not run here."""
-SOURCES = [*PAGES, ROOT / "CHANGELOG.md", *ROOT.glob("*/README.md"), *ROOT.glob("*/*/README.md")]
+SOURCES = [
+    *PAGES,
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    *ROOT.glob("*/README.md"),
+    *ROOT.glob("*/*/README.md"),
+]
 _CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)")
 _OUTSIDE = re.compile(

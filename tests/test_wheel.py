@@ -19,6 +19,11 @@ def test_an_installed_wheel_brings_the_models_and_the_data(tmp_path):
     assert wheel.stat().st_size < 30e6
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
+    assert {path.relative_to(ROOT / "caa") for path in (ROOT / "caa").rglob("*.py")} <= {
+        path.relative_to(site / "caa") for path in (site / "caa").rglob("*.py")
+    }, "a file that .gitignore names stays out of wheels"
+    for typed in ("py.typed", "__init__.pyi"):
+        assert (site / "caa" / typed).exists(), "type checkers see nothing of an installed package without it"
     script = (
         "import caa\n"
         "from caa.models.names import model_name\n"

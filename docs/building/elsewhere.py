@@ -13,6 +13,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = (
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "benchmarks/README.md",
     "benchmarks/results/*.md",
     "checkpoints/**/README.md",
