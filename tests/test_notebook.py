@@ -12,7 +12,7 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
 
 
 def shown(notebook: Any) -> list[list[str]]:
-    """For each cell the kinds of its outputs: "error", or the richest that they are shown as; not what libraries warn of."""
+    """For each cell the kinds of its outputs, the richest of each; what libraries warn of is left out."""
     kinds = []
     for cell in notebook.cells:
         outputs = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]

@@ -48,9 +48,9 @@ def bound_names(trees: Iterable[ast.Module]) -> Counter[str]:
                 names[node.id] += 1
             elif isinstance(node, ast.arg):
                 names[node.arg] += 1
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                names[node.name] += 1
-            elif isinstance(node, ast.ExceptHandler) and node.name:
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or (
+                isinstance(node, ast.ExceptHandler) and node.name
+            ):
                 names[node.name] += 1
     return names
 
