@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from caa.hashing import file_digest
-from caa.vectors.formats.detect import file_kind
+from caa.vectors.formats.content import NoLayerError
+from caa.vectors.formats.detect import READERS, as_vector, file_kind
+from caa.vectors.formats.folders import folder_kind
 from caa.vectors.formats.gguf import model_hint, read_gguf
-from caa.vectors.formats.torch_files import load_tensors, read_torch
 from caa.vectors.vector import SteeringVector
 
 
@@ -73,14 +74,21 @@ def _file(path: Path) -> tuple[Finding, Base]:
         finding, base = _vector(Finding("GGUF control vector", {"model hint": hint}), read_gguf(path))
         base.model_type = hint
         return finding, base
-    if kind == "safetensors":
-        raise ValueError(f"{path} is a safetensors file of another tool; `caa import` reads one bare tensor")
-    bare = hasattr(load_tensors(path), "dtype")
-    directions, what = read_torch(path, 0 if bare else None)
-    finding, base = _vector(Finding(f"torch.save file: {what}"), SteeringVector(directions))
-    if bare:
+    return _foreign(path, kind)
+
+
+def _foreign(path: Path, kind: str) -> tuple[Finding, Base]:
+    """Another tool's file or folder; a bare tensor is looked into as if it were one of layer 0."""
+    title = "torch.save file" if kind == "torch" else f"{kind} file"
+    try:
+        content, says_layer = READERS[kind](path, None, None), True
+    except NoLayerError:
+        content, says_layer = READERS[kind](path, 0, None), False
+    finding, base = _vector(Finding(f"{title}: {content.kind}"), as_vector(content, path, None))
+    if not path.is_dir():
+        finding.facts["sha256"] = file_digest(path)
+    if not says_layer:
         finding.facts["layers"], base.layers = "it does not say (`caa import --layer N`)", set()
-    finding.facts["sha256"] = file_digest(path)
     return finding, base
 
 
@@ -106,10 +114,14 @@ def _folder(path: Path) -> tuple[Finding, Base]:
         return _adapter(path, Finding("PEFT adapter"), Base())
     if (path / "rows.jsonl").exists():
         return _run(path)
-    raise ValueError(
-        f"{path} holds nothing that is known here: no steering.json (steered adapter), no adapter_config.json (PEFT "
-        "adapter), no rows.jsonl (run)"
-    )
+    try:
+        kind = folder_kind(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds nothing that is known here: no steering.json (steered adapter), no adapter_config.json "
+            f"(PEFT adapter), no rows.jsonl (run), and no vector ({error})"
+        ) from error
+    return _foreign(path, kind)
 
 
 def _steered(path: Path, manifest: dict[str, Any]) -> tuple[Finding, Base]:

@@ -51,20 +51,23 @@ def extract_(
     console().print(f"{out}: {found.name}, {len(pairs)} pairs, norm by layer  {norms}")
 
 
-def import_(file: Path, out: Path, layer: int | None = None, behavior: str = "", model: str = "") -> None:
-    """Read a vector of another tool and save it as one of ours: CAA's .pt, GGUF, repeng, steering-vectors, lm-eval.
+def import_(
+    file: Path, out: Path, layer: int | None = None, blocks: int | None = None, behavior: str = "", model: str = ""
+) -> None:
+    """Read a vector of another tool, a file or a folder, and save it as one of ours (docs/formats.md lists the tools).
 
     Args:
         file: the other tool's file; it is read as tensors only, nothing in it is run.
         out: the file to write (safetensors).
         layer: the layer of a file that holds a bare tensor (output of that block, counted from 0).
+        blocks: how many blocks the base has, for files that count layers from the end or hold a row for each.
         behavior: what it steers, to be noted.
         model: the model that it was made for, to be noted.
     """
     from caa.vectors.formats import import_vector
 
     refuse_to_overwrite(out)
-    vector = import_vector(file, layer, behavior=behavior, model=model)
+    vector = import_vector(file, layer, blocks=blocks, behavior=behavior, model=model)
     vector.save(out)
     norms = "  ".join(f"{layer}: {norm:.2f}" for layer, norm in vector.norms().items())
     said = f"{out}: {vector.source.history[-1]}, norm by layer  {norms}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from caa.steering.operators import Operator, add
 from caa.steering.patching import Recording
 from caa.steering.scopes import Scope, after_prompt
 from caa.vectors.vector import SteeringVector
+
+BLOCK_OUTPUT = "block output"
+"""The one site where interventions act."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,13 @@ class Intervention:
         if strengths.ndim > 2 or not strengths.numel() or not strengths.isfinite().all():
             raise ValueError(
                 f"a multiplier is one finite number, a list of them or [row or 1, position], this is {self.multiplier}"
+            )
+        site = getattr(self.vector.source, "site", BLOCK_OUTPUT)
+        if site != BLOCK_OUTPUT:
+            warnings.warn(
+                f"this vector was read at the {site}, and is applied to the block output: its scale and its meaning "
+                "are those of another place. Read it with the default site, or compare multipliers by their dose.",
+                stacklevel=3,
             )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import warnings
@@ -10,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from caa.files import replacing
+from caa.vectors.formats.content import Content, NoLayerError, check_floating, check_unlayered, describe, flat
 
 
 class SteeringVectorsObject:
@@ -24,6 +27,9 @@ class SteeringVectorsObject:
 
 
 STAND_IN = (SteeringVectorsObject, "steering_vectors.steering_vector.SteeringVector")
+# What a NumPy array is pickled as: numbers, a shape, a dtype. vLLM-Hook keeps its directions so.
+_NUMPY: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(name)) for name in ("float16", "float32", "float64"))]
+_NUMPY += [(np.zeros(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
 
 
 def write_lm_eval(pushes: Mapping[str, Tensor], path: str | Path) -> Path:
@@ -45,31 +51,109 @@ def _lm_eval(push: Tensor) -> dict[str, Any]:
     return {"steering_vector": vector, "steering_coefficient": 1.0, "action": "add", "bias": None, "head_index": None}
 
 
-def read_torch(path: str | Path, layer: int | None = None) -> tuple[dict[int, Tensor], str]:
-    """Layer -> direction, and what the file was; ValueError for a damaged file and one that holds more than tensors.
+def read_torch(path: str | Path, layer: int | None = None, blocks: int | None = None) -> Content:
+    """What a file holds; ValueError for a damaged file and one that holds more than tensors.
 
-    Read are a bare tensor (nrimsky/CAA; `layer` says which layer it is for), a dict of them by layer, the steering file
-    of lm-evaluation-harness, and a `steering_vectors.SteeringVector` that torch.save wrote.
+    Read are: one tensor (nrimsky/CAA; `layer` says which block it is for, or a sidecar of rotalabs-steer), a row for
+    each block (hidden-directions, hotwire) or for each of `hidden_states` (persona_vectors), which of the two the
+    number of the base's `blocks` says; a dict of tensors by layer; the files of lm-evaluation-harness, vLLM-Hook and
+    of hidden-directions' baked biases; and a `steering_vectors.SteeringVector` that torch.save wrote.
     """
     content = load_tensors(path)
     if isinstance(content, Tensor):
-        return _bare(content, layer, path), "a bare tensor"
-    directions, kind = _by_layer(content, path)
-    if layer is not None:
-        raise ValueError(f"{path} says its layers itself; leave the layer out")
-    return directions, kind
+        return _tensor(content, layer, blocks, path)
+    if isinstance(content, dict) and "dir" in content:
+        return _vllm_hook(content, layer, path)
+    by_layer = _by_layer(content, path)
+    check_unlayered(path, layer)
+    return by_layer
 
 
-def _by_layer(found: Any, path: str | Path) -> tuple[dict[int, Tensor], str]:
-    if isinstance(found, SteeringVectorsObject):
-        return _of_steering_vectors(found, path), "a steering-vectors object"
-    if isinstance(found, dict) and found and all(type(key) is int and key >= 0 for key in found):
-        return {key: flat(value, path) for key, value in found.items()}, "a dict of tensors by layer"
-    if isinstance(found, dict) and found and all(_is_lm_eval(key, entry) for key, entry in found.items()):
-        return _of_lm_eval(found, path), "a steering file of lm-evaluation-harness"
+def _tensor(tensor: Tensor, layer: int | None, blocks: int | None, path: str | Path) -> Content:
+    check_floating(tensor, path)
+    if tensor.ndim == 2 and min(tensor.shape) > 1:
+        return _rows(tensor, layer, blocks, path)
+    sidecar = read_sidecar(path)
+    if sidecar is not None and layer is None:
+        return sidecar_content(path, tensor, sidecar)
+    return Content("a bare tensor", _bare(tensor, layer, path))
+
+
+def _rows(tensor: Tensor, layer: int | None, blocks: int | None, path: str | Path) -> Content:
+    """One row for each block, or for each of `hidden_states`, the first of which is the embeddings'."""
+    count, width = tensor.shape
+    if blocks not in (count, count - 1):
+        known = "" if blocks is None else f", and a base of {blocks} blocks fits neither"
+        raise ValueError(
+            f"{path} holds {count} rows of {width} numbers and does not say how they are counted{known}. With blocks="
+            f"{count}, row L is block L (hidden-directions, hotwire); with blocks={count - 1}, row i is "
+            f"hidden_states[i], so that row L + 1 is block L and row 0 the embeddings (persona_vectors)."
+        )
+    first = count - blocks
+    rows = {row - first: flat(tensor[row].clone(), path) for row in range(first, count)}
+    kept = {number: row for number, row in rows.items() if row.any() and layer in (None, number)}
+    if not kept:
+        raise ValueError(f"{path} has nothing but zeros" + (f" for layer {layer}" if layer is not None else ""))
+    if not first:
+        return Content("a tensor of a row for each block", kept)
+    notes = ["row i is hidden_states[i], so block i - 1; row 0, the embeddings, is left out"]
+    if blocks - 1 in kept:
+        notes.append(f"layer {blocks - 1} was read behind the final norm")
+    return Content("a tensor of a row for each hidden state", kept, notes=tuple(notes))
+
+
+def read_sidecar(path: str | Path) -> dict[str, Any] | None:
+    """What rotalabs-steer says of a tensor, in the file of JSON beside it; None if there is no such file."""
+    try:
+        record = json.loads(Path(path).with_suffix(".json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and "layer_index" in record and "vector_shape" in record else None
+
+
+def sidecar_content(path: str | Path, tensor: Any, record: Mapping[str, Any]) -> Content:
+    """A tensor of rotalabs-steer with what its sidecar says: layer L is the output of block L."""
+    direction, layer = flat(tensor, path), record["layer_index"]
+    if not isinstance(layer, int) or list(tensor.shape) != record["vector_shape"]:
+        raise ValueError(
+            f"{path} has shape {list(tensor.shape)}, and its sidecar says {record['vector_shape']}, layer {layer!r}: "
+            "the two do not belong together"
+        )
+    behavior, model = str(record.get("behavior") or ""), str(record.get("model_name") or "")
+    method = str(record.get("extraction_method") or "")
+    return Content("a tensor of rotalabs-steer", {layer: direction}, behavior=behavior, model=model, method=method)
+
+
+def _vllm_hook(content: Mapping[str, Any], layer: int | None, path: str | Path) -> Content:
+    """The direction of vLLM-Hook; its layer stands in the tool's configuration, as `optimal_layer`."""
+    if layer is None:
+        raise NoLayerError(
+            f"{path} is a vector of vLLM-Hook, which does not say its layer: give the `optimal_layer` of its "
+            "configuration (--layer 13)"
+        )
+    notes = ("its `avg_proj`, which the method adjust_rs sets the projection to, is left out",)
+    directions = {layer: flat(_as_tensor(content["dir"]), path)}
+    return Content("a vector of vLLM-Hook", directions, notes=notes if "avg_proj" in content else ())
+
+
+def _as_tensor(value: Any) -> Any:
+    return torch.from_numpy(value.astype("float32")) if isinstance(value, np.ndarray) else value
+
+
+def _by_layer(content: Any, path: str | Path) -> Content:
+    if isinstance(content, SteeringVectorsObject):
+        return Content("a steering-vectors object", _of_steering_vectors(content, path))
+    if isinstance(content, dict) and content and all(type(key) is int for key in content):
+        return Content("a dict of tensors by layer", {key: flat(value, path) for key, value in content.items()})
+    if isinstance(content, dict) and content and all(_is_lm_eval(key, entry) for key, entry in content.items()):
+        return Content("a steering file of lm-evaluation-harness", _of_lm_eval(content, path))
+    if isinstance(content, dict) and {"bias", "layer", "base_model"} <= content.keys():
+        layer, model = content["layer"], str(content["base_model"])
+        return Content("a baked bias of hidden-directions", {layer: flat(content["bias"], path)}, model=model)
     raise ValueError(
-        f"{path} holds {_describe(found)}. Known are a tensor, a dict of tensors by layer, and the files of "
-        "steering-vectors and lm-evaluation-harness. Save it again as torch.save({layer: tensor, ...}, path)."
+        f"{path} holds {describe(content)}. Known are a tensor, a dict of tensors by layer, and the files of "
+        "steering-vectors, vLLM-Hook, hidden-directions and lm-evaluation-harness. Save it again as "
+        "torch.save({layer: tensor, ...}, path)."
     )
 
 
@@ -77,7 +161,7 @@ def load_tensors(path: str | Path) -> Any:
     """What a torch.save file holds, read as tensors and plain containers of them; ValueError if it holds more."""
     _check_archive(path)
     try:
-        with torch.serialization.safe_globals([STAND_IN]), warnings.catch_warnings():
+        with torch.serialization.safe_globals([STAND_IN, *_NUMPY]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an odd pickle protocol; what matters becomes an error below
             return torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
@@ -111,23 +195,14 @@ def _reason(error: Exception) -> str:
 
 def _bare(tensor: Tensor, layer: int | None, path: str | Path) -> dict[int, Tensor]:
     if layer is None:
-        raise ValueError(f"{path} is a bare tensor, which does not say its layer: give it, counted from 0 (--layer 13)")
+        raise NoLayerError(
+            f"{path} is a bare tensor, which does not say its layer: give it, counted from 0 (--layer 13)"
+        )
     return {layer: flat(tensor, path)}
 
 
-def flat(tensor: Any, path: str | Path) -> Tensor:
-    """One direction, float32 [d_model]; ValueError for several in one tensor, for nobody can tell their layers."""
-    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or not tensor.is_floating_point():
-        raise ValueError(f"{path} holds {_describe(tensor)} where floating-point numbers of shape [d_model] are needed")
-    if tensor.numel() != max(tensor.shape, default=0) or tensor.numel() < 2:
-        raise ValueError(f"{path} holds a tensor of shape {list(tensor.shape)}; save one of shape [d_model] per layer")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f"{path} is damaged: its tensor is larger than the numbers that it brings")
-    return tensor.detach().reshape(-1).float()
-
-
-def _of_steering_vectors(found: SteeringVectorsObject, path: str | Path) -> dict[int, Tensor]:
-    kind, held = getattr(found, "layer_type", None), getattr(found, "layer_activations", None)
+def _of_steering_vectors(vector: SteeringVectorsObject, path: str | Path) -> dict[int, Tensor]:
+    kind, held = getattr(vector, "layer_type", None), getattr(vector, "layer_activations", None)
     if kind != "decoder_block" or not isinstance(held, dict) or not all(type(key) is int for key in held):
         raise ValueError(
             f"{path} steers {kind!r}; only vectors of the blocks' outputs, 'decoder_block', can be imported"
@@ -139,9 +214,9 @@ def _is_lm_eval(hookpoint: Any, entry: Any) -> bool:
     return isinstance(hookpoint, str) and isinstance(entry, dict) and "steering_vector" in entry
 
 
-def _of_lm_eval(found: Mapping[str, Mapping[str, Any]], path: str | Path) -> dict[int, Tensor]:
+def _of_lm_eval(config: Mapping[str, Mapping[str, Any]], path: str | Path) -> dict[int, Tensor]:
     directions = {}
-    for hookpoint, entry in found.items():
+    for hookpoint, entry in config.items():
         block = re.fullmatch(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)", hookpoint, re.ASCII)
         whole = entry.get("head_index") is None and entry.get("bias") is None
         factor = entry.get("steering_coefficient", 1.0)
@@ -149,11 +224,3 @@ def _of_lm_eval(found: Mapping[str, Mapping[str, Any]], path: str | Path) -> dic
             raise ValueError(f"{path} does more at {hookpoint!r} than to add a vector to a block's output")
         directions[int(block[1])] = factor * flat(entry["steering_vector"], path)
     return directions
-
-
-def _describe(found: Any) -> str:
-    if isinstance(found, dict):
-        return (
-            f"a dict with the keys {', '.join(repr(key)[:30] for key in list(found)[:5])}" if found else "an empty dict"
-        )
-    return f"a tensor of {found.dtype}, {found.layout}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
