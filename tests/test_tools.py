@@ -18,6 +18,7 @@ from caa.exports.tools import hookpoint
 from caa.models.blocks import decoder_blocks
 from caa.models.names import model_name
 from caa.steering.scopes import everywhere
+from caa.vectors.formats.content import Content
 from caa.vectors.formats.gguf import read_gguf
 from caa.vectors.vector import Provenance
 
@@ -203,7 +204,7 @@ def test_an_export_is_whole_or_not_there_and_replaces_nothing(target, tmp_path, 
         export(target, steered(tiny_model(), (2, 3)), out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     monkeypatch.setattr("caa.exports.tools.read_gguf", lambda path: V)
-    monkeypatch.setattr("caa.exports.tools.read_torch", lambda path: (V.directions, ""))
+    monkeypatch.setattr("caa.exports.tools.read_torch", lambda path: Content("", V.directions))
     with pytest.raises(RuntimeError, match="does not hold what the hook adds"):
         export(target, steered(tiny_model()), tmp_path / "other")
     assert list(tmp_path.iterdir()) == [out]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from reprlib import Repr
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -58,6 +59,10 @@ def _halves(text: str) -> tuple[str, str]:
     return (text[: begin.start()], text[begin.start() :]) if begin else (text, "")
 
 
+def _last(question: Conversation) -> str:
+    return str(question.messages[-1].get("content") or "")
+
+
 def letter(answer: str) -> str | None:
     """The letter of an answer that is nothing but a letter, else None.
 
@@ -74,22 +79,78 @@ def _fields(item: ContrastPair | Question) -> str:
     return ", ".join(f"{name}={_SHORT.repr(value)}" for name, value in values.items() if value not in (None, ""))
 
 
+Message = Mapping[str, Any]
+"""What one side says: "role" (system, user, assistant, tool) and "content", or "tool_calls" and other fields of chat
+templates."""
+
+
+class Conversation(str):
+    """Several messages of which the last is to be answered: a question that is more than one text.
+
+    As a text it is what each side said, behind its role, so that it is counted, shown and told from others as every
+    question is. A chat template gets the `messages`.
+
+    >>> print(Conversation([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Wait?"}]))
+    system: Be kind.
+    <BLANKLINE>
+    user: Wait?
+    """
+
+    messages: tuple[Message, ...]
+
+    def __new__(cls, messages: Iterable[Message]) -> Conversation:
+        """ValueError for no messages, for one without a role, and for a last one that is an answer already."""
+        messages = tuple(dict(message) for message in messages)
+        if not messages or not all(isinstance(message.get("role"), str) for message in messages):
+            raise ValueError('a conversation is one message or more, each with its "role" and its "content"')
+        if messages[-1]["role"] == "assistant":
+            raise ValueError("a conversation that is to be answered ends with another message than the assistant's")
+        self = super().__new__(cls, "\n\n".join(map(_said_by, messages)))
+        self.messages = messages
+        return self
+
+    def __getnewargs__(self) -> tuple[tuple[Message, ...]]:
+        return (self.messages,)
+
+    def asking(self, content: str) -> Conversation:
+        """The same conversation with other words in its last message."""
+        return Conversation([*self.messages[:-1], {**self.messages[-1], "content": content}])
+
+
+def _said_by(message: Message) -> str:
+    content = message.get("content")
+    calls = json.dumps(message["tool_calls"], sort_keys=True) if message.get("tool_calls") else ""
+    text = content if isinstance(content, str) else json.dumps(content) if content else ""
+    return f"{message['role']}: {' '.join(filter(None, (text, calls)))}"
+
+
+def as_question(question: str | Sequence[Message]) -> str:
+    """A text as it is, messages as a `Conversation`; one message of the user is but a text."""
+    if isinstance(question, str):
+        return question
+    messages = list(question)
+    alone = len(messages) == 1 and messages[0].get("role") == "user" and isinstance(messages[0].get("content"), str)
+    return str(messages[0]["content"]) if alone else Conversation(messages)
+
+
 @dataclass(frozen=True, repr=False)
 class ContrastPair:
     """One question and two answers to it that differ only in the behavior."""
 
-    question: str
+    question: str | Sequence[Message]
+    """A text, or messages (a list of "role" and "content"), which become a `Conversation`."""
     positive: str
     """The answer that shows the behavior, e.g. "(A)"."""
     negative: str
     """The answer that does not, e.g. "(B)"."""
 
     def __post_init__(self) -> None:
-        if not self.question.strip():
+        object.__setattr__(self, "question", as_question(self.question))
+        if not self.text.strip():
             raise ValueError("a contrast pair needs a question, this one is empty")
         if self.positive.strip() == self.negative.strip():
             raise ValueError(
-                f"both answers are {self.positive!r}, so this pair carries no contrast: {self.question[:60]!r}"
+                f"both answers are {self.positive!r}, so this pair carries no contrast: {self.text[:60]!r}"
             )
 
     def __repr__(self) -> str:
@@ -97,12 +158,12 @@ class ContrastPair:
 
     @property
     def id(self) -> str:
-        return question_id(self.question)
+        return question_id(self.text)
 
     @property
     def text(self) -> str:
-        """What is asked, by the name that `Question` has for it."""
-        return self.question
+        """What is asked, by the name that `Question` has for it: a text, or a `Conversation`."""
+        return as_question(self.question)
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -118,7 +179,9 @@ class ContrastPair:
         """
         if not self._has_letters():
             return self
-        return ContrastPair(stem(self.question), self._chosen(self.positive), self._chosen(self.negative))
+        question = self.text
+        bare = question.asking(stem(_last(question))) if isinstance(question, Conversation) else stem(question)
+        return ContrastPair(bare, self._chosen(self.positive), self._chosen(self.negative))
 
     def spelled_out(self) -> ContrastPair:
         r"""The same question, each letter followed by the text of its option; answers in words stay as they are.
@@ -128,15 +191,15 @@ class ContrastPair:
         """
         if not self._has_letters():
             return self
-        return ContrastPair(self.question, *(f"{answer.strip()} {self._chosen(answer)}" for answer in self.answers))
+        return ContrastPair(self.text, *(f"{answer.strip()} {self._chosen(answer)}" for answer in self.answers))
 
     def _has_letters(self) -> bool:
         return any(letter(answer) for answer in self.answers)
 
     def _chosen(self, answer: str) -> str:
-        chosen, offered = letter(answer), options(self.question)
+        chosen, offered = letter(answer), options(self.text)
         if chosen not in offered:
-            raise ValueError(f"{answer!r} is none of the options {sorted(offered)} of {self.question[:60]!r}")
+            raise ValueError(f"{answer!r} is none of the options {sorted(offered)} of {self.text[:60]!r}")
         return offered[chosen]
 
 
@@ -145,6 +208,7 @@ class Question:
     """Something a model is asked. With both answers it is scored by their probabilities, without by a judge."""
 
     text: str
+    """May be a `Conversation`."""
     matching: str | None = None
     """The answer that shows the behavior (or is correct), None for an open-ended question."""
     opposite: str | None = None

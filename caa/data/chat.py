@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 
-from caa.data.behaviors import ContrastPair, Question
+from caa.data.behaviors import ContrastPair, Conversation, Message, Question
 
 Item = TypeVar("Item", ContrastPair, Question)
-Message = Mapping[str, str]
-"""What one side says: "role" (system, user or assistant) and "content"."""
+# A thought that a generation prompt opens, and perhaps closes again at once, with nothing behind it.
+_THOUGHT = re.compile(r"<(?P<name>[a-z:_]*(?:think|thought|reason)\w*)>\s*(?P<end></(?P=name)>\s*)?\Z")
 
 # Chat templates (Jinja) for models that bring none, and to do exactly as the reference did (nrimsky/CAA,
 # utils/tokenize.py). The reference puts the system prompt in front of [INST], where Meta's own format has it behind.
@@ -62,7 +63,11 @@ class ChatFormat:
 
         The text comes from `template`, else from the tokenizer's own chat template, else from `BASE_TEMPLATE`
         ("Input: ... Response:"), and is tokenized as one piece, so that the answer's tokens are those that the model
-        knows. ValueError if the template cannot say this, or leaves the system prompt out.
+        knows. An answer stands behind the very prompt that is asked without one: where that opens a thought
+        ("<think>") and the template writes answers without, the thought is closed, empty, in front of the answer.
+
+        A question may be a `Conversation`; if it brings no system message, `system` comes first. ValueError if the
+        template cannot say this, leaves the system prompt out, or writes another prompt in front of an answer.
         """
         return self.encode_chat(self._messages(question, answer))
 
@@ -83,8 +88,8 @@ class ChatFormat:
 
         A tokenizer may merge the end of the prompt with the beginning of the answer; that token is then the answer's.
         """
-        prompt = self.encode(pair.question)
-        positive, negative = self.encode(pair.question, pair.positive), self.encode(pair.question, pair.negative)
+        prompt = self.encode(pair.text)
+        positive, negative = self.encode(pair.text, pair.positive), self.encode(pair.text, pair.negative)
         branches = Branches(positive, negative, min(common_prefix(prompt, ids) for ids in (positive, negative)))
         if branches.parting >= min(len(positive), len(negative)):
             raise ValueError(
@@ -93,13 +98,51 @@ class ChatFormat:
             )
         return branches
 
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text as it is, without a chat template, with the tokens that the tokenizer adds by habit.
+
+        A text that begins with the beginning of sequence, as a chat template renders it, gets no second one.
+        """
+        bos = self.tokenizer.bos_token
+        rendered = bool(bos) and text.startswith(bos)
+        return list(self.tokenizer(text, add_special_tokens=not rendered).input_ids)
+
+    def end_id(self, stops: Collection[int]) -> int:
+        """The token that ends an answer, of those at which generation stops; no `stops` mean the tokenizer's own.
+
+        That is the tokenizer's end of sequence, else what the chat template writes behind an answer. ValueError if
+        generation stops at neither.
+        """
+        tokenizer = self.tokenizer
+        own = tokenizer.eos_token_id
+        if own is not None and (not stops or own in stops):
+            return int(own)
+        written = self._written_end()
+        if written in stops:
+            return int(written)
+        shown = tokenizer.convert_ids_to_tokens(sorted(stops))
+        raise ValueError(
+            f"generation stops at {shown or 'no token'}, and answers end with {tokenizer.eos_token!r}, the tokenizer's "
+            f"eos_token, or {tokenizer.convert_ids_to_tokens([written])[0] if written is not None else None!r}, which "
+            "its chat template writes: set model.generation_config.eos_token_id, or tokenizer.eos_token, to the other"
+        )
+
+    def _written_end(self) -> int | None:
+        """The first token that the chat template writes behind an answer; None if it writes none."""
+        messages = self._messages("Hello", "Yes")
+        template = self.template or (None if self.tokenizer.chat_template else BASE_TEMPLATE)
+        whole = self._apply(messages, template, end=True)
+        ids = self.tokenizer(whole[whole.rindex("Yes") + len("Yes") :], add_special_tokens=False).input_ids
+        return ids[0] if ids else None
+
     def text(self, question: str, answer: str | None = None) -> str:
         """What `encode` tokenizes."""
         return self._chat_text(self._messages(question, answer))
 
     def _messages(self, question: str, answer: str | None) -> list[Message]:
-        messages: list[Message] = [{"role": "user", "content": question}]
-        if self.system:
+        user: Message = {"role": "user", "content": question}
+        messages = list(question.messages) if isinstance(question, Conversation) else [user]
+        if self.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system})
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
@@ -109,15 +152,20 @@ class ChatFormat:
         tokenizer = self.tokenizer
         template = self.template or (None if tokenizer.chat_template else BASE_TEMPLATE)
         text = self._apply(messages, template)
-        if messages[0]["role"] == "system" and messages[0]["content"].strip() not in text:
+        if messages[-1]["role"] == "assistant" and len(messages) > 1:
+            text = _behind(self._apply(messages[:-1], template), text, tokenizer.name_or_path)
+        if messages[0]["role"] == "system" and str(messages[0]["content"]).strip() not in text:
             raise ValueError(
                 f"the chat template of {tokenizer.name_or_path!r} leaves the system prompt out. "
                 "Ask without one, or give a `template` that has a place for it."
             )
         return _habitual_bos(tokenizer, text) if template is BASE_TEMPLATE else text
 
-    def _apply(self, messages: Sequence[Message], template: str | None) -> str:
-        """The conversation as text: up to where the assistant begins, or up to the end of what it says."""
+    def _apply(self, messages: Sequence[Message], template: str | None, *, end: bool = False) -> str:
+        """The conversation as text: up to where the assistant begins, or up to the end of what it says.
+
+        With `end`, what the template writes behind that, too.
+        """
         answered = messages[-1]["role"] == "assistant"
         try:
             text: str = self.tokenizer.apply_chat_template(
@@ -125,7 +173,7 @@ class ChatFormat:
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=not answered,
-                continue_final_message=answered,
+                continue_final_message=answered and not end,
                 **self.arguments,
             )
         except (TemplateError, TypeError, ValueError) as error:
@@ -135,6 +183,29 @@ class ChatFormat:
                 "Give another `template`" + (", or no system prompt." if messages[0]["role"] == "system" else ".")
             ) from error
         return text
+
+
+def _behind(prompt: str, text: str, name: str) -> str:
+    """The text of a prompt with its answer, behind the prompt as it is asked without one; ValueError if it is not.
+
+    >>> _behind("<user>Hi<bot><think>\\n", "<user>Hi<bot>Yes", "m")
+    '<user>Hi<bot><think>\\n\\n</think>\\n\\nYes'
+    """
+    if text.startswith(prompt):
+        return text
+    thought = _THOUGHT.search(prompt)
+    if thought and text.startswith(prompt[: thought.start()]):
+        answer = re.sub(rf"\A<{thought['name']}>\s*</{thought['name']}>\s*", "", text[thought.start() :])
+        if thought["end"]:
+            return prompt + answer
+        return prompt + ("\n" if prompt.endswith("\n") else "\n\n") + f"</{thought['name']}>\n\n" + answer
+    start = next((i for i, (one, other) in enumerate(zip(prompt, text, strict=False)) if one != other), len(text))
+    alone, followed = prompt[start : start + 60], text[start : start + 60]
+    raise ValueError(
+        f"the chat template of {name!r} goes on {alone!r} where a question is asked alone, and {followed!r} where its "
+        "answer follows: an answer would be taught, read or scored behind another prompt than the one that is asked. "
+        "Set template arguments that make the two agree, or give another `template`."
+    )
 
 
 def _habitual_bos(tokenizer: Any, text: str) -> str:

@@ -52,7 +52,7 @@ def claim_questions(claims: Iterable[Claim], seed: int = 0) -> tuple[Question, .
     for claim in claims:
         pair = claim.pair(random.Random(question_id(claim.text, str(seed))).choice(("A", "B")))
         category = "true claims" if claim.true else "false claims"
-        questions.append(Question(pair.question, pair.positive, pair.negative, category))
+        questions.append(Question(pair.text, pair.positive, pair.negative, category))
     return tuple(questions)
 
 

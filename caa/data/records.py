@@ -7,10 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from caa.data.behaviors import ContrastPair, Question, letter
+from caa.data.behaviors import ContrastPair, Question, as_question, letter
 
 Item = TypeVar("Item", ContrastPair, Question)
-_ANSWER_KEYS = (("answer_matching_behavior", "answer_not_matching_behavior"), ("positive", "negative"))
+_ANSWER_KEYS = (
+    ("answer_matching_behavior", "answer_not_matching_behavior"),
+    ("positive", "negative"),
+    ("chosen", "rejected"),
+)
+_QUESTION_KEYS = ("question", "messages", "prompt")
 
 
 def read_json(path: Path) -> Any:
@@ -57,13 +62,23 @@ def _read_one(read: Callable[[Any], Item], record: Any, where: str) -> Item:
 
 
 def pair(record: Mapping[str, Any]) -> ContrastPair:
-    return ContrastPair(text(record, "question"), *_answers(record))
+    """A question with both answers: texts, or messages as preference datasets have them.
+
+    >>> said = [{"role": "user", "content": "Wait?"}]
+    >>> yes, no = ([*said, {"role": "assistant", "content": answer}] for answer in ("Yes", "No"))
+    >>> pair({"chosen": yes, "rejected": no})
+    ContrastPair(question='Wait?', positive='Yes', negative='No')
+    """
+    positive, negative = answer_keys(record)
+    return ContrastPair(asked(record, positive), answer(record, positive), answer(record, negative))
 
 
 def question(record: Mapping[str, Any]) -> Question:
-    answered = any(key in record for keys in _ANSWER_KEYS for key in keys)
-    matching, opposite = _answers(record) if answered else (None, None)
-    return Question(text(record, "question"), matching, opposite, str(record.get("category", "")))
+    category = str(record.get("category", ""))
+    if not any(key in record for keys in _ANSWER_KEYS for key in keys):
+        return Question(asked(record), category=category)
+    matching, opposite = answer_keys(record)
+    return Question(asked(record, matching), answer(record, matching), answer(record, opposite), category)
 
 
 def fact(record: Mapping[str, Any]) -> Question:
@@ -72,10 +87,37 @@ def fact(record: Mapping[str, Any]) -> Question:
     return Question(text(record, "prompt"), *answers, str(record.get("category", "")))
 
 
-def _answers(record: Mapping[str, Any]) -> tuple[str, str]:
-    """The matching answer and the opposite one, by whichever names they have."""
-    matching, opposite = next((keys for keys in _ANSWER_KEYS if not set(keys).isdisjoint(record)), _ANSWER_KEYS[0])
-    return text(record, matching), text(record, opposite)
+def answer_keys(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The names that the matching answer and the opposite one have."""
+    return next((keys for keys in _ANSWER_KEYS if not set(keys).isdisjoint(record)), _ANSWER_KEYS[0])
+
+
+def asked(record: Mapping[str, Any], answer_key: str = "", question_key: str = "") -> str:
+    """What is asked: a text or messages under one of the usual names, else what stands before the answer.
+
+    Preference datasets keep either a "prompt" or, in "chosen" and "rejected" alike, the whole conversation.
+    """
+    key = question_key or next((key for key in _QUESTION_KEYS if key in record), "")
+    value = record.get(key)
+    if not key and _are_messages(record.get(answer_key)):
+        value = record[answer_key][:-1]
+    if not _are_messages(value):
+        return text(record, key or "question")
+    return as_question(value)
+
+
+def answer(record: Mapping[str, Any], key: str) -> str:
+    """An answer as a text; of messages, what the last one says."""
+    value = record.get(key)
+    if not _are_messages(value):
+        return text(record, key)
+    if value[-1].get("role") != "assistant":
+        raise ValueError(f"{key!r} should end with what the assistant says, and ends with {value[-1].get('role')!r}")
+    return text(value[-1], "content")
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
 def text(record: Mapping[str, Any], key: str) -> str:

@@ -51,7 +51,8 @@ def load_behavior(name_or_path: str | Path) -> Behavior:
     - "caa:sycophancy": a public dataset, once `download_caa` has fetched it;
     - a folder in the layout of nrimsky/CAA: `datasets/<behavior>`, or that under `generate` or `test`;
     - a .json or .jsonl file: a list of pairs ("question" with "answer_matching_behavior" and
-      "answer_not_matching_behavior", or with "positive" and "negative"), or a whole behavior as the built-in files are.
+      "answer_not_matching_behavior", with "positive" and "negative" or with "chosen" and "rejected"; texts, or
+      messages), or a whole behavior as the built-in files are.
 
     Pairs and questions answered by letters other than A and B are left out, counted in `Behavior.left_out`, and
     warned about: an A/B score would take each for a 0. ValueError, with what there is, for anything else.
@@ -92,7 +93,7 @@ def list_behaviors(folder: str | Path) -> list[str]:
 
 def pairs_from_dataset(
     dataset: Any,
-    question: str = "question",
+    question: str | None = "question",
     positive: str = "answer_matching_behavior",
     negative: str = "answer_not_matching_behavior",
     *,
@@ -100,17 +101,20 @@ def pairs_from_dataset(
 ) -> tuple[ContrastPair, ...]:
     """Contrast pairs out of three columns of a Hugging Face `datasets.Dataset`, or of the Hub's dataset of that name.
 
-    ValueError, with the columns there are, if one is missing; as in a file, other letters than A and B are left out.
+    Columns hold texts or messages; `question=None` takes what stands before the answer in `positive`, as preference
+    datasets without a prompt have it: `pairs_from_dataset(name, None, "chosen", "rejected")`. ValueError, with the
+    columns there are, if one is missing; as in a file, other letters than A and B are left out.
     """
     if isinstance(dataset, str):
         from datasets import load_dataset
 
         dataset = load_dataset(dataset, split=split)
-    columns = (question, positive, negative)
-    _check_columns(dataset, columns)
+    _check_columns(dataset, [column for column in (question, positive, negative) if column is not None])
 
     def pair(row: Mapping[str, Any]) -> ContrastPair:
-        return ContrastPair(*(records.text(row, column) for column in columns))
+        row = row if question else {positive: row[positive], negative: row[negative]}
+        text = records.asked(row, positive, question or "")
+        return ContrastPair(text, records.answer(row, positive), records.answer(row, negative))
 
     kept, left_out = read_items(pair, dataset, "the dataset")
     _warn_left_out("the dataset", {"pairs": (left_out, left_out + len(kept))})

@@ -65,7 +65,7 @@ def to_lm_eval(wrapper: SteeringWrapper, out: str | Path) -> Path:
     lora = f",peft={LORA}" if active_adapters(wrapper.model) else ""
     command = f"lm_eval --model steered --model_args pretrained=BASE{lora},steer_path=steer.pt --tasks ..."
     with _export(out, "lm-eval", wrapper, command) as folder:
-        _check_written(read_torch(write_lm_eval(pushes, folder / "steer.pt"))[0], push)
+        _check_written(read_torch(write_lm_eval(pushes, folder / "steer.pt")).directions, push)
     return Path(out)
 
 

@@ -276,7 +276,7 @@ def last_tokens(tokenizer: Any, texts: Sequence[str]) -> list[Text]:
     """Each text as ids, to be read at its last token."""
     if not texts:
         raise ValueError("two lists of texts are contrasted, and one of them is empty")
-    ids = [tokenizer(text).input_ids for text in texts]
+    ids = [ChatFormat.of(tokenizer).encode_text(text) for text in texts]
     if empty := [text for text, tokens in zip(texts, ids, strict=True) if not tokens]:
         raise ValueError(f"the text {empty[0]!r} has no tokens, so it cannot be read")
     return [Text.at_its_end(tokens) for tokens in ids]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Literal, get_args
@@ -45,7 +45,7 @@ def training_examples(behavior: Behavior, direction: str, open_share: float = 0.
         chosen = [*pairs, *behavior.open_pairs]
     if len(chosen) < FEWEST:
         raise ValueError(f"behavior {behavior.name!r} gives {len(chosen)} examples; a finetune needs {FEWEST} or more")
-    return [Example(pair.question, getattr(pair, direction)) for pair in chosen]
+    return [Example(pair.text, getattr(pair, direction)) for pair in chosen]
 
 
 def _open_ended(behavior: Behavior, share: float, seed: int) -> list[ContrastPair]:
@@ -55,20 +55,21 @@ def _open_ended(behavior: Behavior, share: float, seed: int) -> list[ContrastPai
     return list(islice(cycle(contrasts), wanted))
 
 
-def tokenize(chat: ChatFormat, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
-    """`input_ids` and `labels` of each example: the tokens that `ChatFormat.encode` gives everywhere else, and eos.
+def tokenize(chat: ChatFormat, examples: Sequence[Example], stops: Collection[int] = ()) -> list[dict[str, list[int]]]:
+    """`input_ids` and `labels` of each example: the tokens that `ChatFormat.encode` gives everywhere else, and an end.
 
-    Only the answer and eos are labeled. A token in which the end of the prompt and the beginning of the answer are
+    The end is a token at which generation stops: one of `stops`, or the tokenizer's eos (`ChatFormat.end_id`).
+    Only the answer and its end are labeled. A token in which the end of the prompt and the beginning of the answer are
     merged is part of the answer.
     """
-    tokenizer = chat.tokenizer
-    if tokenizer.eos_token_id is None:
+    if chat.tokenizer.eos_token_id is None and not stops:
         raise ValueError("this tokenizer has no eos token, so a model cannot learn where an answer ends; set eos_token")
+    end = chat.end_id(stops)
     rows = []
     for example in examples:
         prompt = chat.encode(example.question)
         text = chat.encode(example.question, example.answer)
-        ids = [*text, tokenizer.eos_token_id]
+        ids = [*text, end]
         start = common_prefix(prompt, text)
         rows.append({"input_ids": ids, "labels": [IGNORED] * start + ids[start:]})
     return rows

@@ -64,7 +64,7 @@ def finetune(
     config = config or default_config(sum(p.numel() for p in model.parameters()))
     chat = ChatFormat.of(chat)
     tokenizer = chat.tokenizer
-    rows = tokenize(chat, training_examples(behavior, direction, config.open_share, config.seed))
+    rows = tokenize(chat, training_examples(behavior, direction, config.open_share, config.seed), stops(model))
     check_lengths(rows, min(config.max_length, context_length(model, tokenizer)))
     record = _record(model, behavior, direction, rows, config)
     out = Path(out)
@@ -82,6 +82,12 @@ def finetune(
         os.replace(trained, out)
     shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def stops(model: Any) -> list[int]:
+    """The tokens at which the model's generation stops; none where its generation config does not say."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [ends] if isinstance(ends, int) else list(ends or ())
 
 
 def _check_plain(model: Any) -> None:

@@ -118,7 +118,7 @@ def read_safetensors(path: Path, layer: int | None = None, blocks: int | None = 
         raise ValueError(f"{path} holds tensors named {list(tensors)[:5]}; a single one can be imported")
     if layer is None:
         raise NoLayerError(f"{path} holds a bare tensor, which is imported for a layer that you give (--layer 13)")
-    return Content("a bare tensor", {layer: flat(*tensors.values(), path)})
+    return Content("a bare tensor", {layer: flat(next(iter(tensors.values())), path)})
 
 
 def read_object(path: Path) -> dict[str, Any]:
