@@ -56,7 +56,7 @@ def by_kind(shares: Sequence[tuple[bool, bool]]) -> list[str]:
 
 
 def answers(wrapper: SteeringWrapper, tokenizer: Any, claims: Sequence[Claim], tokens: int) -> list[str]:
-    prompts = [ChatFormat(tokenizer).encode(claim.pair().question) for claim in claims]
+    prompts = [ChatFormat(tokenizer).encode(claim.pair().text) for claim in claims]
     texts: dict[int, str] = {}
     for rows in by_length(prompts, 32):
         ids, mask = (t.to(wrapper.model.device) for t in pad([prompts[row] for row in rows], 0, side="left"))

@@ -109,8 +109,8 @@ class Conversation(str):
         self.messages = messages
         return self
 
-    def __getnewargs__(self) -> tuple[tuple[Message, ...]]:
-        return (self.messages,)
+    def __reduce__(self) -> tuple[type[Conversation], tuple[tuple[Message, ...]]]:
+        return Conversation, (self.messages,)
 
     def asking(self, content: str) -> Conversation:
         """The same conversation with other words in its last message."""

@@ -118,8 +118,8 @@ class ChatFormat:
         if own is not None and (not stops or own in stops):
             return int(own)
         written = self._written_end()
-        if written in stops:
-            return int(written)
+        if written is not None and written in stops:
+            return written
         shown = tokenizer.convert_ids_to_tokens(sorted(stops))
         raise ValueError(
             f"generation stops at {shown or 'no token'}, and answers end with {tokenizer.eos_token!r}, the tokenizer's "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from caa.data.behaviors import ContrastPair, Question, as_question, letter
 
@@ -116,7 +116,7 @@ def answer(record: Mapping[str, Any], key: str) -> str:
     return text(value[-1], "content")
 
 
-def _are_messages(value: Any) -> bool:
+def _are_messages(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from caa.data.chat import Message
+from caa.data.behaviors import Message
 from caa.playground.session import Setting
 from caa.playground.streaming import Answer
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from caa.data.chat import ChatFormat, Message
+from caa.data.behaviors import Message
+from caa.data.chat import ChatFormat
 from caa.data.sources import BUILTIN, load_behavior
 from caa.extraction.extract import extract
 from caa.extraction.norms import dose, multiplier_of, stream_norms
