@@ -71,8 +71,8 @@ def dialogue(user: str, ai: str) -> str:
 
 def dialogue_texts(pairs: Sequence[ContrastPair]) -> tuple[list[str], list[str]]:
     """Both sides of each pair as exchanges: two lists of texts for `extract_from_texts`."""
-    positive = [dialogue(pair.question, pair.positive) for pair in pairs]
-    return positive, [dialogue(pair.question, pair.negative) for pair in pairs]
+    positive = [dialogue(pair.text, pair.positive) for pair in pairs]
+    return positive, [dialogue(pair.text, pair.negative) for pair in pairs]
 
 
 def dialogue_pairs(positive: Sequence[str], negative: Sequence[str]) -> tuple[ContrastPair, ...]:
