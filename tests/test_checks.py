@@ -71,10 +71,61 @@ def test_a_letter_in_the_direction_shows():
         signs = torch.tensor([1.0 if name == "A" else -1.0 for name in letters])[:, None]
         sides = positive + signs * axis, negative - signs * axis
         assert low < check_direction(*sides, letters=letters)["letter cosine"] < high
-        one_by_one = sum(s * (p - n) for s, p, n in zip(signs, *sides, strict=True)) / 40
-        torch.testing.assert_close(letter_direction(*sides, letters), one_by_one)
-    with pytest.raises(ValueError, match="no letter to tell apart"):
-        letter_direction(positive, negative, [""] * 40)
+        by_letter = {name: [p - n for p, n, own in zip(*sides, letters, strict=True) if own == name] for name in "AB"}
+        means = [sum(differences) / len(differences) for differences in by_letter.values()]
+        torch.testing.assert_close(letter_direction(*sides, letters), (means[0] - means[1]) / 2)
+    for letters in ([""] * 40, ["A"] * 40):
+        with pytest.raises(ValueError, match="no letter to tell"):
+            letter_direction(positive, negative, letters)
+
+
+@pytest.mark.parametrize("share", [20, 30, 36])
+def test_the_letter_is_not_taken_for_the_behavior_where_letters_are_uneven(share):
+    """Planted: all pairs hold the same behavior, and the letter's axis is at right angles to it."""
+    behavior, axis = 6 * torch.eye(WIDTH)[0], torch.eye(WIDTH)[1]
+    letters = ["A"] * share + ["B"] * (40 - share)
+    signs = torch.tensor([1.0 if name == "A" else -1.0 for name in letters])[:, None]
+    positive, negative = behavior + signs * axis, torch.zeros(40, WIDTH)
+    torch.testing.assert_close(letter_direction(positive, negative, letters), axis)
+    expected = torch.cosine_similarity(mean_difference(positive, negative), axis, dim=0).item()
+    assert check_direction(positive, negative, letters=letters)["letter cosine"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("n", "share"), [(200, 100), (200, 30), (41, 20), (40, 9)])
+def test_halves_hold_each_letter_as_often(n, share):
+    """Planted: 200 pairs hold exactly the same behavior and a letter ten times as large. Their halves agree."""
+    behavior, axis = torch.eye(WIDTH)[0], 10 * torch.eye(WIDTH)[1]
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(1)).tolist()
+    letters = ["A" if row < share else "B" for row in order]
+    signs = torch.tensor([1.0 if name == "A" else -1.0 for name in letters])[:, None]
+    positive, negative = behavior + signs * axis, -signs * axis
+    counts: list[float] = []
+
+    def noting(p: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+        counts.append(float((p - n)[:, 1].sign().sum()))
+        return mean_difference(p, n)
+
+    cosine = split_half_cosine(positive, negative, noting, letters=letters)
+    assert max(abs(one - other) for one, other in zip(counts[::2], counts[1::2], strict=True)) <= 2, "one pair apart"
+    if n == 200:
+        assert cosine > 0.999
+        assert check_direction(positive, negative, letters=letters)["split-half cosine"] == pytest.approx(cosine)
+
+
+def test_no_pair_is_in_both_halves_and_a_few_hold_their_share_of_each_letter():
+    positive, negative = pairs(100, 1.0)
+    letters = ["A"] * 30 + ["B"] * 70
+    positive[:, 0] = torch.arange(100.0)
+    rows: list[list[float]] = []
+
+    def noting(p: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+        rows.append(p[:, 0].tolist())
+        return mean_difference(p, n)
+
+    split_half_cosine(positive, negative, noting, n=10, letters=letters)
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert len({*first, *second}) == 20
+        assert [sum(row < 30 for row in half) for half in (first, second)] == [3, 3]
 
 
 def test_a_letter_alone_is_at_chance():

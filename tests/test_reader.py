@@ -10,9 +10,10 @@ import torch
 from jaxtyping import TypeCheckError
 from tiny import FAMILIES, tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import ContrastPair, Intervention, SteeringWrapper, extract
+from caa import Behavior, ContrastPair, Intervention, SteeringWrapper, extract
 from caa.data.chat import ChatFormat
 from caa.extraction.extract import extract_from_texts, read_pairs
+from caa.extraction.reader import ReadConfig, Text, read
 from caa.extraction.sites import site_modules
 from caa.models.blocks import decoder_blocks
 from caa.vectors.methods import logistic_probe, mean_difference, pca
@@ -129,6 +130,102 @@ def test_some_of_the_pairs():
     assert some.vector().source == dataclasses.replace(direct.source, data_hash="")  # which were read is not known
     with pytest.raises(KeyError, match=r"layer 3 was not read; these are activations of layers \[2\]"):
         some.at(3)
+
+
+def plain(model, ids, layers) -> dict[int, torch.Tensor]:
+    """layer -> what the blocks write for one text, [position, d_model]; the last layer without the final norm."""
+    written: dict[int, torch.Tensor] = {}
+    hooks = [
+        decoder_blocks(model)[layer].register_forward_hook(
+            lambda m, a, out, layer=layer: written.update(
+                {layer: (out if isinstance(out, torch.Tensor) else out[0])[0]}
+            )
+        )
+        for layer in layers
+    ]
+    with torch.no_grad():
+        model(torch.tensor([ids]))
+    for hook in hooks:
+        hook.remove()
+    return written
+
+
+TEXTS = [
+    Text(([5, 6, 7, 8, 9, 10], [5, 6, 7, 30, 31]), ((0, 2, 3, 5), (1, 4))),  # places in the shared part and behind it
+    Text(([40, 41], [42, 43, 44, 45]), ((1,), (0, 3))),  # nothing is shared
+    Text(([7, 8, 9], [7, 8, 9]), ((2,), (2,))),  # all is shared
+    Text(([11, 12, 13, 14, 15, 16, 17], [11, 12]), ((6,), (1,))),  # one begins with all of the other
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*is asked")
+@pytest.mark.parametrize("family", [*FAMILIES, "Mamba", "Rwkv", "GPTNeo"])
+def test_every_place_of_every_sequence_is_what_it_is_in_a_pass_of_its_own(family):
+    model, tokenizer = tiny_model(family), tiny_tokenizer()
+    batches = list(read(model, tokenizer, TEXTS, [1, 3], ReadConfig(batch_size=4)))
+    assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3]
+    for batch in batches:
+        assert batch.texts == [TEXTS[row] for row in batch.rows]
+        places = [
+            (ids, p) for text in batch.texts for ids, ps in zip(text.sequences, text.places, strict=True) for p in ps
+        ]
+        for layer in (1, 3):
+            expected = torch.stack([plain(model, ids, [layer])[layer][place] for ids, place in places])
+            torch.testing.assert_close(batch.residuals[layer], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_texts_beyond_those_in_memory_keep_their_numbers(monkeypatch):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    whole = read_pairs(model, tokenizer, PAIRS, [2], token="mean")
+    vector = extract(model, tokenizer, PAIRS, [2])
+    monkeypatch.setattr("caa.extraction.reader.AT_A_TIME", 3)
+    apart = read_pairs(model, tokenizer, PAIRS, [2], token="mean")
+    assert apart.source == whole.source
+    for one, other in zip(apart.at(2), whole.at(2), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(extract(model, tokenizer, PAIRS, [2]).at(2), vector.at(2), atol=1e-5, rtol=1e-4)
+
+
+def test_a_pair_is_one_pass_whatever_is_read_of_it():
+    """What both answers share is read once, for every token, site and method."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    extract(model, tokenizer, PAIRS)  # the first time, the model is tried out
+    passes: list[int] = []
+    decoder_blocks(model)[0].register_forward_pre_hook(lambda module, args: passes.append(args[0][..., 0].numel()))
+    branches = ChatFormat(tokenizer).encode_pair(PAIRS[1])
+    lengths = len(branches.positive), len(branches.negative)
+    for options in ({}, {"method": pca}, {"token": "last"}, {"token": "mean", "method": pca}):
+        passes.clear()
+        extract(model, tokenizer, PAIRS[1:2], [1], **options)
+        longest = 1 if "token" not in options else max(lengths) - branches.parting
+        assert passes == [branches.parting + 2 * longest]
+
+
+def test_a_behavior_stands_for_its_pairs_and_names_the_vector():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    behavior = Behavior("haste", tuple(PAIRS))
+    vector, expected = extract(model, tokenizer, behavior), extract(model, tokenizer, PAIRS, behavior="haste")
+    assert vector.source == expected.source
+    assert torch.equal(vector.at(2), expected.at(2))
+    assert extract(model, tokenizer, behavior, behavior="speed").source.behavior == "speed"
+    assert (
+        read_pairs(model, tokenizer, behavior, [1]).source
+        == read_pairs(model, tokenizer, PAIRS, [1], behavior="haste").source
+    )
+    with pytest.raises((TypeError, TypeCheckError), match=r"a Behavior as load_behavior gives it|pairs"):
+        extract(model, tokenizer, "haste")
+    with pytest.raises(ValueError, match="pairs"):
+        extract(model, tokenizer, Behavior("empty"))
+
+
+def test_what_cannot_be_read_is_refused_at_birth():
+    for options, match in (({"token": "first"}, "no token 'first'"), ({"site": "mlp"}, "no site 'mlp'")):
+        with pytest.raises((ValueError, TypeCheckError), match=rf"{match}|Literal"):
+            ReadConfig(**options)
+    with pytest.raises(ValueError, match="this batch_size is 0"):
+        ReadConfig(batch_size=0)
+    with pytest.raises(ValueError, match=r"places \[3\] are not in a text of 3 tokens"):
+        Text(([1, 2, 3],), ((3,),))
 
 
 def test_clear_errors():

@@ -21,7 +21,7 @@ def check_direction(
 ) -> dict[str, float]:
     """What one would want to know of a method's direction at one layer before believing in it.
 
-    - "split-half cosine": between the directions of two halves of the pairs;
+    - "split-half cosine": between the directions of two halves of the pairs, in which each letter is as frequent;
     - "held-out accuracy": pairs whose positive side projects higher on a direction found without them;
     - "shuffled-label accuracy": the same with the sides of half the pairs swapped, so about 0.5, or something leaks;
     - "random-direction accuracy": the same of directions by chance; where it is high, almost any direction would do;
@@ -35,16 +35,16 @@ def check_direction(
     held_out = partial(held_out_accuracy, seed=seed, letters=letters)
     chance = [held_out(positive, negative, partial(random_direction, seed=draw)) for draw in range(DRAWS)]
     shuffled = [held_out_accuracy(*shuffle_labels(positive, negative, draw), method, seed) for draw in range(DRAWS)]
-    found = {
-        "split-half cosine": split_half_cosine(positive, negative, method, seed=seed),
+    checks = {
+        "split-half cosine": split_half_cosine(positive, negative, method, seed=seed, letters=letters),
         "held-out accuracy": held_out(positive, negative, method),
         "shuffled-label accuracy": mean(shuffled),
         "random-direction accuracy": mean(chance),
     }
     if {"A", "B"} <= set(letters):
         direction = method(positive, negative)
-        found["letter cosine"] = _cosine(direction, letter_direction(positive, negative, letters))
-    return found
+        checks["letter cosine"] = _cosine(direction, letter_direction(positive, negative, letters))
+    return checks
 
 
 def pair_accuracy(direction: Float[Tensor, " d_model"], positive: Side, negative: Side) -> float:
@@ -70,9 +70,7 @@ def held_out_accuracy(
     >>> held_out_accuracy(noise + torch.tensor([9.0, 0.0, 0.0]), noise)
     1.0
     """
-    order = _shuffled(len(positive), seed)
-    if letters:
-        order = torch.tensor(sorted(order.tolist(), key=lambda row: letters[row]))
+    order = _by_letter(_shuffled(len(positive), seed), letters)
     right = 0.0
     for fold in range(min(FOLDS, len(order))):
         out = order[fold::FOLDS]
@@ -83,9 +81,17 @@ def held_out_accuracy(
 
 
 def split_half_cosine(
-    positive: Side, negative: Side, method: Method = mean_difference, n: int | None = None, seed: int = 0
+    positive: Side,
+    negative: Side,
+    method: Method = mean_difference,
+    n: int | None = None,
+    seed: int = 0,
+    letters: Sequence[str] = (),
 ) -> float:
     """The mean cosine between the directions of two disjoint sets of n pairs (default: half of all), over 8 draws.
+
+    With `letters`, those of the positive answers, both sets get each letter as often as the number of pairs allows: one
+    with more (A) than the other differs from it by that letter, which would hide how well they agree on the behavior.
 
     >>> split_half_cosine(torch.tensor([[1.0, 0.0]] * 6), torch.zeros(6, 2))
     1.0
@@ -93,13 +99,22 @@ def split_half_cosine(
     n = len(positive) // 2 if n is None else n
     if not 1 <= n <= len(positive) // 2:
         raise ValueError(f"two disjoint sets of {n} pairs cannot be drawn from {len(positive)} pairs")
-    return mean(_half_cosines(positive, negative, method, n, seed))
+    cosines = []
+    for draw in range(DRAWS):
+        chosen = _evenly(_by_letter(_shuffled(len(positive), seed + draw), letters), 2 * n)
+        first, second = chosen[::2], chosen[1::2]
+        cosines.append(_cosine(method(positive[first], negative[first]), method(positive[second], negative[second])))
+    return mean(cosines)
 
 
-def _half_cosines(positive: Side, negative: Side, method: Method, n: int, seed: int) -> list[float]:
-    orders = [_shuffled(len(positive), seed + draw) for draw in range(DRAWS)]
-    halves = [(order[:n], order[n : 2 * n]) for order in orders]
-    return [_cosine(*(method(positive[rows], negative[rows]) for rows in half)) for half in halves]
+def _evenly(order: Tensor, n: int) -> Tensor:
+    """n of them at even distances, so that those that stand together get their share."""
+    return order[torch.arange(n) * len(order) // n]
+
+
+def _by_letter(order: Tensor, letters: Sequence[str]) -> Tensor:
+    """The same rows, those of one letter together, else in their order."""
+    return torch.tensor(sorted(order.tolist(), key=lambda row: letters[row])) if letters else order
 
 
 def shuffle_labels(positive: Side, negative: Side, seed: int = 0) -> tuple[Side, Side]:
@@ -115,28 +130,37 @@ def shuffle_labels(positive: Side, negative: Side, seed: int = 0) -> tuple[Side,
 
 
 def letter_direction(positive: Side, negative: Side, letters: Sequence[str]) -> Float[Tensor, " d_model"]:
-    """The mean over the answers (A) minus the mean over the answers (B), whichever shows the behavior: letter only.
+    """Half of what the pairs answered by (A) have more than those answered by (B): the letter without the behavior.
 
-    `letters` are those of the positive answers; pairs with other letters are left out.
+    A pair answered by (A) holds behavior + letter, one answered by (B) behavior - letter: half the difference of the
+    two means is the letter, however uneven the letters are. `letters` are those of the positive answers; pairs with
+    other letters are left out. ValueError unless both letters occur.
 
-    >>> letter_direction(torch.tensor([[3.0], [0.0]]), torch.tensor([[1.0], [2.0]]), ["A", "B"])
-    tensor([2.])
+    >>> behavior, letter = torch.tensor([5.0, 0.0]), torch.tensor([0.0, 2.0])
+    >>> letter_direction(torch.stack([behavior + letter] * 3 + [behavior - letter]), torch.zeros(4, 2), list("AAAB"))
+    tensor([0., 2.])
     """
-    sign = torch.tensor([{"A": 1.0, "B": -1.0}.get(letter, 0.0) for letter in letters], device=positive.device)
-    if not sign.any():
-        raise ValueError("no pair is answered by the letters A and B, so there is no letter to tell apart")
-    return ((positive - negative).double() * sign[:, None]).sum(0).float() / sign.abs().sum()
+    differences = (positive - negative).double()
+    a, b = ([row for row, name in enumerate(letters) if name == wanted] for wanted in ("A", "B"))
+    if not a or not b:
+        raise ValueError("not both letters, A and B, are answers that show the behavior, so there is no letter to tell")
+    return ((differences[a].mean(0) - differences[b].mean(0)) / 2).float()
 
 
 def stability(
-    positive: Side, negative: Side, sizes: Sequence[int], method: Method = mean_difference, seed: int = 0
+    positive: Side,
+    negative: Side,
+    sizes: Sequence[int],
+    method: Method = mean_difference,
+    seed: int = 0,
+    letters: Sequence[str] = (),
 ) -> dict[int, float]:
     """How many pairs are enough: n -> split-half cosine of n pairs. A size is at most half the number of pairs.
 
     >>> stability(torch.tensor([[1.0, 0.0]] * 6), torch.zeros(6, 2), [1, 3])
     {1: 1.0, 3: 1.0}
     """
-    return {n: split_half_cosine(positive, negative, method, n, seed) for n in sizes}
+    return {n: split_half_cosine(positive, negative, method, n, seed, letters) for n in sizes}
 
 
 def _cosine(first: Tensor, second: Tensor) -> float:
