@@ -6,9 +6,10 @@ Every way to find a direction, on every behavior: how far steering by it moves h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from jsonargparse import auto_cli
@@ -18,11 +19,12 @@ from caa import EvalGrid, SteeringVector, SteeringWrapper, extract, load_behavio
 from caa.data.behaviors import Behavior
 from caa.data.sources import BUILTIN
 from caa.extraction.extract import read_pairs
+from caa.extraction.reader import ReadConfig
 from caa.judges import ExemplarJudge
-from caa.reports.statistics import mean_interval
+from caa.reports.statistics import Estimate, mean_interval
 from caa.runs.rows import read_rows
-from caa.steering.operators import add_keeping_norm
-from caa.steering.scopes import everywhere, last_prompt_token, prompt_only
+from caa.steering.operators import Operator, add, add_keeping_norm
+from caa.steering.scopes import Scope, after_prompt, everywhere, last_prompt_token, prompt_only
 from caa.vectors.checks import letter_direction, shuffle_labels
 from caa.vectors.methods import Method, logistic_probe, mean_difference, mean_within, pca, random_direction, repe
 
@@ -35,51 +37,80 @@ METHODS: dict[str, Method] = {
     "PCA of values": partial(pca, of="values"),
     "logistic probe": logistic_probe,
 }
-PLACES: dict[str, dict[str, Any]] = {
-    "mean over the answer": {"token": "mean"},
-    "last token": {"token": "last"},
-    "block input": {"site": "block input"},
-    "attention output": {"site": "attention output"},
-    "MLP output": {"site": "MLP output"},
+READ: dict[str, ReadConfig] = {
+    "mean over the answer": ReadConfig(token="mean"),
+    "last token": ReadConfig(token="last"),
+    "block input": ReadConfig(site="block input"),
+    "attention output": ReadConfig(site="attention output"),
+    "MLP output": ReadConfig(site="MLP output"),
 }
-HOW: dict[str, dict[str, Any]] = {
-    "mean difference, everywhere": {"where": everywhere},
-    "mean difference, on the prompt only": {"where": prompt_only},
-    "mean difference, on the prompt's last token only": {"where": last_prompt_token},
-    "mean difference, keeping the norm": {"operator": add_keeping_norm},
+STEERED: dict[str, tuple[Scope, Operator]] = {
+    "mean difference, everywhere": (everywhere, add),
+    "mean difference, on the prompt only": (prompt_only, add),
+    "mean difference, on the prompt's last token only": (last_prompt_token, add),
+    "mean difference, keeping the norm": (after_prompt, add_keeping_norm),
 }
+TITLES = {"ab": "Probability of the matching answer, at +m minus at -m", "open": "Judged answers (0 to 10), same"}
 START, END = "<!-- compare_methods: begin -->", "<!-- compare_methods: end -->"
+Tables = dict[str, dict[str, list[Estimate]]]
+"""task -> direction -> its effect on each behavior"""
 
 
 def directions(model: Any, tokenizer: Any, behavior: Behavior, layer: int, few: Sequence[int]) -> dict[str, Tensor]:
     """Name -> direction, the first of them CAA's own, which gives all others but the last their length."""
-    pairs, readings = behavior.pairs, read_pairs(model, tokenizer, behavior.pairs, [layer])
-    sides, own = readings.at(layer), readings.vector().at(layer)
-    found = {name: method(*sides) for name, method in METHODS.items()}
-    found |= {name: extract(model, tokenizer, pairs, [layer], **how).at(layer) for name, how in PLACES.items()}
-    found |= {f"mean difference, {n} pairs": readings.subset(range(n)).vector().at(layer) for n in few}
-    found |= {f"control: random {seed}": random_direction(*sides, seed=seed) for seed in range(2)}
-    found["control: shuffled labels"] = mean_difference(*shuffle_labels(*sides))
-    found["control: letter only"] = letter_direction(*sides, readings.letters)
-    found = {name: direction * (own.norm() / direction.norm()) for name, direction in found.items()}
-    kept = {f"mean difference in {k} of its components, not rescaled": mean_within(*sides, k=k) for k in (1, 4)}
-    return found | kept
+    activations = read_pairs(model, tokenizer, behavior, [layer])
+    sides, own = activations.at(layer), activations.vector().at(layer)
+    by_name = {name: method(*sides) for name, method in METHODS.items()}
+    for name, config in READ.items():
+        vector = extract(model, tokenizer, behavior, [layer], token=config.token, site=config.site)
+        by_name[name] = vector.at(layer)
+    for n in few:
+        by_name[f"mean difference, {n} pairs"] = activations.subset(range(n)).vector().at(layer)
+    for seed in range(2):
+        by_name[f"control: random {seed}"] = random_direction(*sides, seed=seed)
+    by_name["control: shuffled labels"] = mean_difference(*shuffle_labels(*sides))
+    by_name["control: letter only"] = letter_direction(*sides, activations.letters)
+    alike = {name: direction * (own.norm() / direction.norm()) for name, direction in by_name.items()}
+    within = {f"mean difference in {k} of its components, not rescaled": mean_within(*sides, k=k) for k in (1, 4)}
+    return alike | within
 
 
-def effect(run: Path, task: str, multiplier: float) -> str:
-    """The mean over questions of score(+m) - score(-m), +- half of its 95 % bootstrap interval."""
+def effect(run: Path, task: str, multiplier: float) -> Estimate:
+    """The mean over questions of score(+m) - score(-m), with its 95 % bootstrap interval."""
     scores: dict[str, dict[float, float]] = {}
     for row in read_rows(run / "rows.jsonl"):
         if row.cell.task == task and row.score is not None:
             scores.setdefault(row.question, {})[row.cell.multiplier] = row.score
-    estimate = mean_interval(each[multiplier] - each[-multiplier] for each in scores.values() if len(each) == 2)
-    return f"{estimate.mean:+.2f} ±{estimate.half_width:.2f}"
+    return mean_interval(both[multiplier] - both[-multiplier] for both in scores.values() if len(both) == 2)
 
 
-def to_page(tables: Mapping[str, Mapping[str, Sequence[str]]], columns: Sequence[str]) -> str:
-    head = f"| direction | {' | '.join(columns)} |\n| --- | {' | '.join('---:' for _ in columns)} |\n"
-    rows = {t: "".join(f"| {n} | {' | '.join(each)} |\n" for n, each in table.items()) for t, table in tables.items()}
-    return "\n".join(f"**{task}**\n\n{head}{rows[task]}" for task in tables)
+def full_tables(tables: Tables, columns: Sequence[str]) -> str:
+    """Direction x behavior, one table for each task."""
+    lines = []
+    for task, table in tables.items():
+        lines += [
+            f"**{TITLES[task]}**",
+            "",
+            f"| direction | {' | '.join(columns)} |",
+            "| --- |" + " ---: |" * len(columns),
+        ]
+        for name, effects in table.items():
+            cells = (f"{estimate.mean:+.2f} ±{estimate.half_width:.2f}" for estimate in effects)
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def short_table(tables: Tables) -> str:
+    """Direction x task: the mean over the behaviors, and the smallest and the largest of them."""
+    lines = [f"| direction | {' | '.join(TITLES[task] for task in tables)} |", "| --- |" + " ---: |" * len(tables)]
+    for name in next(iter(tables.values())):
+        cells = []
+        for table in tables.values():
+            means = [estimate.mean for estimate in table[name]]
+            cells.append(f"{mean(means):+.2f} ({min(means):+.2f} to {max(means):+.2f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def compare_methods(
@@ -92,28 +123,38 @@ def compare_methods(
     tasks: tuple[str, ...] = ("ab", "open"),
     few: tuple[int, ...] = (5, 20, 80),
 ) -> None:
-    """Ask held-out questions under every direction; tables to <out>/tables.md and between the two marks of `page`."""
+    """Ask held-out questions under every direction: a table for each task in <out>/tables.md, one between the two marks
+    of `page`."""
     network, tokenizer = load_model(model)
     loaded = [load_behavior(name) for name in behaviors]
-    tables: dict[str, dict[str, list[str]]] = {task: {} for task in tasks}
+    tables: Tables = {task: {} for task in tasks}
     for behavior in loaded:
         others = [load_behavior(name) for name in BUILTIN if name != behavior.name]
         judge = ExemplarJudge.fit(behavior, others) if "open" in tasks else None
-        found = directions(network, tokenizer, behavior, layer, few)
-        for name, direction in (found | dict.fromkeys(HOW, found["mean difference"])).items():
-            run = out / behavior.name / name.replace(" ", "_")
-            vector = SteeringVector({layer: direction})
-            how = {"tasks": tasks, "judge": judge, **HOW.get(name, {})}
-            grid = EvalGrid(behavior, vector, [layer], (-multiplier, multiplier), **how)
+        by_name = directions(network, tokenizer, behavior, layer, few)
+        for name, direction in (by_name | dict.fromkeys(STEERED, by_name["mean difference"])).items():
+            run, vector = out / behavior.name / name.replace(" ", "_"), SteeringVector({layer: direction})
+            where, operator = STEERED.get(name, (after_prompt, add))
+            grid = EvalGrid(
+                behavior,
+                vector,
+                [layer],
+                (-multiplier, multiplier),
+                tasks=tasks,
+                judge=judge,
+                where=where,
+                operator=operator,
+            )
             grid.run(SteeringWrapper(network), tokenizer, run)
             for task in tasks:
                 tables[task].setdefault(name, []).append(effect(run, task, multiplier))
-    titles = {"ab": "Probability of the matching answer, at +m minus at -m", "open": "Judged answers (0 to 10), same"}
-    said = f"Model {model}, layer {layer}, m = {multiplier:g}, ± half of the 95 % bootstrap interval over questions."
-    text = f"{said}\n\n" + to_page({titles[task]: table for task, table in tables.items()}, [b.name for b in loaded])
-    (out / "tables.md").write_text(text, encoding="utf-8")
+    about = f"Model {model}, layer {layer}, m = {multiplier:g}"
+    full = full_tables(tables, [behavior.name for behavior in loaded])
+    intervals = f"{about}, ± half of the 95 % bootstrap interval over questions."
+    (out / "tables.md").write_text(f"{intervals}\n\n{full}", encoding="utf-8")
     if page:
         before, rest = page.read_text(encoding="utf-8").split(START)
+        text = f"{about}: the mean over {len(loaded)} behaviors (the smallest to the largest).\n\n{short_table(tables)}"
         page.write_text(f"{before}{START}\n{text}{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
