@@ -747,3 +747,12 @@ def test_it_is_readable_on_a_phone_and_in_the_dark(served, name, how):
         dark = w.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", dark)[:3])) < 150) == ("color_scheme" in how)
         assert page.calm() == []
+
+
+def test_template_arguments_reach_the_conversation():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ mood }}" + tokenizer.chat_template
+    chat = ChatFormat(tokenizer, arguments={"mood": "calm"})
+    opened = Session(SteeringWrapper(tiny_model()), chat, vectors())
+    assert opened._prompt(said("Hello?"), "") == chat.encode("Hello?")
+    assert opened._prompt(said("Hello?"), "") != ChatFormat(tokenizer).encode("Hello?")

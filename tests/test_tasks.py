@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import transformers
 from tiny import FAMILIES, SHARED, needs_shared, tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import Question, SteeringVector, SteeringWrapper
+from caa import ContrastPair, Question, SteeringVector, SteeringWrapper
 from caa.data.chat import ChatFormat
 from caa.evals.tasks import ChoiceScore, answer_open, render_choices, score_choices
 from caa.models.batching import pad
@@ -255,6 +256,26 @@ def test_a_multiplier_beyond_all_measure_is_an_error_and_no_score():
 
 def test_rare_answers_still_compare():
     assert ChoiceScore("q", 3e-200, 1e-200).score == pytest.approx(0.75)
+
+
+@torch.no_grad()
+def test_answers_of_hundreds_of_tokens_compare_in_logarithms():
+    """Against the slow way: one text at a time, in float64 logarithms. Their probabilities are 0 in float64."""
+    model = tiny_model()
+    model.config.max_position_embeddings = 2048
+    tail = "word " * 120
+    questions = [Question("Q1?", "A " + tail, "B " + tail + "x"), Question("Q2?", "(A)", "(B)")]
+    chat, logs = ChatFormat(TOKENIZER), []
+    for answer in questions[0].answers:
+        branches = chat.encode_pair(ContrastPair("Q1?", *questions[0].answers))
+        ids = chat.encode("Q1?", answer)
+        table = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        logs.append(sum(table[place - 1, ids[place]].item() for place in range(branches.parting, len(ids))))
+    assert max(logs) < math.log(5e-324), "float64 has a number for these probabilities, so nothing is tried"
+    scores = score_choices(SteeringWrapper(model), TOKENIZER, questions, [()], batch_size=1)
+    assert scores[0].score == pytest.approx(1 / (1 + math.exp(logs[1] - logs[0])), abs=1e-4)
+    assert 1e-291 < scores[0].mass < 1e-289
+    assert scores[1].mass > 1e-10, "what float64 can say is left as it is"
 
 
 @needs_shared

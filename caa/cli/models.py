@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from caa.cli.console import Dtype, console, load_wrapper, print_answer
 
@@ -80,6 +80,7 @@ def play(
     out: Path = Path("runs/playground"),
     port: int = 7860,
     max_new_tokens: int = 512,
+    template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
@@ -93,12 +94,14 @@ def play(
         out: the folder in which settings are saved as steered adapters.
         port: where the page is, on 127.0.0.1.
         max_new_tokens: the longest answer that can be asked for.
+        template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
     from threading import Event
 
     from caa import SteeringVector
+    from caa.data.chat import ChatFormat
     from caa.playground.server import serving
     from caa.playground.session import Session
 
@@ -108,7 +111,8 @@ def play(
     if len(directions) < len(vectors or ()):
         raise ValueError("two of the vectors have files of the same name, and would be the same choice; rename one")
     wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
-    with serving(Session(wrapper, tokenizer, directions, out), port, max_new_tokens) as address:
+    chat = ChatFormat(tokenizer, arguments=template_arguments or {})
+    with serving(Session(wrapper, chat, directions, out), port, max_new_tokens) as address:
         console().print(f"The playground is at {address} until Ctrl+C", markup=False, soft_wrap=True)
         Event().wait()
 

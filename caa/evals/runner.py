@@ -129,4 +129,5 @@ def _count(metric: Any, score: float | None, evidence: Mapping[str, Any]) -> Non
     if isinstance(metric, JudgedMetric):
         metric.update([score])
     else:
-        metric.update(torch.tensor([evidence["p_matching"]]), torch.tensor([evidence["p_opposite"]]))
+        p_matching, p_opposite = torch.tensor([[evidence["p_matching"]], [evidence["p_opposite"]]], dtype=torch.float64)
+        metric.update(p_matching, p_opposite)

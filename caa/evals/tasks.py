@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
 from transformers import GenerationConfig
 
 from caa.data.behaviors import ContrastPair, Question
@@ -20,6 +23,9 @@ from caa.steering.scoring import Continued, log_probabilities
 from caa.steering.settings import Setting
 from caa.steering.wrapper import SteeringWrapper
 
+RAREST = 1e-290
+"""The smallest probability of the likelier answer that is kept; float64's smallest numbers have few digits."""
+
 
 @dataclass(frozen=True)
 class ChoiceScore:
@@ -28,14 +34,16 @@ class ChoiceScore:
     question: str
     """`Question.id`."""
     p_matching: float
-    """Probability of the tokens in which the matching answer differs from the other: the letter, for "(A)"."""
+    """Probability of the tokens in which the matching answer differs from the other: the letter, for "(A)".
+
+    Long answers may be rarer than float64 can say: then both probabilities are raised alike (`comparable`)."""
     p_opposite: float
 
     def __post_init__(self) -> None:
         if not 0 < self.mass < 1.001:
             raise ValueError(
-                f"the two answers to question {self.question} have a probability of {self.mass}: its logits are no "
-                "numbers any more, or the answers too long. Use a smaller multiplier, or load it in float32."
+                f"the two answers to question {self.question} have a probability of {self.mass}: the logits are no "
+                "numbers any more. Use a smaller multiplier, or load it in float32."
             )
 
     @property
@@ -47,6 +55,20 @@ class ChoiceScore:
     def mass(self) -> float:
         """p(matching) + p(opposite): where it is small, the model wanted to say something else."""
         return self.p_matching + self.p_opposite
+
+
+def comparable(logs: Float[Tensor, "*rest answer"]) -> Float[Tensor, "*rest answer"]:
+    """Log probabilities of answers, float64, as probabilities whose ratio float64 can say.
+
+    Where even the likeliest answer is rarer than `RAREST`, all are raised by the factor that brings it there. NaN where
+    no answer is possible.
+
+    >>> import torch
+    >>> comparable(torch.tensor([[-1000.0, -1000.0 + math.log(3)]], dtype=torch.float64)).div(RAREST)
+    tensor([[0.3333, 1.0000]], dtype=torch.float64)
+    """
+    missing = math.log(RAREST) - logs.amax(-1, keepdim=True)
+    return (logs + missing.clamp(min=0)).exp()
 
 
 def render_choices(
@@ -120,8 +142,7 @@ def score_choices(
     texts = render_choices(wrapper, chat, questions)
     how: dict[str, Any] = {"pad_id": chat.pad_id, "batch_size": batch_size}
     found = log_probabilities(wrapper, texts, settings, **how)
-    # exp in float64: under strong steering both answers may be rarer than float32 can say, and still compare.
-    pairs = found.exp().flatten(0, 1).tolist()
+    pairs = comparable(found).flatten(0, 1).tolist()
     asked = product(questions, settings)
     return [ChoiceScore(question.id, *pair) for (question, _), pair in zip(asked, pairs, strict=True)]
 

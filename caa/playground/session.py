@@ -68,12 +68,13 @@ class Session:
     def __init__(
         self,
         wrapper: SteeringWrapper,
-        tokenizer: Any,
+        chat: ChatFormat | Any,
         vectors: Mapping[str, SteeringVector] | None = None,
         out: str | Path = "runs/playground",
     ) -> None:
         """Without `vectors` the built-in behaviors are offered, each found in this model when it is first asked for."""
-        self.wrapper, self.tokenizer, self.out = wrapper, tokenizer, Path(out)
+        self.wrapper, self.chat, self.out = wrapper, ChatFormat.of(chat), Path(out)
+        self.tokenizer = self.chat.tokenizer
         self.names = tuple(vectors or BUILTIN)
         self._vectors = dict(vectors or {})
         self._norms: dict[str | None, dict[int, float]] = {}
@@ -115,7 +116,7 @@ class Session:
             if name not in self._vectors:
                 pairs = load_behavior(name).pairs
                 with self.wrapper.finetune(None):
-                    vector = extract(self.wrapper.model, self.tokenizer, pairs, behavior=name)
+                    vector = extract(self.wrapper.model, self.chat, pairs, behavior=name)
                 self._vectors[name] = vector
         return self._vectors[name]
 
@@ -163,7 +164,7 @@ class Session:
         if longest > LONGEST:
             raise ValueError(f"a text of {longest:,} characters is too long; the playground takes at most {LONGEST:,}")
         first = [{"role": "system", "content": system}] if system.strip() else []
-        return ChatFormat(self.tokenizer).encode_chat([*first, *history])
+        return self.chat.encode_chat([*first, *history])
 
     def _room(self, prompts: Sequence[Sequence[int]]) -> int:
         """Tokens that the context has left behind the longer conversation: at least one, or ValueError."""
@@ -183,7 +184,7 @@ class Session:
     def _stream_norms(self, finetune: str | None) -> dict[int, float]:
         if finetune not in self._norms:
             texts = [load_behavior(name).open_questions[0].text for name in BUILTIN]
-            prompts = [ChatFormat(self.tokenizer).encode_chat([{"role": "user", "content": text}]) for text in texts]
+            prompts = [self.chat.encode(text) for text in texts]
             with self._lock, self.wrapper.finetune(finetune):
                 self._norms[finetune] = stream_norms(self.wrapper.model, self.tokenizer, prompts)
         return self._norms[finetune]
