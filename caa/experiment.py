@@ -62,7 +62,7 @@ class Experiment:
     random_controls: int = 0
     """Random directions of the same norm, asked the same questions."""
     system_prompts: Sequence[Literal["", "positive", "negative"]] = ("",)
-    """"" for none, and the behavior's own: prompting beside finetuning and steering, and their stacks."""
+    """"" for none, and the behavior's own: prompting beside finetuning and steering, and their combinations."""
     others: bool = False
     """Ask each behavior under the vectors of the others too, to see what a vector is about."""
     reread: bool = False

@@ -148,6 +148,15 @@ def test_the_table_has_nothing_that_0_1_had_not():
     assert not {old for old in _moved.MODULES if (ROOT / f"{old.replace('.', '/')}.py").exists()}
 
 
+@pytest.mark.parametrize("old", _moved.RENAMED)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_name_that_changed_in_a_moved_module_is_there_under_the_old_one(old):
+    module = import_module(old)
+    for name, new in _moved.RENAMED[old].items():
+        home, _, attribute = new.rpartition(".")
+        assert getattr(module, name) is getattr(import_module(home), attribute)
+
+
 def test_the_package_that_finetune_was_may_be_called_as_the_function():
     checked = in_python(
         "import warnings, caa.finetune.lora, caa.finetune.config",

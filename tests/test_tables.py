@@ -419,5 +419,5 @@ def test_the_dose_of_the_layer_stands_under_its_table():
     doses = {"refusal": {"3": 0.7, "13": 0.25}, "other": {"4": 0.1}}
     (table,) = finetune_tables(ab(None, 0.0, 0.5), doses=doses)
     (note,) = [note for note in table.notes if "dose" in note]
-    assert note.endswith("last prompt token: refusal 0.25.")
+    assert note.endswith("last prompt token): refusal 0.25.")
     assert not any("dose" in note for note in finetune_tables(ab(None, 0.0, 0.5))[0].notes)

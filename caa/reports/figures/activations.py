@@ -1,4 +1,4 @@
-"""Activations and projections of two sides in, pictures of how they part out: accuracy, scatter, histograms, places."""
+"""Activations and projections of two sides in; pictures of how well the sides separate out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def pair_accuracy_by_layer(accuracies: Mapping[str, Mapping[int, float]], behavi
     picture, [axes] = panels(6.4, 3.2)
     lines(axes, data, "layer", "accuracy", "direction")
     axes.axhline(0.5, color="gray", linewidth=0.8, linestyle=":")
-    axes.set(xlabel=LAYER, ylabel="share of pairs in order", ylim=(0, 1.05), title=f"{behavior}: how the pairs part")
+    axes.set(
+        xlabel=LAYER, ylabel="share of pairs in order", ylim=(0, 1.05), title=f"{behavior}: pairs in the right order"
+    )
     whole_steps(axes)
     legend(axes, "direction")
     return Figure(f"pair_accuracy-{behavior}", picture, data)

@@ -159,7 +159,7 @@ def _damage_line(axes: Any, data: pd.DataFrame) -> None:
 
     axes.plot(data.dose, data.perplexity, marker="s", color=COLORS[1])
     axes.set_ylabel("perplexity of answers\n(for the unsteered model)")
-    axes.set_xlabel("relative dose: |push| / |stream|, sign of the push")
+    axes.set_xlabel("relative dose: norm added / norm of the residual stream, with the multiplier's sign")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())

@@ -42,7 +42,7 @@ def _table(scores: Mapping[Cell, Scores], task: str, layer: int, direction: str)
     behaviors = dict.fromkeys(behavior for behavior, _ in changes)
     lines = tuple(Line(behavior, tuple(changes.get((behavior, mix)) for mix in mixes)) for behavior in behaviors)
     columns = tuple((_GROUPS[len(mix) - 1], " + ".join(mix)) for mix in mixes)
-    title = f"Prompting, finetuning, steering by {signed(multiplier)} and their stacks, {direction}: {task}"
+    title = f"Prompting, finetuning, steering by {signed(multiplier)} and their combinations, {direction}: {task}"
     bold = f"differs from 0, also after correction over the {len(changes)} tests of this table (sign flips, 5 %)."
     return Table(f"{title}; layer {layer}", "behavior", columns, lines, (_NOTE,), bold)
 

@@ -87,8 +87,8 @@ class _Captions:
     def _dose(self, layer: str) -> list[str]:
         known = {behavior: by_layer[layer] for behavior, by_layer in self.doses.items() if layer in by_layer}
         listed = ", ".join(f"{behavior} {dose:.2f}" for behavior, dose in known.items())
-        start = "Relative dose of multiplier 1, its push over the stream at the last prompt token"
-        return [f"{start}: {listed}."] if known else []
+        dose = "norm of what is added over that of the residual stream at the last prompt token"
+        return [f"Relative dose of multiplier 1 ({dose}): {listed}."] if known else []
 
     def _judge(self) -> list[str]:
         listed = ", ".join(f"{behavior} {share:.2f}" for behavior, share in self.judge_accuracy.items())

@@ -1,21 +1,21 @@
 // Two answers to each question beside each other.
-const said = data.texts.cells;
+const answered = data.texts.cells;
 const fields = ["finetune", "layer", "multiplier", "vector", "system"];
 const random = name => /^random(-| x)/.test(name);
 const alike = (cell, entry, names) => names.every(name => cell[name] === entry[name]);
 
 // The answers of the first random direction stand for the line of all of them.
 function answersOf(entry) {
-  return said.find(cell =>
+  return answered.find(cell =>
     alike(cell, entry, ["behavior", "finetune", "layer", "multiplier", "system"]) &&
     (cell.vector === entry.vector || (random(cell.vector) && random(entry.vector))));
 }
 
 function answer(cell, question, label) {
   const box = document.createElement("div");
-  const found = cell && cell.answers[question];
-  box.append(piece("p", label + (found ? ", score " + (found[1] === null ? "?" : found[1]) : ""), "score"));
-  box.append(piece("p", found ? found[0] || "(nothing)" : "(not asked)", "said"));
+  const [text, score] = (cell && cell.answers[question]) || ["(not asked)"];
+  box.append(piece("p", label + (score === undefined ? "" : ", score " + (score === null ? "?" : score)), "score"));
+  box.append(piece("p", text || "(nothing)", "said"));
   return box;
 }
 
@@ -38,13 +38,13 @@ function show(left, right) {
 }
 
 function pick(wanted = {}) {
-  const cells = said.filter(cell => cell.behavior === by("behavior").value);
+  const cells = answered.filter(cell => cell.behavior === by("behavior").value);
   show(...["a", "b"].map(side => narrow(side, fields, cells, wanted[side])[0]));
 }
 
 function unsteered(entry) {
   const names = ["behavior", "finetune", "layer", "system"];
-  return said.find(cell => alike(cell, entry, names) && Number(cell.multiplier) === 0) || entry;
+  return answered.find(cell => alike(cell, entry, names) && Number(cell.multiplier) === 0) || entry;
 }
 
 function readAnswers(cell) {
@@ -55,15 +55,15 @@ function readAnswers(cell) {
 }
 
 function restart() {
-  const own = said.filter(cell => cell.behavior === by("behavior").value && cell.vector === "caa");
-  const first = own[0] || said.find(cell => cell.behavior === by("behavior").value);
+  const own = answered.filter(cell => cell.behavior === by("behavior").value && cell.vector === "caa");
+  const first = own[0] || answered.find(cell => cell.behavior === by("behavior").value);
   const same = own.filter(cell => alike(cell, first, ["finetune", "layer", "system"]));
-  const most = same.reduce((a, b) => (Number(b.multiplier) > Number(a.multiplier) ? b : a), first);
-  pick({ a: unsteered(first), b: most });
+  const strongest = same.reduce((a, b) => (Number(b.multiplier) > Number(a.multiplier) ? b : a), first);
+  pick({ a: unsteered(first), b: strongest });
 }
 
-if (said.length) {
-  fill(by("behavior"), unique(said.map(cell => cell.behavior)), "");
+if (answered.length) {
+  fill(by("behavior"), unique(answered.map(cell => cell.behavior)), "");
   by("behavior").addEventListener("change", restart);
   for (const side of ["a", "b"])
     for (const field of fields) by(side + "-" + field).addEventListener("change", () => pick());

@@ -12,13 +12,13 @@ function drawn(tag, attributes, ...kids) {
 const mark = n => drawn("path", { class: "mark", d: SHAPES[(n + Math.floor(n / 6)) % 6] });
 const lineGroup = line => drawn("g", { style: `--color: var(--line-${line.kind % 6})`, class: line.other ? "other" : "own" });
 const path = points => drawn("path", { class: "line", d: points.map(([x, y], n) => (n ? "L" : "M") + x + " " + y).join("") });
-const label = (text, x, y, how) => drawn("text", { x, y, "text-anchor": "middle", ...how }, text);
+const label = (text, x, y, attributes) => drawn("text", { x, y, "text-anchor": "middle", ...attributes }, text);
 const rising = (entries, field) => [...entries].sort((a, b) => a[field] - b[field]);
 
 // Where values lie in a picture as wide as the box has room for.
 function scaled(box, entries, field) {
   const width = Math.max(280, Math.min(box.clientWidth || 600, 760));
-  const values = unique(rising(entries, field).map(each => Number(each[field])));
+  const values = unique(rising(entries, field).map(entry => Number(entry[field])));
   const inner = width - LEFT - RIGHT - 2 * INSET, tall = HEIGHT - TOP - BOTTOM;
   const axis = data.axes[entries[0].task];
   return {
@@ -55,9 +55,9 @@ function curve(box, lines, by, field, across) {
     return { other: line.other, group, points };
   });
   const svg = drawn("svg", { viewBox: `0 0 ${scale.width} ${HEIGHT}`, role: "group", "aria-label": `${scale.axis.label} by ${across}` });
-  const [own, others] = [false, true].map(other => groups.filter(each => each.other === other));
-  svg.append(...frame(scale, field, across), ...[...others, ...own].map(each => each.group)); // own lines lie on top
-  roam(svg, [...own, ...others].map(each => each.points));
+  const [own, others] = [false, true].map(other => groups.filter(group => group.other === other));
+  svg.append(...frame(scale, field, across), ...[...others, ...own].map(line => line.group)); // own lines lie on top
+  roam(svg, [...own, ...others].map(line => line.points));
   box.replaceChildren(svg, legend(lines, by));
 }
 
@@ -75,7 +75,7 @@ function legend(lines, by) {
   const list = piece("ul", "", "legend");
   list.append(piece("li", by, "dim"));
   const others = lines.filter(line => line.other);
-  const once = others.filter((line, n) => others.findIndex(each => each.vector === line.vector) === n);
+  const once = others.filter((line, n) => others.findIndex(other => other.vector === line.vector) === n);
   for (const line of [...lines.filter(line => !line.other), ...once]) {
     const swatch = lineGroup(line);
     swatch.append(path([[-14, 0], [14, 0]]), mark(line.kind));
@@ -88,31 +88,31 @@ function legend(lines, by) {
 
 // Other vectors share the point at multiplier 0 with the behavior's own: there nothing is added.
 function byFinetune(entries) {
-  return unique(entries.map(each => each.finetune)).flatMap((finetune, kind) => {
-    const here = entries.filter(each => each.finetune === finetune);
-    const zero = here.filter(each => Number(each.multiplier) === 0);
-    return unique(here.map(each => each.vector)).map(vector => {
-      const own = here.filter(each => each.vector === vector), other = vector !== "caa";
+  return unique(entries.map(entry => entry.finetune)).flatMap((finetune, kind) => {
+    const here = entries.filter(entry => entry.finetune === finetune);
+    const zero = here.filter(entry => Number(entry.multiplier) === 0);
+    return unique(here.map(entry => entry.vector)).map(vector => {
+      const own = here.filter(entry => entry.vector === vector), other = vector !== "caa";
       return { name: other ? `${finetune}, ${vector}` : finetune, vector, kind, other, entries: own, joined: other ? zero : [] };
     });
   });
 }
 
 function byMultiplier(entries) {
-  return unique(rising(entries, "multiplier").map(each => each.multiplier)).map((multiplier, kind) => {
-    const own = entries.filter(each => each.multiplier === multiplier);
+  return unique(rising(entries, "multiplier").map(entry => entry.multiplier)).map((multiplier, kind) => {
+    const own = entries.filter(entry => entry.multiplier === multiplier);
     return { name: "x " + multiplier, kind, other: false, entries: own, joined: [] };
   });
 }
 
 function redraw() {
-  const all = narrow("curve", ["behavior", "task", "system"], data.scores.filter(each => each.mean !== null));
+  const all = narrow("curve", ["behavior", "task", "system"], data.scores.filter(entry => entry.mean !== null));
   const lines = byFinetune(narrow("curve", ["layer"], all));
-  const one = unique(all.map(each => each.layer)).length < 2;
+  const one = unique(all.map(entry => entry.layer)).length < 2;
   by("by-layer").hidden = by("by-layer-of").hidden = one;
   if (lines.length) curve(by("by-multiplier"), lines, "finetune", "multiplier", "multiplier of the vector");
   if (one) return;
-  const own = narrow("curve", ["finetune"], all.filter(each => each.vector === "caa"));
+  const own = narrow("curve", ["finetune"], all.filter(entry => entry.vector === "caa"));
   curve(by("by-layer"), byMultiplier(own), "multiplier", "layer", "layer (output of block, counted from 0)");
 }
 

@@ -21,15 +21,15 @@ function fill(select, values, wanted) {
 function narrow(side, fields, entries, wanted) {
   for (const field of fields) {
     const select = by(side + "-" + field);
-    fill(select, unique(entries.map(each => each[field])), wanted ? wanted[field] : select.value);
-    entries = entries.filter(each => each[field] === select.value);
+    fill(select, unique(entries.map(entry => entry[field])), wanted ? wanted[field] : select.value);
+    entries = entries.filter(entry => entry[field] === select.value);
   }
   return entries;
 }
 
 // One Tab stop for many things; the arrow keys move among them, along a line and from line to line.
 function roam(box, lines) {
-  lines.flat().forEach((each, n) => (each.tabIndex = n ? -1 : 0));
+  lines.flat().forEach((element, n) => (element.tabIndex = n ? -1 : 0));
   box.addEventListener("keydown", event => {
     const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
     const from = lines.findIndex(line => line.includes(event.target));
@@ -49,25 +49,25 @@ function roam(box, lines) {
 
 // Numbers on hover and on focus. Without this script they are titles, which a keyboard cannot reach.
 const tip = by("tip");
-let told = null;
-function tell(found) {
-  told = found;
-  tip.hidden = !found;
-  if (!found) return;
-  tip.textContent = found.dataset.tip;
-  found.setAttribute("aria-describedby", "tip");
-  const at = found.getBoundingClientRect();
+let described = null;
+function describe(element) {
+  described = element;
+  tip.hidden = !element;
+  if (!element) return;
+  tip.textContent = element.dataset.tip;
+  element.setAttribute("aria-describedby", "tip");
+  const at = element.getBoundingClientRect();
   const above = at.top - tip.offsetHeight - 6;
   tip.style.left = Math.max(4, Math.min(at.left, document.documentElement.clientWidth - tip.offsetWidth - 4)) + "px";
   tip.style.top = (above < 0 ? at.bottom + 6 : above) + "px";
 }
-for (const kind of ["mouseover", "focusin"]) document.addEventListener(kind, event => tell(event.target.closest("[data-tip]")));
-document.addEventListener("focusout", () => tell(null));
-document.addEventListener("keydown", event => { if (event.key === "Escape") tell(null); });
-document.addEventListener("scroll", () => tell(told), { capture: true, passive: true }); // it stays at what it is about
-for (const each of document.querySelectorAll("[title]")) {
-  each.dataset.tip = each.title;
-  each.removeAttribute("title");
+for (const kind of ["mouseover", "focusin"]) document.addEventListener(kind, event => describe(event.target.closest("[data-tip]")));
+document.addEventListener("focusout", () => describe(null));
+document.addEventListener("keydown", event => { if (event.key === "Escape") describe(null); });
+document.addEventListener("scroll", () => describe(described), { capture: true, passive: true }); // it stays at what it is about
+for (const element of document.querySelectorAll("[title]")) {
+  element.dataset.tip = element.title;
+  element.removeAttribute("title");
 }
 for (const text of document.querySelectorAll(".colored")) roam(text, [[...text.children]]);
 
