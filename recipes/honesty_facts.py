@@ -25,6 +25,7 @@ from caa.data.sources import load_facts
 from caa.extraction.extract import read_pairs
 from caa.models.batching import by_length, pad
 from caa.steering.operators import ablate
+from caa.vectors.activations import PairActivations
 from caa.vectors.checks import held_out_accuracy, pair_accuracy
 from caa.vectors.methods import Method, components, mean_difference, pca
 
@@ -34,25 +35,26 @@ SAID = re.compile(r"\(([AB])\)|^\s*([AB])\b(?! \w)|\b(true|false)\b|\b([AB])\b(?
 
 def verdict(answer: str) -> bool | None:
     """What an answer takes the claim to be: the first "A", "B", "True" or "False" in it; None without one."""
-    found = SAID.search(answer)
-    return next(group for group in found.groups() if group).lower() in ("a", "true") if found else None
+    match = SAID.search(answer)
+    return next(group for group in match.groups() if group).lower() in ("a", "true") if match else None
 
 
 def read_facts(facts: str) -> list[Claim]:
     """The claims of a csv; else two-option questions, by turns with the right and with the wrong option."""
     if facts.endswith(".csv"):
         return counterbalanced(read_claims(facts))
-    found = []
+    claims = []
     for number, question in enumerate({question_id(q.text): q for q in load_facts(facts)}.values()):
-        chosen = options(question.text)[letter(question.answers[number % 2]) or ""]
-        found.append(Claim(f"{stem(question.text)} {chosen}.", number % 2 == 0))
-    return counterbalanced(found)
+        option = options(question.text)[letter(question.answers[number % 2]) or ""]
+        claims.append(Claim(f"{stem(question.text)} {option}.", number % 2 == 0))
+    return counterbalanced(claims)
 
 
-def by_kind(shares: Sequence[tuple[bool, bool]]) -> list[str]:
-    """Of (is it true, did it succeed): the shares of true claims, of false ones, of all."""
-    each = ([ok for true, ok in shares if kind in (true, None)] for kind in (True, False, None))
-    return [f"{sum(part) / len(part):.2f}" if part else "-" for part in each]
+def by_kind(claims: Sequence[Claim], right: Sequence[bool]) -> list[str]:
+    """The shares that are right of true claims, of false ones, of all."""
+    outcomes = list(zip(claims, right, strict=True))
+    true, false = ([ok for claim, ok in outcomes if claim.true == kind] for kind in (True, False))
+    return [f"{sum(part) / len(part):.2f}" if part else "-" for part in (true, false, right)]
 
 
 def answers(wrapper: SteeringWrapper, tokenizer: Any, claims: Sequence[Claim], tokens: int) -> list[str]:
@@ -63,6 +65,22 @@ def answers(wrapper: SteeringWrapper, tokenizer: Any, claims: Sequence[Claim], t
         out = wrapper.generate(ids, mask, max_new_tokens=tokens, do_sample=False)[:, ids.shape[1] :]
         texts.update(zip(rows, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True))
     return [texts[row] for row in range(len(claims))]
+
+
+def separability(seen: PairActivations, unseen: PairActivations, claims: Sequence[Claim]) -> tuple[Table, int]:
+    """How well each layer tells the two answers apart, and the layer at which the mean difference does so best."""
+    table = Table("layer", "method", "held-out pairs", "unseen true", "unseen false", "unseen all", "variance")
+    accuracy: dict[int, float] = {}
+    for layer, (name, method) in product(seen.layers, METHODS.items()):
+        sides, direction = seen.at(layer), method(*seen.at(layer))
+        held_out = held_out_accuracy(*sides, method, letters=seen.letters)
+        ordered = zip(*unseen.at(layer), strict=True)
+        right = [pair_accuracy(direction, positive[None], negative[None]) > 0.5 for positive, negative in ordered]
+        explained = "-" if method is mean_difference else f"{components(*sides)[1][1]:.2f}"
+        table.add_row(str(layer), name, f"{held_out:.2f}", *by_kind(claims, right), explained)
+        if method is mean_difference:
+            accuracy[layer] = held_out
+    return table, max(accuracy, key=accuracy.__getitem__)
 
 
 def honesty_facts(
@@ -82,32 +100,22 @@ def honesty_facts(
     known = counterbalanced(read_facts(facts)[:claims])
     unseen = counterbalanced([claim for claim in known if int(question_id(claim.text), 16) % 4 == 0])
     seen = counterbalanced([claim for claim in known if claim not in set(unseen)])
-    readings, tests = (read_pairs(network, tokenizer, honesty_pairs(part)) for part in (seen, unseen))
-    table = Table("layer", "method", "held-out pairs", "unseen true", "unseen false", "unseen all", "variance")
-    held, letters = {}, readings.letters
-    for at, (name, method) in product(readings.layers, METHODS.items()):
-        held[at, name], direction = (
-            held_out_accuracy(*readings.at(at), method, letters=letters),
-            method(*readings.at(at)),
-        )
-        right = [pair_accuracy(direction, p[None], n[None]) > 0.5 for p, n in zip(*tests.at(at), strict=True)]
-        shares = by_kind([(claim.true, ok) for claim, ok in zip(unseen, right, strict=True)])
-        explained = "-" if method is mean_difference else f"{components(*readings.at(at))[1][1]:.2f}"
-        table.add_row(str(at), name, f"{held[at, name]:.2f}", *shares, explained)
+    activations = read_pairs(network, tokenizer, honesty_pairs(seen))
+    table, best = separability(activations, read_pairs(network, tokenizer, honesty_pairs(unseen)), unseen)
     Console().print(f"{len(seen)} claims to find the vectors by, {len(unseen)} unseen ones", table)
-    at = max(readings.layers, key=lambda i: held[i, "mean difference"]) if layer is None else layer
-    wrapper = SteeringWrapper(network)
-    table = Table("vector", f"steering, layer {at}", "true claims right", "false claims right", "all", "no verdict")
-    length = mean_difference(*readings.at(at)).norm()
+    layer = best if layer is None else layer
+    wrapper, length = SteeringWrapper(network), mean_difference(*activations.at(layer)).norm()
+    table = Table("vector", f"steering, layer {layer}", "true claims right", "false claims right", "all", "no verdict")
     for name, method in METHODS.items():
-        direction = method(*readings.at(at))
-        vector = SteeringVector({at: direction * (length / direction.norm())}, readings.vector(method).source)
-        settings = {f"{m:+g}": Intervention(vector, at, m) for m in (0, *multipliers)}
-        for title, steering in {**settings, "zeroed out": Intervention(vector, at, 1.0, ablate)}.items():
-            with wrapper.steer(steering):
-                said = [verdict(text) for text in answers(wrapper, tokenizer, unseen, max_new_tokens)]
-            told = [(claim.true, claim.true == heard) for claim, heard in zip(unseen, said, strict=True)]
-            table.add_row(name, title, *by_kind(told), f"{said.count(None) / len(said):.2f}")
+        direction = method(*activations.at(layer))
+        vector = SteeringVector({layer: direction * (length / direction.norm())}, activations.vector(method).source)
+        settings = {f"{m:+g}": Intervention(vector, layer, m) for m in (0, *multipliers)}
+        settings["zeroed out"] = Intervention(vector, layer, 1.0, ablate)
+        for title, intervention in settings.items():
+            with wrapper.steer(intervention):
+                verdicts = [verdict(text) for text in answers(wrapper, tokenizer, unseen, max_new_tokens)]
+            right = [claim.true == answer for claim, answer in zip(unseen, verdicts, strict=True)]
+            table.add_row(name, title, *by_kind(unseen, right), f"{verdicts.count(None) / len(verdicts):.2f}")
     Console().print(table)
 
 
