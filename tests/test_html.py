@@ -14,7 +14,7 @@ import pytest
 
 from caa.cli import main
 from caa.reports.pages.html import to_html, write_html
-from caa.reports.pages.html_data import answers, read_tokens
+from caa.reports.pages.html_data import answers, curve_points, read_tokens
 from caa.reports.summaries import rerun_program, run_facts
 from caa.reports.tables import finetune_tables
 from caa.runs.folder import Run
@@ -269,3 +269,16 @@ def test_ten_thousand_rows_need_no_torch(tmp_path):
     write = f"from caa.reports.pages.html import write_html; write_html({str(tmp_path)!r})"
     script = f"import sys; {write}; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_point_of_a_curve_has_its_interval_and_what_is_picked():
+    cell = Cell("b", "ab", layer=3, multiplier=1.0)
+    [table] = finetune_tables([Row(cell, f"q{n}", n / 10) for n in range(9)])
+    [point] = curve_points(table.entries)
+    estimate = table.entries[0].estimate
+    assert [point[end] for end in ("low", "mean", "high")] == pytest.approx(
+        [estimate.low, 0.4, estimate.high], abs=1e-4
+    )
+    assert estimate.low < 0.4 < estimate.high
+    picked = {name: point[name] for name in ("behavior", "finetune", "layer", "multiplier", "vector", "system")}
+    assert list(picked.values()) == ["b", "none", "3", "+1", "caa", "none"]

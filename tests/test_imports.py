@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from caa import Provenance, SteeringVector, import_vector
+from caa import SteeringVector
 from caa.hashing import file_digest
 from caa.inspection import inspect
+from caa.vectors.formats import import_vector
 from caa.vectors.formats.detect import file_kind
+from caa.vectors.vector import Provenance
 
 D = 8
 

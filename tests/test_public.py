@@ -204,6 +204,7 @@ def test_nothing_here_uses_an_old_name():
     old = {*_moved.MODULES, *_moved.PACKAGES, *(f"caa.{name}" for name in _moved.NAMES)} - {"caa.finetune"}
     folders = ("caa", "recipes", "tests", "docs", "benchmarks", "checkpoints")
     files = [path for folder in folders for kind in ("py", "md") for path in (ROOT / folder).rglob(f"*.{kind}")]
+    files = [path for path in files if "v01" not in path.parts]  # run with version 0.1, to make its data
     assert len(files) > 200
     used = {str(path.relative_to(ROOT)): imports(path) & old for path in [*files, ROOT / "README.md"]}
     assert not {path: sorted(names) for path, names in used.items() if names}

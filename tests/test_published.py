@@ -180,6 +180,7 @@ def test_unknown_names_and_answers_without_scores_are_reported(tmp_path, capsys)
     found = read_published(tmp_path)
     [row] = found.rows["Llama 2 7B chat"]
     assert (row.score, row.evidence["matching"]) == (pytest.approx(0.75), "B")
+    assert (row.evidence["p_matching"], row.evidence["p_opposite"]) == (0.6, 0.2)
     assert "left out" not in str(found)
     assert (found.unknown, found.unscored) == ((NAME.replace("7b", "70b"),), (OPEN_NAME,))
     assert main(["published", str(tmp_path), "--format", "md"]) == 0

@@ -22,6 +22,7 @@ def test_damage_stands_beside_the_effect():
     assert frame.repeated.tolist() == [0.0, 2 / 3]
     assert frame.words.tolist() == [9.0, 6.0]
     assert frame.distinct_2[0.0] > frame.distinct_2[2.0] == 1 / 20
+    assert frame.distinct_1[2.0] == 1 / 24
     assert frame.compression[0.0] < frame.compression[2.0]
     with pytest.raises(ValueError, match="no texts"):
         text_damage([Row(Cell("patience", "ab"), "q0", 0.5)])
