@@ -41,10 +41,12 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"caa.judges has no {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"caa.judges.{_HOME[name]}"), name)
+if not TYPE_CHECKING:  # else a type checker would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"caa.judges has no {name!r}; it has {', '.join(__all__)}")
+        return getattr(importlib.import_module(f"caa.judges.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -25,10 +25,12 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"caa.vectors.formats has no {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"caa.vectors.formats.{_HOME[name]}"), name)
+if not TYPE_CHECKING:  # else a type checker would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"caa.vectors.formats has no {name!r}; it has {', '.join(__all__)}")
+        return getattr(importlib.import_module(f"caa.vectors.formats.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
