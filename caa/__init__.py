@@ -24,7 +24,7 @@ _NAMES = {
     "finetune": "training.sft",
     "load_behavior": "data.sources",
     "load_model": "models.loading",
-    "write_report": "reports.tables",
+    "write_report": "reports.tables.report",
 }
 _NAMESPACES = {
     "formats": "vectors.formats",

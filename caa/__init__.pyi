@@ -10,7 +10,7 @@ from caa.evals.grid import EvalGrid as EvalGrid
 from caa.experiment import Experiment as Experiment
 from caa.extraction.extract import extract as extract
 from caa.models.loading import load_model as load_model
-from caa.reports.tables import write_report as write_report
+from caa.reports.tables.report import write_report as write_report
 from caa.steering import operators as operators
 from caa.steering import scopes as scopes
 from caa.steering.intervention import Intervention as Intervention
