@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from caa.data.behaviors import Behavior
 from caa.data.chat import ChatFormat
-from caa.data.sources import load_behavior
 from caa.evals.transfer import dose_response, sweep_rows
+from caa.experiment import behaviors_of_run
 from caa.extraction.extract import extract, read_pairs
-from caa.extraction.projections import Spoken, logit_lens, projections_around, similarities, token_texts, written
+from caa.extraction.projections import logit_lens, projections_around, similarities, token_texts, written
 from caa.files import replacing
 from caa.models.loading import load_model
 from caa.reports.figures import activations, curves, tables, texts, vectors
@@ -28,6 +24,9 @@ from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
 
+BEFORE, AFTER = 5, 6
+"""Tokens in front of an answer and of it that are looked at."""
+BATCH = 64
 DOSES = (-1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0)
 BASES = {"tiny-chat": "tiny-base"}
 """Model -> the model that it was before chat training, where that is known."""
@@ -52,8 +51,8 @@ class Gallery:
 
     def __post_init__(self) -> None:
         self.rows: list[Row] = read_rows(self.folder / "rows.jsonl")
-        asked = {row.cell.behavior for row in self.rows}  # beside their vectors may lie those read in finetunes
-        paths = sorted(path for path in (self.folder / "vectors").glob("*.safetensors") if path.stem in asked)
+        names = {row.cell.behavior for row in self.rows}  # beside their vectors may lie those read in finetunes
+        paths = sorted(path for path in (self.folder / "vectors").glob("*.safetensors") if path.stem in names)
         if not self.rows or not paths:
             raise FileNotFoundError(
                 f"{self.folder} holds no rows or no vectors; give the folder of a finished experiment"
@@ -63,40 +62,45 @@ class Gallery:
         self.base = self.base or BASES.get(self.name)
         model, self.tokenizer = load_model(self.name)
         self.wrapper = SteeringWrapper(model)
-        self.behaviors: dict[str, Behavior] = {name: load_behavior(name) for name in self.vectors}
+        self.behaviors: dict[str, Behavior] = behaviors_of_run(self.folder, self.vectors)
         self.chosen = self.behaviors[self.behavior or next(iter(self.vectors))]
         self.vector = self.vectors[self.chosen.name]
         self.layer, self.top = self.rows[0].cell.layer, max(row.cell.multiplier for row in self.rows)
 
     def of_rows(self) -> list[Figure]:
         """Tables 4 and 5; the sweep over layers; the effect by kind of question."""
-        made = finetune_tables(self.rows, model=self.name)
-        drawn = [tables.heat_table(table, f"table-{table.entries[0].cell.task}-{n}") for n, table in enumerate(made)]
-        swept = read_rows(self.folder / "validation" / "rows.jsonl")
-        drawn += [curves.effect_by_layer(swept, name) for name in dict.fromkeys(row.cell.behavior for row in swept)]
-        sorts = dict.fromkeys(row.cell.behavior for row in self.rows if row.evidence.get("category"))
-        return drawn + [curves.effect_by_category(self.rows, name) for name in sorts]
+        figures = []
+        for number, table in enumerate(finetune_tables(self.rows, model=self.name)):
+            figures.append(tables.heat_table(table, f"table-{table.entries[0].cell.task}-{number}"))
+        sweep = read_rows(self.folder / "validation" / "rows.jsonl")
+        figures += [curves.effect_by_layer(sweep, name) for name in dict.fromkeys(row.cell.behavior for row in sweep)]
+        with_categories = dict.fromkeys(row.cell.behavior for row in self.rows if row.evidence.get("category"))
+        return figures + [curves.effect_by_category(self.rows, name) for name in with_categories]
 
     def of_vectors(self) -> list[Figure]:
         """Figure 7, the behaviors' cosines, the logit lens."""
-        each = {name: {i: v.at(i).numpy() for i in v.layers} for name, v in self.vectors.items()}
-        lens = {i: [(s.token, s.logit) for s in line] for i, line in self.lens().items()}
-        drawn = [vectors.inter_layer(v, name) for name, v in each.items()]
-        drawn.append(vectors.between_behaviors({name: v[self.layer] for name, v in each.items()}, self.layer))
-        return [*drawn, vectors.logit_lens(lens, self.chosen.name)]
+        figures, at_layer = [], {}
+        for name, vector in self.vectors.items():
+            figures.append(vectors.inter_layer({layer: vector.at(layer).numpy() for layer in vector.layers}, name))
+            at_layer[name] = vector.at(self.layer).numpy()
+        figures.append(vectors.between_behaviors(at_layer, self.layer))
+        return [*figures, vectors.logit_lens(self.lens(), self.chosen.name)]
 
-    def lens(self) -> dict[int, list[Spoken]]:
-        return logit_lens(self.wrapper, self.tokenizer, self.vector, 8)
+    def lens(self) -> dict[int, list[tuple[str, float]]]:
+        """layer -> the tokens that the vector makes likelier there, each with its logit."""
+        by_layer = logit_lens(self.wrapper, self.tokenizer, self.vector, 8)
+        return {layer: [(spoken.token, spoken.logit) for spoken in tokens] for layer, tokens in by_layer.items()}
 
     def of_activations(self) -> list[Figure]:
         """How the pairs part: accuracy by layer, principal components, projections."""
         name, read = self.chosen.name, read_pairs(self.wrapper.model, self.tokenizer, self.chosen.pairs)
         checks, units = read.checks(), read.vector().unit()
-        accuracy = {kind.split(" acc")[0]: {i: each[kind] for i, each in checks.items()} for kind in KINDS}
+        accuracy = {}
+        for kind in KINDS:
+            accuracy[kind.split(" acc")[0]] = {layer: numbers[kind] for layer, numbers in checks.items()}
         letters = [*read.letters, *({"A": "B", "B": "A"}.get(letter, "") for letter in read.letters)]
-        up, down = (
-            {i: (side[i] @ units.at(i)).numpy() for i in units.layers} for side in (read.positive, read.negative)
-        )
+        up = {layer: (read.positive[layer] @ units.at(layer)).numpy() for layer in units.layers}
+        down = {layer: (read.negative[layer] @ units.at(layer)).numpy() for layer in units.layers}
         positive, negative = (side.numpy() for side in read.at(self.layer))
         return [
             activations.pair_accuracy_by_layer(accuracy, name),
@@ -104,139 +108,174 @@ class Gallery:
             activations.projection_histograms(up, down, name),
         ]
 
-    def of_positions(self, before: int = 5, after: int = 6) -> list[Figure]:
+    def of_positions(self, most: int = 40) -> list[Figure]:
         """Layer x position: answered both ways and continued; and answers written under +m and -m."""
-        parted = [ChatFormat(self.tokenizer).encode_pair(pair) for pair in self.chosen.pairs[:40]]
-        sides = ([b.positive for b in parted], [b.negative for b in parted])
-        answered = [[(written(self.wrapper, ids, after), len(ids)) for ids in side] for side in sides]
-        prompts = [ChatFormat(self.tokenizer).encode(question.text) for question in self.chosen.open_questions[:40]]
-        free = [[(self.said(ids, sign * self.top, after), len(ids)) for ids in prompts] for sign in (1, -1)]
-        drawn = []
-        for kind, both in (("answered both ways", answered), ("written under +m and -m", free)):
-            difference = torch.sub(
-                *(projections_around(self.wrapper, some, self.vector, before, after) for some in both)
-            )
-            places, title = list(range(-before, after)), f"{self.chosen.name}: {kind}"
-            across = "position, 0 is the first token that was generated"
-            name = f"positions-{kind.split()[0]}-{self.chosen.name}"
-            drawn.append(activations.position_heat(difference.numpy(), self.vector.layers, places, title, name, across))
-        return drawn
+        branches = [ChatFormat(self.tokenizer).encode_pair(pair) for pair in self.chosen.pairs[:most]]
+        positive = [self.continued(pair.positive) for pair in branches]
+        negative = [self.continued(pair.negative) for pair in branches]
+        figures = [self.position_heat(positive, negative, "answered both ways")]
+        prompts = [ChatFormat(self.tokenizer).encode(question.text) for question in self.chosen.open_questions[:most]]
+        if prompts:
+            more, less = ([self.continued(ids, sign * self.top) for ids in prompts] for sign in (1, -1))
+            figures.append(self.position_heat(more, less, "written under +m and -m"))
+        return figures
 
-    def said(self, ids: list[int], multiplier: float, n_tokens: int) -> list[int]:
+    def continued(self, ids: list[int], multiplier: float = 0.0) -> tuple[list[int], int]:
+        """A text with what the model writes behind it, steered by the multiplier, and the text's own length."""
+        return self.steered_text(ids, multiplier, AFTER), len(ids)
+
+    def position_heat(
+        self, positive: Sequence[tuple[list[int], int]], negative: Sequence[tuple[list[int], int]], kind: str
+    ) -> Figure:
+        sides = [projections_around(self.wrapper, side, self.vector, BEFORE, AFTER) for side in (positive, negative)]
+        return activations.position_heat(
+            (sides[0] - sides[1]).numpy(),
+            self.vector.layers,
+            list(range(-BEFORE, AFTER)),
+            f"{self.chosen.name}: {kind}",
+            f"positions-{kind.split()[0]}-{self.chosen.name}",
+            "position, 0 is the first token that was generated",
+        )
+
+    def steered_text(self, ids: list[int], multiplier: float, n_tokens: int) -> list[int]:
+        """The ids with what the model writes behind them, steered by the multiplier."""
+        if not multiplier:
+            return written(self.wrapper, ids, n_tokens)
         with self.wrapper.steer(Intervention(self.vector, self.layer, multiplier)):
             return written(self.wrapper, ids, n_tokens)
 
     def tokens(self) -> tuple[list[str], list[float]]:
         """A question with an answer steered by the largest multiplier, token by token, and each token's cosine."""
         ids = ChatFormat(self.tokenizer).encode(self.chosen.open_questions[0].text)
-        whole = self.said(ids, self.top, 40)
+        whole = self.steered_text(ids, self.top, 40)
         with self.wrapper.steer(Intervention(self.vector, self.layer, self.top)):
-            found = similarities(self.wrapper, whole, self.vector, [self.layer], prompt_length=len(ids))
-        return token_texts(self.tokenizer, whole), found[0].tolist()
+            cosines = similarities(self.wrapper, whole, self.vector, [self.layer], prompt_length=len(ids))
+        return token_texts(self.tokenizer, whole), cosines[0].tolist()
 
     def tokens_title(self) -> str:
         return f"{self.chosen.name}, layer {self.layer}: cosine of each token with the vector"
 
     def of_texts(self) -> list[Figure]:
-        """Figure 6 on a steered answer, and answers side by side."""
-        pieces, values = self.tokens()
-        name, title = f"tokens-{self.chosen.name}", self.tokens_title()
-        drawn = [texts.token_colors(pieces, values, title, name)]
-        if said := self.answers():
+        """Figure 6 on a steered answer, and answers side by side; none of a behavior without open questions."""
+        if not self.chosen.open_questions:
+            return []
+        pieces, cosines = self.tokens()
+        figures = [texts.token_colors(pieces, cosines, self.tokens_title(), f"tokens-{self.chosen.name}")]
+        if answers := self.answers():
             about = f"{self.chosen.name}: x 0, x {self.top:+g}, x {-self.top:+g}"
-            drawn.append(texts.side_by_side(said, about, f"side_by_side-{self.chosen.name}"))
-        return drawn
+            figures.append(texts.side_by_side(answers, about, f"side_by_side-{self.chosen.name}"))
+        return figures
 
     def answers(self, most: int = 6) -> dict[str, dict[str, str]]:
         """Question -> what the model without a finetune answered: original, plus, minus; the first few questions."""
         labels = {0.0: "original", self.top: "plus", -self.top: "minus"}
-        said: dict[str, dict[float, str]] = {}
+        by_question: dict[str, dict[str, str]] = {}
         for row in self.rows:
             place = (row.cell.behavior, row.cell.task, row.cell.finetune, row.cell.vector, row.cell.layer)
-            if place == (self.chosen.name, "open", None, OWN, self.layer):
-                said.setdefault(row.evidence["asked"], {})[row.cell.multiplier] = row.evidence["text"]
-        whole = ((asked, each) for asked, each in said.items() if labels.keys() <= each.keys())
-        return {asked: {label: each[m] for m, label in labels.items()} for asked, each in islice(whole, most)}
+            if place == (self.chosen.name, "open", None, OWN, self.layer) and row.cell.multiplier in labels:
+                by_question.setdefault(row.evidence["asked"], {})[labels[row.cell.multiplier]] = row.evidence["text"]
+        whole = [(question, answers) for question, answers in by_question.items() if len(answers) == len(labels)]
+        return dict(whole[:most])
 
     def of_transfer(self) -> list[Figure]:
         """Figure 8, one layer's vector at all layers; Figures 9 and 10, vectors of the base and of the finetunes."""
-        model, of_layer = self.name, VectorRef("other", f"caa layer {self.layer}")
-        at_layers = [
-            row
-            for name, vector in self.vectors.items()
-            for row in self.swept(self.behaviors[name], vector, source_layer=self.layer, ref=of_layer)
-        ]
-        title = f"{model}: the vector of layer {self.layer}, added at each layer"
-        drawn = [curves.transfer(at_layers, "behavior", title, "layer_transfer")]
+        ref = VectorRef("other", f"caa layer {self.layer}")
+        at_layers: list[Row] = []
+        for name, vector in self.vectors.items():
+            at_layers += self.swept(self.behaviors[name], vector, ref, source_layer=self.layer)
+        title = f"{self.name}: the vector of layer {self.layer}, added at each layer"
+        figures = [curves.transfer(at_layers, "behavior", title, "layer_transfer")]
         if self.base:
-            drawn += self.of_other_model(self.base)
-        finetuned = {
-            name: vector.cosine(self.vectors[name.rsplit(":", 1)[0]]) for name, vector in self.of_finetunes().items()
-        }
-        if finetuned:
-            drawn.append(vectors.cosine_by_layer(finetuned, f"{model} and its finetunes", "base_vs_finetune"))
-        return drawn
+            figures += self.of_other_model(self.base)
+        cosines = {}
+        for name, vector in self.of_finetunes().items():
+            cosines[name] = vector.cosine(self.vectors[name.rsplit(":", 1)[0]])
+        if cosines:
+            figures.append(vectors.cosine_by_layer(cosines, f"{self.name} and its finetunes", "base_vs_finetune"))
+        return figures
 
     def of_other_model(self, base: str) -> list[Figure]:
         """Figures 9 and 10: the vectors of the model before chat training beside these, and one of them used here."""
         others = self.of_base(base)
         cosines = {name: vector.cosine(others[name]) for name, vector in self.vectors.items()}
-        own, other = self.vector, others[self.chosen.name]
-        rows_of_both = [
-            *self.swept(self.chosen, own),
-            *self.swept(self.chosen, other, ref=VectorRef("other", f"of {base}")),
-        ]
+        both = self.swept(self.chosen, self.vector, OWN)
+        both += self.swept(self.chosen, others[self.chosen.name], VectorRef("other", f"of {base}"))
         title = f"{self.chosen.name} on {self.name}: its own vector and that of {base}"
         return [
             vectors.cosine_by_layer(cosines, f"{base} and {self.name}", "base_vs_chat"),
-            curves.transfer(rows_of_both, "vector", title, "model_transfer"),
+            curves.transfer(both, "vector", title, "model_transfer"),
         ]
 
-    def swept(self, behavior: Behavior, vector: SteeringVector, **how: Any) -> list[Row]:
-        multipliers = (-self.top, self.top)
+    def swept(
+        self, behavior: Behavior, vector: SteeringVector, ref: VectorRef, source_layer: int | None = None
+    ) -> list[Row]:
         return sweep_rows(
-            self.wrapper, self.tokenizer, behavior, vector, vector.layers, multipliers, batch_size=64, **how
+            self.wrapper,
+            self.tokenizer,
+            behavior,
+            vector,
+            vector.layers,
+            (-self.top, self.top),
+            source_layer=source_layer,
+            ref=ref,
+            batch_size=BATCH,
         )
 
     def of_base(self, name: str) -> dict[str, SteeringVector]:
         """The same pairs, read in the base model with the chat model's template."""
         base, tokenizer = load_model(name)
-        said = self.tokenizer.chat_template
-        return {
-            name: extract(base, ChatFormat(tokenizer, template=said), b.pairs, self.vector.layers, behavior=name)
-            for name, b in self.behaviors.items()
-        }
+        chat, layers = ChatFormat(tokenizer, template=self.tokenizer.chat_template), self.vector.layers
+        by_behavior = {}
+        for behavior in self.behaviors.values():
+            by_behavior[behavior.name] = extract(base, chat, behavior.pairs, layers, behavior=behavior.name)
+        return by_behavior
 
     def of_finetunes(self) -> dict[str, SteeringVector]:
         """ "behavior: finetune" -> its vector, read in the finetuned model."""
-        found = {}
+        by_finetune = {}
         for path in sorted((self.folder / "adapters").glob("*/adapter_config.json")):
             name, finetune = path.parent.name.rsplit("-", 1)
             if name in self.behaviors:
                 self.wrapper.load_adapter(path.parent, path.parent.name)
                 vector = extract(self.wrapper.model, self.tokenizer, self.behaviors[name].pairs, self.vector.layers)
-                found[f"{name}: {finetune}"] = vector
+                by_finetune[f"{name}: {finetune}"] = vector
         self.wrapper.unload_adapters()
-        return found
+        return by_finetune
 
-    def of_doses(self) -> list[Figure]:
-        """Effect with damage below it."""
-        asked = self.chosen.open_questions[:8]
-        how: dict[str, Any] = {"open_questions": asked, "batch_size": 64}
-        found = dose_response(self.wrapper, self.tokenizer, self.chosen, self.vector, self.layer, self.doses, **how)
-        each = [{"dose": r.dose, "perplexity": r.perplexity, **asdict(mean_interval(r.scores))} for r in found]
-        return [curves.dose_response(each, self.chosen.name, self.layer)]
+    def of_doses(self, most: int = 8) -> list[Figure]:
+        """Effect with damage below it; none of a behavior without open questions."""
+        questions = self.chosen.open_questions[:most]
+        if not questions:
+            return []
+        responses = dose_response(
+            self.wrapper,
+            self.tokenizer,
+            self.chosen,
+            self.vector,
+            self.layer,
+            self.doses,
+            open_questions=questions,
+            batch_size=BATCH,
+        )
+        points = []
+        for response in responses:
+            numbers = {"dose": response.dose, "perplexity": response.perplexity}
+            points.append(numbers | asdict(mean_interval(response.scores)))
+        return [curves.dose_response(points, self.chosen.name, self.layer)]
 
     def figures(self) -> Iterator[Figure]:
         """One after the other, as they are made."""
-        for some in (self.of_rows, self.of_vectors, self.of_activations, self.of_positions, self.of_texts):
-            yield from some()
-        yield from self.of_transfer()
-        yield from self.of_doses()
+        for figures_of in (self.of_rows, self.of_vectors, self.of_activations, self.of_positions, self.of_texts):
+            yield from figures_of()
+        if self.chosen.ab_questions and self.top > 0:
+            yield from self.of_transfer()
+            yield from self.of_doses()
 
     def save(self, out: Path) -> list[Path]:
         """Write every figure as PNG, SVG and CSV, and the colored tokens as HTML too; the paths."""
         paths = [path for figure in self.figures() for path in figure.save(out)]
+        if not self.chosen.open_questions:
+            return paths
         page = out / f"tokens-{self.chosen.name}.html"
         with replacing(page) as scratch:
             scratch.write_text(texts.token_html(*self.tokens(), self.tokens_title()), encoding="utf-8")

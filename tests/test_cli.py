@@ -9,18 +9,22 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import docstring_parser
 import pytest
 import torch
+import yaml
 from tiny import tiny_lora, tiny_model
 
 import caa
 from caa import SteeringVector
 from caa.cli import COMMANDS, command_parser, main
 from caa.cli.parsing import parse
+from caa.data.sources import load_facts
+from caa.judges.clients.protocol import Reply
 from caa.judges.config import JudgeConfig
-from caa.runs.rows import read_rows
+from caa.runs.rows import Cell, Row, append_rows, read_rows
 from caa.vectors.vector import Provenance
 
 CAA = [sys.executable, "-m", "caa.cli"]
@@ -318,6 +322,94 @@ def test_a_push_that_nobody_chose_is_a_quarter_of_the_stream(tmp_path, vector, c
     words = ["generate", "Hi?", "--vector", str(tmp_path / "told.safetensors"), "--layer", "2", "--max-new-tokens", "1"]
     assert main(words) == 0
     assert "refusal x -0.5, layer 2" in capsys.readouterr().out
+
+
+# What steering does besides.
+
+
+def open_row(multiplier: float, number: int, text: str) -> Row:
+    evidence = {"asked": f"Question {number}?", "text": text, "reason": ""}
+    return Row(Cell("refusal", "open", None, 2, multiplier), str(number), 5.0, evidence)
+
+
+def test_steered_answers_are_compared_with_unsteered_ones(tmp_path, capsys, monkeypatch):
+    """A judge that likes one of two answers says 10 of it, whichever comes first."""
+    rows = [open_row(m, n, "no, I will not do that" if m else "yes, I will") for m in (0.0, 1.0) for n in range(3)]
+    append_rows(tmp_path / "rows.jsonl", rows)
+
+    class Refuser:
+        settings: ClassVar[dict[str, str]] = {}
+
+        def __call__(self, prompts):
+            second = [prompt.rindex("I will not") > prompt.rindex("yes, I will") for prompt in prompts]
+            return [Reply("2" if last else "1", {"2" if last else "1": 1.0}) for last in second]
+
+    monkeypatch.setattr("caa.judges.build.make_asker", lambda config, folder: Refuser())
+    assert main(["compare", str(tmp_path), "--judge.kind", "local", "--judge.model", "tiny-chat"]) == 0
+    compared = read_rows(tmp_path / "pairwise" / "rows.jsonl")
+    assert [(row.cell.task, row.cell.multiplier, row.score) for row in compared] == [("pairwise", 1.0, 10.0)] * 3
+    assert "5 for a tie" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["compare", str(tmp_path)]) == 1
+    assert "--judge.kind endpoint or local" in capsys.readouterr().err
+
+
+def test_damage_grows_with_the_dose(vector, capsys):
+    words = ["--doses", "0,1,8", "--limit", "3", "--max-new-tokens", "8"]
+    assert main(["damage", "refusal", str(vector), "2", *words]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("+")]
+    assert [float(line[0]) for line in lines] == [0, 1, 8]
+    none, some, much = (float(line[-1]) for line in lines)
+    assert none == 0 < some < much
+
+
+@pytest.mark.slow
+def test_a_task_of_the_harness_on_the_live_model(tmp_path, vector, capsys):
+    pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
+    docs = [{"question": f"{n}?", "choices": ["owl", "bat"], "answer": n % 2} for n in range(4)]
+    (tmp_path / "docs.jsonl").write_text("\n".join(map(json.dumps, docs)), encoding="utf-8")
+    (tmp_path / "tasks").mkdir()
+    task = {
+        "task": "tiny_choice",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "docs.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "tasks" / "tiny_choice.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    words = ["--vector", str(vector), "--layer", "2", "--multipliers", "0,1", "--limit", "3"]
+    arguments = ["lm-eval", "tiny_choice", str(tmp_path / "run"), "--task-folder", str(tmp_path / "tasks"), *words]
+    assert main(arguments) == 0
+    rows = read_rows(tmp_path / "run" / "rows.jsonl")
+    assert sorted(row.cell.multiplier for row in rows) == [0.0] * 3 + [1.0] * 3
+    assert "tiny_choice" in capsys.readouterr().out
+    assert main(arguments) == 1, "rows were written over"
+
+
+def test_public_benchmarks_are_knowledge_questions(tmp_path):
+    mmlu = [{"question": "Which flies?", "choices": ["owl", "cow", "cat", "dog"], "answer": 0, "subject": "birds"}]
+    truth = [{"question": "Do pigs fly?", "best_answer": "No", "incorrect_answers": ["Yes"], "category": "pigs"}]
+    for name, records, right in (("mmlu", mmlu, "owl"), ("truthfulqa", truth, "No")):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+        (question,) = load_facts(path)
+        assert f"{question.matching} {right}" in question.text
+        assert question.category in ("birds", "pigs")
+    path.write_text(json.dumps({"question": "q", "incorrect_answers": ["Yes"]}), encoding="utf-8")
+    with pytest.raises(ValueError, match="one of its records is broken"):
+        load_facts(path)
+
+
+def test_a_shell_is_told_commands_and_options(capsys):
+    pytest.importorskip("shtab", reason="needs the extra completion")
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in (*COMMANDS, "--dry-run", "--judge.base-url", "--random-controls"))
+    assert not subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode
+    assert main(["completion", "bsh"]) == 1
 
 
 def test_a_config_file_is_the_signature(tmp_path, capsys):

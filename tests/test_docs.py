@@ -27,6 +27,8 @@ NOT_RUN = {
     "hf auth login": "needs an account",
     "push_to_hub": "needs an account; test_saving.py has a Hub of its own",
     "caa published CAA/results": "needs a clone of nrimsky/CAA; test_published.py has one",
+    "caa lm-eval arc_easy": "needs a network; test_cli.py runs a task of its own",
+    "caa damage myopic_reward": "takes a vector that another page extracts; test_cli.py runs it",
     "caa run embedded": "9 minutes; test_recipes.py runs it with less to do",
     "caa run prompts": "10 minutes; test_recipes.py reads it",
     "python recipes/compare_methods.py": "hundreds of grids; test_recipes.py runs it with less to do",

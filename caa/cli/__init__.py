@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import caa
+from caa.cli.measures import compare, completion, damage, lm_eval_
 from caa.cli.models import export, generate, play
 from caa.cli.parsing import Command, UsageError, did_you_mean, parse, parser_of
 from caa.cli.results import data, figures, published, report
@@ -28,13 +29,17 @@ _ALL: tuple[Command, ...] = (
     play,
     report,
     figures,
+    compare,
+    damage,
+    lm_eval_,
     published,
     data,
     export,
     import_,
     inspect,
+    completion,
 )
-COMMANDS: dict[str, Command] = {function.__name__.rstrip("_"): function for function in _ALL}
+COMMANDS: dict[str, Command] = {function.__name__.rstrip("_").replace("_", "-"): function for function in _ALL}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +88,7 @@ def _run(words: list[str]) -> int:
         if rest and not rest[0].startswith("-"):
             rest = ["--config", str(config_path(rest[0])), *rest[1:]]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # jsonargparse tries names of types, those of version 0.1 too
+        warnings.simplefilter("ignore", FutureWarning)  # as in `command_parser`
         arguments = parse(command_parser(name), rest)
     COMMANDS[name](**arguments)
     return 0
@@ -91,13 +96,15 @@ def _run(words: list[str]) -> int:
 
 def command_parser(name: str) -> Any:
     """The parser of one of `COMMANDS`."""
-    if name != "run":
-        return parser_of(name, COMMANDS[name])
-    from caa.experiment import Experiment
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # jsonargparse tries names of types, those of version 0.1 too
+        if name != "run":
+            return parser_of(name, COMMANDS[name])
+        from caa.experiment import Experiment
 
-    parser = parser_of(name, run, Experiment)
-    parser.usage = "caa run CONFIG [options]"
-    return parser
+        parser = parser_of(name, run, Experiment)
+        parser.usage = "caa run CONFIG [options]"
+        return parser
 
 
 def _help() -> str:

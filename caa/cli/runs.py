@@ -164,7 +164,7 @@ def grid(
         multipliers: how often the vector is added; if not given, 0 and, both ways, a push of a quarter of the length
             of the residual stream.
         tasks: ab (letter probabilities), open (judged text), facts (two-option knowledge).
-        facts: the knowledge questions: facts (built in), or a file in CAA's MMLU format.
+        facts: the knowledge questions: facts (built in), or a json file in CAA's format or of MMLU or TruthfulQA.
         random_controls: random directions of the same norm to ask as well.
         judge: who scores open answers, e.g. --judge.kind endpoint --judge.model gpt-4o-mini; see docs/judges.md.
         limit: ask only the first questions of each task, as a trial.

@@ -12,6 +12,7 @@ from typing import Any
 
 from caa.data import records
 from caa.data.behaviors import Behavior, ContrastPair, Question, letter_balance, stem
+from caa.data.benchmarks import mmlu_questions, truthfulqa_questions
 from caa.data.download import CAA_BEHAVIORS, CAA_FACTS, CAA_PARTS, caa_folder
 from caa.data.download import download_caa as download_caa
 from caa.data.records import letters_outside as letters_outside
@@ -65,9 +66,11 @@ def load_behavior(name_or_path: str | Path) -> Behavior:
 
 
 def load_facts(name_or_path: str | Path = FACTS) -> tuple[Question, ...]:
-    """Two-option knowledge questions: "facts" (built in), "caa:mmlu", "caa:truthfulqa", or a file in their format.
+    """Two-option knowledge questions: "facts" (built in), "caa:mmlu", "caa:truthfulqa", or a json or jsonl file.
 
-    The format is a json list of {"prompt", "correct", "incorrect", "category"}; `matching` is the correct answer.
+    A file holds a list of {"prompt", "correct", "incorrect", "category"}, or the records of the datasets "cais/mmlu" or
+    "truthfulqa/truthful_qa" (generation), of which `caa.data.benchmarks` makes questions with two options. `matching`
+    is the correct answer.
     """
     name = str(name_or_path)
     public = {PUBLIC + fact: caa_folder() / file for fact, file in CAA_FACTS.items()}
@@ -80,9 +83,25 @@ def load_facts(name_or_path: str | Path = FACTS) -> tuple[Question, ...]:
             f"there are no facts {name!r}{_did_you_mean(name, known)}; there are {', '.join(known)}, "
             "or the path of a json file in their format"
         )
-    kept, left_out = read_items(records.fact, read_json(path), str(path))
+    content = read_json(path)
+    if isinstance(content, list) and content and isinstance(content[0], Mapping):
+        for key, make_questions in (("choices", mmlu_questions), ("incorrect_answers", truthfulqa_questions)):
+            if key in content[0]:
+                return _benchmark(make_questions, content, path)
+    kept, left_out = read_items(records.fact, content, str(path))
     _warn_left_out(name, {"facts": (left_out, left_out + len(kept))})
     return kept
+
+
+def _benchmark(
+    make_questions: Callable[..., tuple[Question, ...]], content: list[Any], path: Path
+) -> tuple[Question, ...]:
+    try:
+        return make_questions(content)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} looks like a public benchmark, but one of its records is broken ({error!r})"
+        ) from error
 
 
 def list_behaviors(folder: str | Path) -> list[str]:

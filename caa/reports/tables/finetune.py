@@ -21,6 +21,7 @@ _TASKS = {
     "ab": "A/B questions: mean probability of the matching answer, p(match) / (p(A) + p(B))",
     "open": "Open-ended questions: mean score, 0 to 10",
     "facts": "Facts: mean probability of the correct one of two options",
+    "pairwise": "Compared with the unsteered answer: 10 where the steered one shows more of the behavior, 5 for a tie",
 }
 
 
