@@ -13,7 +13,8 @@ from caa.exports.folder import describe_export, new_export
 from caa.exports.interventions import check_interventions
 from caa.exports.parity import Parity, check_parity, probe
 from caa.exports.peft import bias_config, bias_tensors, load_quietly, write_adapter
-from caa.models.adapters import active_adapters, save_adapter
+from caa.models.adapter_state import active_adapters
+from caa.models.adapters import save_adapter
 from caa.models.blocks import text_config
 from caa.models.copies import plain_shell, shell
 from caa.steering.scopes import after_prompt

@@ -13,7 +13,8 @@ from typing import Any
 from caa.callables import name_of
 from caa.exports.parity import Parity
 from caa.files import replacing_folder
-from caa.models.adapters import active_adapters, adapter_record
+from caa.models.adapter_state import active_adapters
+from caa.models.adapters import adapter_record
 from caa.models.fingerprint import describe
 from caa.steering.checkpoint.manifest import CARD, seal
 from caa.steering.intervention import Intervention

@@ -14,9 +14,11 @@ from caa.exports.folder import describe_export, new_export
 from caa.exports.interventions import check_interventions
 from caa.exports.llama import as_llama
 from caa.exports.parity import Parity, check_parity, probe
+from caa.models.adapter_state import active_adapters, check_unmerged
 from caa.models.adapters import unload
 from caa.models.blocks import text_config
 from caa.models.copies import shell
+from caa.models.tensors import plain_parts
 from caa.steering.scopes import everywhere
 from caa.steering.wrapper import SteeringWrapper
 
@@ -58,17 +60,54 @@ def _merge(model: Any) -> Any:
 
     PEFT's own merge stops half way where it fails, so it works on a shell, whose weights it replaces (`safe_merge`).
     """
-    if getattr(model, "quantization_method", None) or getattr(text_config(model), "quantization_config", None):
+    if _is_quantized(model):
         raise ValueError("a quantized base cannot hold a merged finetune; load the base in full, or export `--to peft`")
+    check_unmerged(model)
     copied = shell(model)
-    if not getattr(copied, "peft_config", {}):
-        return copied
-    if not copied.get_model_status().enabled:
+    if not active_adapters(copied):
         return unload(copied)
+    _untie(copied)
+    for layer in copied.modules():
+        if (base := getattr(layer, "base_layer", None)) is not None:
+            _own_weights(base)
     try:
         return copied.merge_and_unload(safe_merge=True)
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise ValueError(f"PEFT cannot merge this finetune ({error}). Nearest: `--to peft`") from error
+    except Exception as error:  # PEFT's tuners each have their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"PEFT cannot merge this finetune ({reason}). Nearest: `--to peft`") from error
+
+
+def _is_quantized(model: Any) -> bool:
+    """As its loader or its config says, or its weights, which torchao quantizes in place without a word."""
+    if getattr(model, "quantization_method", None) or getattr(text_config(model), "quantization_config", None):
+        return True
+    return any(len(plain_parts(parameter.data)) > 1 for parameter in model.parameters())
+
+
+def _own_weights(layer: nn.Module) -> None:
+    """Exchange a shell's weights for copies, for some of PEFT's tuners merge into them in place."""
+    for name, parameter in layer.named_parameters(recurse=False):
+        layer.register_parameter(name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+
+
+def _untie(model: Any) -> None:
+    """Give a head that shares the embeddings' weights its own, if an adapter changes one of the two.
+
+    Merged into shared weights, it would change both. The checkpoint is larger by the head then.
+    """
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    embeddings, head = (_plain_layer(end) for end in ends)
+    if head is None or embeddings.weight is not head.weight or ends == [embeddings, head]:
+        return
+    _own_weights(head)
+    model.config.tie_word_embeddings = text_config(model).tie_word_embeddings = False
+
+
+def _plain_layer(module: Any) -> Any:
+    """The base's own layer inside of what PEFT puts around it."""
+    for name in ("original_module", "token_adapter", "base_layer"):
+        module = getattr(module, name, module)
+    return module
 
 
 def _with_room(model: Any, wanted: Mapping[str, Tensor]) -> Any:

@@ -15,7 +15,8 @@ from caa.exports.biases import base_model, biases
 from caa.exports.folder import describe_export, new_export
 from caa.exports.interventions import check_interventions
 from caa.exports.parity import Parity, check_parity, probe
-from caa.models.adapters import active_adapters, make_portable
+from caa.models.adapter_state import active_adapters
+from caa.models.adapters import make_portable
 from caa.models.copies import plain_shell, shell
 from caa.steering.scopes import everywhere
 from caa.steering.wrapper import SteeringWrapper

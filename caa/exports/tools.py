@@ -14,7 +14,8 @@ from torch import Tensor
 from caa.callables import name_of
 from caa.exports.folder import describe_export, new_export
 from caa.exports.interventions import check_interventions, push_of
-from caa.models.adapters import active_adapters, save_adapter
+from caa.models.adapter_state import active_adapters
+from caa.models.adapters import save_adapter
 from caa.models.blocks import decoder_blocks, text_config
 from caa.models.names import model_name
 from caa.steering.scopes import Scope, after_prompt, everywhere

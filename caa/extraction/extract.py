@@ -20,7 +20,7 @@ from caa.data.chat import Branches, ChatFormat
 from caa.extraction.reader import ReadConfig, Text, Token, read
 from caa.extraction.sites import Site
 from caa.hashing import lines_digest
-from caa.models.adapters import active_adapters
+from caa.models.adapter_state import active_adapters
 from caa.models.fingerprint import fingerprint
 from caa.models.names import model_name
 from caa.vectors.activations import PairActivations

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from caa.data.chat import check_length, common_prefix
 from caa.extraction.sites import Site, check_site, site_modules
 from caa.hashing import lines_digest
+from caa.models.adapter_state import check_readable
 from caa.models.batching import in_batches, pad
 from caa.models.blocks import check_layer, context_length, decoder, decoder_blocks, evaluating, position_inputs
 from caa.models.branching import branched
@@ -128,6 +129,7 @@ def read(
     model is in evaluation mode meanwhile, and active LoRA adapters are part of it. Where memory runs out, batches get
     smaller. ValueError for a text that the context cannot hold.
     """
+    check_readable(model)
     layers, modules = chosen_layers(model, layers), site_modules(model, config.site)
     limit, pad_id = context_length(model, tokenizer), tokenizer.pad_token_id or 0
     texts, first = iter(texts), 0

@@ -1,4 +1,4 @@
-"""LoRA adapters on a live model: put on, switch, switch off. The adapters themselves are PEFT's."""
+"""LoRA and other adapters on a live model: put on and proved, switched, taken off, saved. They are PEFT's."""
 
 from __future__ import annotations
 
@@ -12,101 +12,263 @@ from typing import Any
 
 from torch import nn
 
+from caa.models.adapter_state import LAYERWISE, active_adapters, check_unmerged, held_adapters
 from caa.models.fingerprint import fingerprint, float16_hint, has_fingerprint
 from caa.models.names import model_name
-from caa.models.restore import undone_on_error
+from caa.models.restore import WriteGuard, undone_on_error
 
 PROVENANCE = "caa.json"
 """Beside an adapter that this project trained: what it was taught, on which base, with which data."""
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initializations of a LoRA that leave the rest of the base's weights in place of them."""
+_CONVERT = (
+    "Where it was trained, save it as a plain LoRA: `save_pretrained(folder, path_initial_model_for_weight_conversion="
+    "...)` (PEFT's conversion for PiSSA, OLoRA and CorDA)"
+)
+
+
+class AdapterError(ValueError):
+    """An adapter that cannot be had exactly: what is wrong with it, and what to do."""
 
 
 def load_adapter(model: nn.Module, path: str | Path, name: str) -> nn.Module:
-    """The model wearing one more LoRA adapter, which becomes the active one; a plain model becomes a PeftModel.
+    """The model wearing one more adapter, which becomes the active one; a plain model becomes a PeftModel.
 
-    ValueError, with the reason, if the adapter was made for another base or cannot have this name; the model is then
-    left as it was.
+    The adapter is proved: no bit of the base is another one, every tensor of the file has landed and every parameter
+    of the adapter was filled. AdapterError (a ValueError), with the reason, for one that is not, that was made for
+    another base, or that cannot have this name; the model is then left as it was.
     """
-    if not Path(path).is_dir():
-        raise ValueError(f"there is no adapter at {path}; `caa finetune` writes one")
-    check_base(model, path)
+    folder = Path(path)
+    _check_kind(folder, _read_config(folder))
+    check_unmerged(model)
+    _check_made_for(folder, model)
     _check_name(model, name)
-    _check_biases(path)
     try:
-        with undone_on_error(model):  # PEFT puts its layers in before it looks whether the weights fit them
-            with_adapter = _put_on(model, path, name)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"the adapter at {path} does not fit this model: {str(error)[:300]}") from error
-    return with_adapter
+        with undone_on_error(model) as guard:  # PEFT puts its layers in before it looks whether the weights fit them
+            with _landing(model) as landed:
+                worn = _put_on(model, folder, name)
+            _check_base_kept(folder, guard)
+            _check_filled(folder, worn, name, guard, landed[-1])
+            return worn
+    except AdapterError:
+        raise
+    except Exception as error:  # whatever PEFT, safetensors or torch say of a file that others made
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise AdapterError(f"the adapter at {path} does not fit this model ({reason}).{_hint(model, error)}") from error
+
+
+def _hint(model: nn.Module, error: Exception) -> str:
+    """What may help with an error of PEFT that does not say it."""
+    tokens = [config for config in getattr(model, "peft_config", {}).values() if _trains_tokens(config)]
+    if isinstance(error, KeyError) and tokens:
+        return " The model holds an adapter that trains tokens, behind which PEFT loads no other: load this one first."
+    return ""
+
+
+def _trains_tokens(config: Any) -> bool:
+    return bool(getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None))
 
 
 def _check_name(model: nn.Module, name: str) -> None:
     """PEFT makes the name an entry of torch's dictionaries, whose entries are attributes."""
-    if name in getattr(model, "peft_config", {}):
-        raise ValueError(f"the model already holds an adapter {name!r}; give this one another name")
+    if name in held_adapters(model):
+        raise AdapterError(f"the model already holds an adapter {name!r}; give this one another name")
     if not name or "." in name or any(hasattr(taken, name) for taken in (nn.ModuleDict(), nn.ParameterDict())):
-        raise ValueError(
+        raise AdapterError(
             f"no adapter can be called {name!r}: names are not empty, have no dot, and are no word of torch's "
             "dictionaries, such as 'keys'. Give it another name"
         )
 
 
-def _check_biases(path: str | Path) -> None:
-    """PEFT writes such biases over the base's own, and neither switching off nor unloading brings those back."""
-    config = Path(path) / "adapter_config.json"
-    trained = json.loads(config.read_text(encoding="utf-8")).get("bias", "none") if config.exists() else "none"
-    if trained != "none":
-        raise ValueError(
-            f"the adapter at {path} holds biases of the base (bias={trained!r}), so the base could not be had without "
-            "it any more. Train it with bias='none', or merge it into a checkpoint of its own"
+# What a folder says, before anything is put on
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise AdapterError(f"there is no adapter at {folder}; `caa finetune` writes one")
+    if not (folder / CONFIG).is_file():
+        raise AdapterError(f"{folder} is no adapter of PEFT: it has no {CONFIG}")
+    weights = [folder / file for file in WEIGHTS if (folder / file).is_file()]
+    if not weights:
+        raise AdapterError(f"{folder} holds no weights of an adapter ({' or '.join(WEIGHTS)})")
+    for file in (folder / CONFIG, weights[0]):
+        _check_no_pointer(file)
+    return _read_object(folder / CONFIG)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{file} is damaged ({error}); download or save it again") from error
+    if not isinstance(value, dict):
+        raise AdapterError(f"{file} is damaged (it holds a {type(value).__name__}); download or save it again")
+    return value
+
+
+def _check_no_pointer(file: Path) -> None:
+    """A clone without Git LFS holds three lines of text in place of a large file."""
+    with file.open("rb") as opened:
+        if opened.read(64).startswith(b"version https://git-lfs"):
+            raise AdapterError(f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its clone")
+
+
+def _check_kind(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse what is known to change the base, or to act where neither switching nor reading can follow."""
+    kind, init = str(config.get("peft_type")), str(config.get("init_lora_weights")).lower()
+    if kind not in LAYERWISE:
+        raise AdapterError(
+            f"the adapter at {folder} is of PEFT's kind {kind}, which cannot be switched, read and saved exactly; "
+            f"those that can are {', '.join(sorted(LAYERWISE))}. Train one of these"
+        )
+    if (trained := str(config.get("bias", "none"))) != "none":  # neither switching off nor unloading brings them back
+        raise AdapterError(
+            f"the adapter at {folder} holds biases of the base (bias={trained!r}), so the base could not be had "
+            "without it any more. Train it with bias='none', or merge it into a checkpoint of its own"
+        )
+    if init.startswith(_MOVES_BASE):
+        raise AdapterError(
+            f"the adapter at {folder} changes the base's own weights (init_lora_weights={init!r}), so neither the base "
+            f"nor other adapters would be what they were. {_CONVERT}"
+        )
+    if config.get("layer_replication"):
+        raise AdapterError(
+            f"the adapter at {folder} repeats blocks of the base (layer_replication), so layers would have other "
+            "numbers. Merge it into a checkpoint of its own, and load that"
         )
 
 
-def _put_on(model: Any, path: str | Path, name: str) -> nn.Module:
+def _check_made_for(folder: Path, model: nn.Module) -> None:
+    """Compare the base that an adapter was trained on with this model; adapters of other tools do not say theirs."""
+    record = _read_record(folder)
+    if record and not has_fingerprint(model, record["base_fingerprint"]):
+        raise AdapterError(
+            f"the adapter at {folder} was trained on {record['base']!r} ({record['base_fingerprint']}), and this model "
+            f"is another one ({fingerprint(model)}). Load that base, or finetune this one.{float16_hint(model)}"
+        )
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """What is known of how an adapter was made; nothing of those of other tools."""
+    path = folder / PROVENANCE
+    return _read_object(path) if path.exists() else {}
+
+
+# Put on, and proved
+
+
+def _put_on(model: Any, folder: Path, name: str) -> nn.Module:
     from peft import PeftModel
 
-    with warnings.catch_warnings():  # PEFT still says gradient_checkpointing, which transformers has renamed
+    if held_adapters(model) and not isinstance(model, PeftModel):
+        raise AdapterError(
+            f"transformers itself has put {', '.join(held_adapters(model))} on this model (`add_adapter`), where PEFT "
+            "cannot switch them. Load the base alone, and its adapters with `load_adapter(folder, name)`"
+        )
+    with warnings.catch_warnings():
+        # PEFT still says gradient_checkpointing, which transformers has renamed; the other two are looked at here.
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+        warnings.filterwarnings("ignore", ".*(missing adapter keys|lora_bias=True)")
         if isinstance(model, PeftModel):
-            model.load_adapter(str(path), adapter_name=name)
+            model.load_adapter(str(folder), adapter_name=name)
         else:
-            model = PeftModel.from_pretrained(model, str(path), adapter_name=name)
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     model.set_adapter(name, inference_mode=True)
-    model.peft_config[name]._caa_record = _read_record(path)
-    with_adapter: nn.Module = model.eval()
-    return with_adapter
+    model.peft_config[name]._caa_record = _read_record(folder)
+    worn: nn.Module = model.eval()
+    return worn
+
+
+def _check_base_kept(folder: Path, guard: WriteGuard) -> None:
+    """No bit of the base, or of the adapters that were there before, is another one now."""
+    if changed := guard.changed():
+        raise AdapterError(
+            f"the adapter at {folder} changes the base's own weights ({_some(changed)}), so neither the base nor other "
+            f"adapters would be what they were. {_CONVERT}; or merge it into a checkpoint of its own"
+        )
+
+
+@contextmanager
+def _landing(model: nn.Module) -> Iterator[list[Any]]:
+    """Collects what torch says when tensors are loaded into the model: `missing_keys` and `unexpected_keys`."""
+    results: list[Any] = []
+    handle = model.register_load_state_dict_post_hook(lambda module, result: results.append(result))
+    try:
+        yield results
+    finally:
+        handle.remove()
+
+
+def _check_filled(folder: Path, worn: Any, name: str, guard: WriteGuard, landed: Any) -> None:
+    """Every tensor of the file has its place, and every parameter of the adapter comes from the file."""
+    if landed.unexpected_keys:
+        raise AdapterError(
+            f"{len(landed.unexpected_keys)} tensors of the adapter at {folder} have no place in this model "
+            f"({_some(landed.unexpected_keys)}): it was made for a model whose modules have other names, or for more "
+            "layers. Load the model that it was made for, or rename its tensors"
+        )
+    if missing := _unfilled(worn, landed.missing_keys, name, guard):
+        raise AdapterError(
+            f"the adapter at {folder} holds nothing for {len(missing)} of the tensors that its {CONFIG} asks for "
+            f"({_some(missing)}): the file is not whole, or was made for a model with other names or fewer layers"
+        )
+
+
+def _unfilled(worn: Any, missing: list[str], name: str, guard: WriteGuard) -> list[str]:
+    """The adapter's own tensors that no tensor of the file was written to; some have several names."""
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    if not missing:
+        return []
+    marks = (PEFT_TYPE_TO_PREFIX_MAPPING[worn.peft_config[name].peft_type], "modules_to_save.", "trainable_tokens_")
+    tensors = worn.state_dict(keep_vars=True)
+    filled = {id(tensor) for key, tensor in tensors.items() if key not in missing}
+    own = [key for key in missing if name in key.split(".") and any(mark in key for mark in marks)]
+    return [key for key in own if id(tensors[key]) not in filled and not guard.knows(tensors[key])]
+
+
+def _some(names: list[str]) -> str:
+    """The first few of many.
+
+    >>> _some(["a", "b", "c", "d"])
+    'a, b, c, ...'
+    """
+    return ", ".join(names[:3] + ["..."] * (len(names) > 3))
+
+
+# Taken off, and saved
 
 
 def unload(model: Any) -> nn.Module:
-    """The base without its adapters, as it was; a plain model is its own base."""
+    """The base without its adapters, as it was; a plain model is its own base. ValueError for a merged one."""
     from peft.utils import ModulesToSaveWrapper
 
-    base: nn.Module = model
-    if getattr(model, "peft_config", {}):
-        for module in model.modules():
-            if isinstance(module, ModulesToSaveWrapper):
-                module.set_adapter([])  # of an active one PEFT would leave the trained copy in place of the original
-        base = model.unload()
+    if not held_adapters(model):
+        plain: nn.Module = model
+        return plain
+    check_unmerged(model)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.set_adapter([])  # of an active one PEFT would leave the trained copy in place of the original
+    base: nn.Module = model.unload()
     return base
-
-
-def _read_record(path: str | Path) -> dict[str, Any]:
-    """What is known of how an adapter was made; nothing of those of other tools."""
-    record = Path(path) / PROVENANCE
-    return json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
 
 
 def adapter_record(model: Any, name: str) -> dict[str, Any]:
     """What `load_adapter` read beside the adapter: base, behavior, direction, data hash; {} if there was nothing."""
-    return getattr(model.peft_config[name], "_caa_record", {})
+    return dict(getattr(model.peft_config[name], "_caa_record", {}))
 
 
 def save_adapter(model: Any, name: str, folder: Path) -> None:
     """Write one of the model's adapters as PEFT does, the same bytes each time, with what is known of it beside it."""
+    check_unmerged(model)
     scratch = folder / "peft"
     # "auto" would look on the Hub whether the embeddings were resized.
     model.save_pretrained(scratch, selected_adapters=[name], save_embedding_layers=False)
     own = scratch if name == "default" else scratch / name  # PEFT puts every other adapter in a folder of its own
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
+    for file in (CONFIG, WEIGHTS[0]):
         (own / file).rename(folder / file)
     shutil.rmtree(scratch)
     make_portable(folder, model)
@@ -116,47 +278,32 @@ def save_adapter(model: Any, name: str, folder: Path) -> None:
 
 def make_portable(folder: Path, model: Any) -> None:
     """Give PEFT's adapter_config.json the base's name in place of this machine's path, and its sets an order."""
-    path = folder / "adapter_config.json"
+    path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
-    words = {key: sorted(value) for key, value in config.items() if _is_words(value)}
-    config |= words | {"base_model_name_or_path": model_name(model)}
+    for key, value in config.items():
+        if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+            config[key] = sorted(value)
+    config["base_model_name_or_path"] = model_name(model)
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def _is_words(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
-
-
-def check_base(model: nn.Module, path: str | Path) -> None:
-    """Compare the base that an adapter was trained on with this model; adapters of other tools do not say theirs."""
-    made_for = _read_record(path)
-    if made_for and not has_fingerprint(model, made_for["base_fingerprint"]):
-        raise ValueError(
-            f"the adapter at {path} was trained on {made_for['base']!r} ({made_for['base_fingerprint']}), "
-            f"and this model is another one ({fingerprint(model)}). Load that base, or finetune this one."
-            f"{float16_hint(model)}"
-        )
-
-
-def active_adapters(model: Any) -> list[str]:
-    """The names of the adapters that take part in a forward pass now."""
-    if not getattr(model, "peft_config", {}):
-        return []
-    return list(model.active_adapters) if model.get_model_status().enabled else []
+# Switched
 
 
 @contextmanager
 def active_adapter(model: Any, name: str | None) -> Iterator[None]:
     """Run with one adapter active, or with none, and go back to what was before, also on an error.
 
-    That is: which are active, whether they act at all, and which parameters are trained.
+    That is: which are active, whether they act at all, and which parameters are trained. ValueError for a name that
+    the model does not hold, and for a model that holds merged adapters or some that transformers itself put on.
     """
-    held = list(getattr(model, "peft_config", {}))
+    held = held_adapters(model)
     if name is not None and name not in held:
         raise ValueError(f"the model holds no adapter {name!r}; it holds {held or 'none'}")
     if not held:
         yield
         return
+    _check_switchable(model)
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         with model.disable_adapter() if name is None else _only(model, name):
@@ -166,10 +313,19 @@ def active_adapter(model: Any, name: str | None) -> Iterator[None]:
             parameter.requires_grad = requires_grad
 
 
+def _check_switchable(model: Any) -> None:
+    check_unmerged(model)
+    if not hasattr(model, "disable_adapter"):
+        raise ValueError(
+            f"transformers itself has put {', '.join(held_adapters(model))} on this model (`add_adapter`), and only "
+            "PEFT's own models can be switched. Load the base alone, and its adapters with `load_adapter(folder, name)`"
+        )
+
+
 @contextmanager
 def _only(model: Any, name: str) -> Iterator[None]:
     """One adapter acts, also where all are switched off."""
-    before, acting = list(model.base_model.active_adapters), model.get_model_status().enabled
+    before, acting = list(model.base_model.active_adapters), bool(active_adapters(model))
     _let_act(model, True)
     model.base_model.set_adapter([name], inference_mode=True)
     try:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from caa.hashing import json_digest, text_digest
+from caa.models.adapter_state import adapter_parameters, check_unmerged
 from caa.models.blocks import decoder_blocks, model_width
 from caa.models.names import model_name
 
@@ -110,7 +111,11 @@ def digest_of_samples(model: Any, samples: dict[str, Sample], small: float = SMA
 
 
 def sample_parameters(model: nn.Module) -> dict[str, Sample]:
-    """Name in the base model -> a few numbers of the parameter that has this name there."""
+    """Name in the base model -> a few numbers of the parameter that has this name there, wherever they lie.
+
+    ValueError for a model into whose weights an adapter is merged: they are not the base's.
+    """
+    check_unmerged(model)
     return {name: _sample(parameter) for name, parameter in _base_parameters(model).items()}
 
 
@@ -124,10 +129,41 @@ _WRAPPERS = re.compile(r"^base_model\.model\.|\.(base_layer|original_module|toke
 _TRAINED = re.compile(r"\.lora_|\.modules_to_save\.|\.trainable_tokens_")
 
 
-def _base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The base's own parameters, under the names that they have without PEFT."""
-    return {
-        _WRAPPERS.sub("", name): parameter
-        for name, parameter in model.named_parameters()
-        if parameter.is_floating_point() and parameter.device.type != "meta" and not _TRAINED.search(name)
-    }
+def _base_parameters(model: Any) -> dict[str, Tensor]:
+    """The base's own parameters, under the names that they have without PEFT; quantized ones are left out."""
+    of_adapters = {id(parameter) for parameter in adapter_parameters(model)}
+    parameters: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in of_adapters or _TRAINED.search(name) or not parameter.is_floating_point():
+            continue
+        whole = _whole(model, name, parameter)
+        if whole is not None:
+            parameters[_WRAPPERS.sub("", name)] = whole
+    return _without_copies(model, parameters)
+
+
+def _whole(model: nn.Module, name: str, parameter: Tensor) -> Tensor | None:
+    """A parameter's own numbers, from the disk or from other devices; None if it is quantized or has none at all."""
+    if hasattr(parameter, "full_tensor"):  # torch's DTensor: this process holds one part
+        whole: Tensor = parameter.full_tensor()
+        return whole
+    if hasattr(parameter, "__tensor_flatten__"):
+        return None
+    return _offloaded(model, name) if parameter.is_meta else parameter
+
+
+def _offloaded(model: nn.Module, name: str) -> Tensor | None:
+    """What accelerate keeps elsewhere between two passes of a module."""
+    parent, _, own = name.rpartition(".")
+    hook = getattr(model.get_submodule(parent), "_hf_hook", None)
+    for part in getattr(hook, "hooks", [hook]):
+        if (kept := getattr(part, "weights_map", None)) is not None:
+            stored: Tensor = kept[own]
+            return stored
+    return None
+
+
+def _without_copies(model: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A head that shares the embeddings' weights counts once, also where offloading has made two names of them."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return {name: tensor for name, tensor in parameters.items() if tied.get(name) not in parameters}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from caa.models.adapter_state import check_readable
 from caa.models.capabilities import can_pad
 from caa.steering.settings import Setting, leaves_prompt, together
 from caa.steering.wrapper import SteeringWrapper
@@ -28,6 +29,7 @@ def generate_settings(
 
     The prompt but for its last token is read once where no setting edits it, and its cache repeated.
     """
+    check_readable(wrapper.model)
     device, times = wrapper.model.get_input_embeddings().weight.device, len(settings)
     ids, attention_mask = ids.to(device), attention_mask.to(device)
     with wrapper.paused():

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from caa.models.adapters import active_adapters
+from caa.models.adapter_state import active_adapters, check_readable
 from caa.models.blocks import check_layer, decoder, decoder_blocks, evaluating, position_inputs
 from caa.models.hooks import reading
 from caa.models.names import model_name
@@ -70,6 +70,7 @@ def record_activations(
 
     `layers` are the blocks whose outputs are kept, counted from 0 (default: all). ValueError for one that is not there.
     """
+    check_readable(model)
     blocks = decoder_blocks(model)
     layers = list(range(len(blocks))) if layers is None else list(layers)
     for layer in layers:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from caa.models.adapter_state import check_readable
 from caa.models.batching import in_batches
 from caa.models.blocks import decoder_blocks, evaluating
 from caa.models.branching import branched
@@ -68,6 +69,7 @@ def log_probabilities(
     below the first steered one. Both equal one text at a time within rounding. `batch_size` counts plain texts of the
     longest kind: a pass holds no more tokens than so many, and fewer where memory runs out.
     """
+    check_readable(wrapper.model)
     most = max(len(text.continuations) for text in texts)
     result = torch.full((len(texts), len(settings), most), -torch.inf, dtype=torch.float64)
     budget = batch_size * max(text.length for text in texts)

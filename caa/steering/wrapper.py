@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from caa.models.adapters import active_adapter, active_adapters, load_adapter, unload
+from caa.models.adapter_state import active_adapters
+from caa.models.adapters import active_adapter, load_adapter, unload
 from caa.models.blocks import (
     base_model,
     check_layer,

@@ -10,7 +10,8 @@ from torch import nn
 
 from caa.callables import from_record, to_record
 from caa.files import replacing_folder
-from caa.models.adapters import active_adapters, adapter_record, load_adapter, save_adapter
+from caa.models.adapter_state import active_adapters
+from caa.models.adapters import adapter_record, load_adapter, save_adapter
 from caa.models.fingerprint import check_base, check_tokenizer, describe, tokenizer_fingerprint
 from caa.models.loading import load_model
 from caa.steering.checkpoint.card import steered_card

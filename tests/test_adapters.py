@@ -1,0 +1,550 @@
+"""Adapters that others made: proved when they are loaded, or refused with the model left bit for bit as it was."""
+
+from __future__ import annotations
+
+import copy
+import json
+from itertools import product
+
+import pytest
+import torch
+from adapter_kinds import KINDS, close, logits, quietly, trained
+from slow import vector
+from tiny import tiny_lora, tiny_model, tiny_tokenizer
+from torch import nn
+
+from caa import Behavior, ContrastPair, Intervention, Question, SteeringWrapper, extract, load_model
+from caa.evals.grid import EvalGrid
+from caa.exports.merged import to_merged
+from caa.exports.peft import to_peft
+from caa.extraction.norms import stream_norms
+from caa.models.adapter_state import active_adapters, merged_adapters
+from caa.models.adapters import AdapterError, save_adapter
+from caa.models.fingerprint import fingerprint, has_fingerprint
+from caa.models.restore import WriteGuard
+from caa.models.tensors import plain_parts
+from caa.runs.rows import read_rows
+from caa.steering.patching import record_activations
+from caa.steering.scopes import everywhere
+from caa.steering.scoring import Continued, log_probabilities
+
+TOKENIZER = tiny_tokenizer()
+PAIRS = [ContrastPair(f"Wait {n}?\n (A) Yes\n (B) No", "(A)", "(B)") for n in range(4)]
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def tensors_of(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def write(folder, tensors) -> None:
+    from safetensors.torch import save_file
+
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def adapter(folder, kind: str = "LoRA", seed: int = 1):
+    with quietly():
+        trained(KINDS[kind], folder, seed)
+    return folder
+
+
+def snapshot(model) -> dict:
+    """Everything that a refusal must not change."""
+    return {
+        "tensors": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "modules": [(name, type(module)) for name, module in model.named_modules()],
+        "trained": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
+        "modes": [module.training for module in model.modules()],
+        "config": copy.deepcopy(model.config.to_dict()),
+        "active": active_adapters(model),
+    }
+
+
+def same(before: dict, after: dict) -> None:
+    tensors, others = before.pop("tensors"), after.pop("tensors")
+    assert before == after
+    assert list(tensors) == list(others)
+    for name, tensor in tensors.items():
+        assert all(map(torch.equal, plain_parts(tensor), plain_parts(others[name]))), name
+
+
+@pytest.fixture(params=["first", "second"])
+def wrapper(request, tmp_path) -> SteeringWrapper:
+    """A plain model, or one that wears an adapter already."""
+    wrapper = SteeringWrapper(tiny_model())
+    if request.param == "second":
+        wrapper.load_adapter(adapter(tmp_path / "other", seed=9), "other")
+    return wrapper
+
+
+def refuse(wrapper: SteeringWrapper, folder, match: str) -> None:
+    before = snapshot(wrapper.model)
+    with quietly(), pytest.raises(AdapterError, match=match) as error:
+        wrapper.load_adapter(folder, "new")
+    assert "\n" not in str(error.value)
+    same(before, snapshot(wrapper.model))
+
+
+CHANGES_BASE = ["LoRA, PiSSA", "LoRA, OLoRA", "LoRA, layer_replication", "LoRA, bias"]
+
+
+@pytest.mark.parametrize("kind", CHANGES_BASE)
+def test_an_adapter_that_changes_the_base_is_refused_with_the_way_out(wrapper, tmp_path, kind):
+    way_out = "[Cc]heckpoint of its own" if "replication" in kind or "bias" in kind else "path_initial_model_for_weight"
+    refuse(wrapper, adapter(tmp_path / "new", kind), way_out)
+
+
+@pytest.mark.parametrize("kind", ["LoRA, PiSSA", "LoRA, OLoRA"])
+def test_a_change_of_the_base_is_seen_by_itself(wrapper, tmp_path, kind, monkeypatch):
+    """Also of an initialization whose name nobody knew."""
+    monkeypatch.setattr("caa.models.adapters._MOVES_BASE", ("unknown",))
+    refuse(wrapper, adapter(tmp_path / "new", kind), r"changes the base's own weights \(.*q_proj")
+
+
+def test_tensors_of_the_base_in_a_file_are_no_harm_where_they_are_the_base_s(wrapper, tmp_path):
+    folder = adapter(tmp_path / "new", "LoRA on the embeddings")
+    key, tensors = "base_model.model.model.embed_tokens.base_layer.weight", tensors_of(folder)
+    same_base = tiny_model().model.embed_tokens.weight.detach().clone()
+    write(folder, tensors | {key: same_base})
+    wrapper.load_adapter(folder, "new")
+    wrapper.unload_adapters()
+    other = same_base.clone()
+    other[7, 3] += 1e-3
+    write(folder, tensors | {key: other})
+    refuse(wrapper, folder, r"changes the base's own weights \(.*embed_tokens")
+
+
+def test_one_bit_in_the_base_is_seen_and_put_back():
+    model = tiny_model()
+    weight = model.model.layers[1].mlp.up_proj.weight
+    before = weight.detach().clone()
+    for write_bit in (
+        lambda: weight.data[3, 4].neg_(),
+        lambda: weight.data.add_(1e-3),
+        lambda: torch._foreach_mul_([weight.data], 1.5),
+        lambda: torch.add(before, 1, out=weight.data),
+        lambda: setattr(weight, "data", before * 2),
+        lambda: weight.detach().numpy().__setitem__((0, 0), 1.0) or weight.data.copy_(before + 1),
+    ):
+        with WriteGuard(model) as guard:
+            write_bit()
+            assert guard.changed() == ["model.layers.1.mlp.up_proj.weight"]
+            guard.restore()
+            assert not guard.changed()
+        assert torch.equal(weight, before) or weight[0, 0] == 1.0
+    with WriteGuard(model) as guard, torch.no_grad():
+        weight.copy_(weight.clone())
+        assert not guard.changed(), "the same numbers were written"
+        model.model.layers[1].mlp.up_proj.weight = nn.Parameter(before + 1)
+        assert guard.changed() == ["model.layers.1.mlp.up_proj.weight"]
+
+
+# Keys
+
+
+def renamed(folder, old: str, new: str) -> None:
+    write(folder, {key.replace(old, new): tensor for key, tensor in tensors_of(folder).items()})
+
+
+ELSEWHERE = {
+    "multimodal twin": (".model.layers", ".model.language_model.layers"),
+    "AutoModel": ("base_model.model.model.", "base_model.model."),
+    "misnamed": ("self_attn", "attn"),
+    "a layer too many": ("layers.3.", "layers.7."),
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_tensors_that_land_nowhere_are_refused(wrapper, tmp_path, case):
+    folder = adapter(tmp_path / "new")
+    renamed(folder, *ELSEWHERE[case])
+    refuse(wrapper, folder, r"tensors of the adapter at .* have no place in this model")
+
+
+def test_a_deeper_model_s_adapter_is_refused(wrapper, tmp_path):
+    folder = adapter(tmp_path / "new")
+    tensors = tensors_of(folder)
+    deeper = {key.replace("layers.3.", "layers.4."): tensor.clone() for key, tensor in tensors.items()}
+    write(folder, tensors | deeper)
+    refuse(wrapper, folder, r"4 tensors .* have no place")
+
+
+@pytest.mark.parametrize("missing", ["layers.2.", "layers.1.self_attn.v_proj.lora_B", "lora_magnitude_vector"])
+def test_parameters_that_the_file_does_not_fill_are_refused(wrapper, tmp_path, missing):
+    folder = adapter(tmp_path / "new", "LoRA, DoRA")
+    kept = {key: tensor for key, tensor in tensors_of(folder).items() if missing not in key}
+    assert len(kept) < len(tensors_of(folder))
+    write(folder, kept)
+    refuse(wrapper, folder, "holds nothing for|does not fit")
+
+
+def test_an_empty_file_is_refused_and_an_adapter_may_be_called_like_a_module(wrapper, tmp_path):
+    folder = adapter(tmp_path / "new")
+    wrapper.load_adapter(folder, "norm")
+    with wrapper.finetune("norm"), quietly():
+        assert close(wrapper(IDS).logits, trained(KINDS["LoRA"], tmp_path / "again", 1)(IDS).logits)
+    write(folder, {})
+    refuse(wrapper, folder, "holds nothing for 16 of the tensors")
+
+
+# Files
+
+
+def pointer(path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 12345\n")
+
+
+DAMAGE = {
+    "weights are a pointer": (lambda f: pointer(f / "adapter_model.safetensors"), "git lfs pull"),
+    "config is a pointer": (lambda f: pointer(f / "adapter_config.json"), "git lfs pull"),
+    "weights cut short": (
+        lambda f: (f / "adapter_model.safetensors").write_bytes((f / "adapter_model.safetensors").read_bytes()[:-40]),
+        "does not fit this model .SafetensorError",
+    ),
+    "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "holds no weights of an adapter"),
+    "no config": (lambda f: (f / "adapter_config.json").unlink(), "no adapter of PEFT"),
+    "config cut short": (lambda f: (f / "adapter_config.json").write_text('{"peft_type": "LO'), "is damaged"),
+    "config no object": (lambda f: (f / "adapter_config.json").write_text("[]"), "is damaged"),
+    "record cut short": (lambda f: (f / "caa.json").write_text('{"base"'), "is damaged"),
+    "unknown kind": (lambda f: edit(f, peft_type="TELEPATHY"), "kind TELEPATHY"),
+    "unknown word": (lambda f: edit(f, target_modules=7), "does not fit this model"),
+}
+
+
+def edit(folder, **words) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | words))
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_file_that_is_not_whole_is_one_line(wrapper, tmp_path, case):
+    folder = adapter(tmp_path / "new")
+    damage, match = DAMAGE[case]
+    damage(folder)
+    refuse(wrapper, folder, match)
+
+
+def test_behind_an_adapter_that_trains_tokens_the_order_is_told(tmp_path):
+    tokens, plain = adapter(tmp_path / "a", "LoRA, trainable_token_indices"), adapter(tmp_path / "b")
+    wrapper = SteeringWrapper(tiny_model())
+    wrapper.load_adapter(tokens, "tokens")
+    try:
+        wrapper.load_adapter(plain, "plain")
+    except AdapterError as error:
+        assert "load this one first" in str(error)  # noqa: PT017
+        wrapper = SteeringWrapper(tiny_model())
+        wrapper.load_adapter(plain, "plain")
+        wrapper.load_adapter(tokens, "tokens")
+    with quietly():
+        for name, kind in (("tokens", "LoRA, trainable_token_indices"), ("plain", "LoRA")):
+            with wrapper.finetune(name):
+                assert close(logits(wrapper), logits(trained(KINDS[kind], tmp_path / "c", 1)))
+
+
+# What reads see
+
+
+@pytest.mark.parametrize("kind", ["Prompt tuning", "Prefix tuning", "P-tuning", "LoRA, aLoRA"])
+def test_what_acts_outside_of_the_decoder_is_refused_by_every_read(tmp_path, kind):
+    with quietly():
+        model = trained(KINDS[kind], tmp_path, 1)
+    for read in (
+        lambda: extract(model, TOKENIZER, PAIRS, [2]),
+        lambda: extract(model, TOKENIZER, PAIRS, [2], token="last"),
+        lambda: record_activations(model, IDS),
+        lambda: stream_norms(model, TOKENIZER, [[5, 6, 7]], [2]),
+        lambda: log_probabilities(SteeringWrapper(model), [Continued([5, 6], ([7], [8]), 0)], [()]),
+    ):
+        with pytest.raises(ValueError, match="acts outside of the decoder's layers"):
+            read()
+    with SteeringWrapper(model).finetune(None):
+        assert torch.equal(extract(model, TOKENIZER, PAIRS, [2]).at(2), extract(frozen(), TOKENIZER, PAIRS, [2]).at(2))
+
+
+def frozen():
+    """PEFT freezes the base, and torch multiplies frozen matrices by another kernel."""
+    return tiny_model().requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "LoRA, DoRA", "LoRA, modules_to_save", "IA3"])
+def test_a_read_is_of_what_is_worn(tmp_path, kind):
+    wrapper = SteeringWrapper(frozen())
+    wrapper.load_adapter(adapter(tmp_path, kind), "sft")
+    vector_worn = extract(wrapper.model, TOKENIZER, PAIRS, [2])
+    with quietly():
+        alone = trained(KINDS[kind], tmp_path / "alone", 1)
+    assert vector_worn.source.adapter == "sft"
+    torch.testing.assert_close(vector_worn.at(2), extract(alone, TOKENIZER, PAIRS, [2]).at(2), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(vector_worn.at(2), extract(frozen(), TOKENIZER, PAIRS, [2]).at(2), atol=1e-2)
+
+
+# What PEFT left on the model
+
+
+def test_a_merged_model_is_neither_base_nor_adapter_and_says_so(tmp_path):
+    model = tiny_lora(tiny_model())
+    wrapper = SteeringWrapper(model)
+    known, worn = fingerprint(model), wrapper(IDS).logits
+    model.merge_adapter()
+    assert merged_adapters(model) == ["sft"]
+    grid = EvalGrid(
+        behavior=Behavior("patience", ab_questions=(QUESTION,)),
+        vector=vector(),
+        layers=[2],
+        finetunes=["sft"],
+        tasks=["ab"],
+    )
+    for act in (
+        lambda: save_adapter(model, "sft", tmp_path),
+        lambda: wrapper.save_pretrained(tmp_path / "steered"),
+        lambda: wrapper.unload_adapters(),
+        lambda: wrapper.finetune(None).__enter__(),
+        lambda: wrapper.finetune("sft").__enter__(),
+        lambda: to_peft(steered(wrapper), tmp_path / "peft"),
+        lambda: to_merged(steered(wrapper), TOKENIZER, tmp_path / "merged"),
+        lambda: fingerprint(model),
+        lambda: extract(model, TOKENIZER, PAIRS, [2]),
+        lambda: wrapper.load_adapter(adapter(tmp_path / "other"), "other"),
+        lambda: wrapper.unsteer() or grid.run(wrapper, TOKENIZER, tmp_path / "run", progress=False),
+    ):
+        with pytest.raises(ValueError, match=r"PEFT has merged sft into the base's weights"):
+            act()
+    assert merged_adapters(model) == ["sft"], "what the user did stays"
+    wrapper.unsteer()
+    assert torch.allclose(wrapper(IDS).logits, worn, atol=1e-4)
+    model.unmerge_adapter()
+    assert len(known) == len(fingerprint(model))
+    wrapper.unload_adapters()
+    assert torch.allclose(wrapper(IDS).logits, tiny_model()(IDS).logits, atol=1e-4)
+
+
+def steered(wrapper: SteeringWrapper) -> SteeringWrapper:
+    wrapper.unsteer()
+    wrapper.steer(Intervention(vector(), 2, 1.0, where=everywhere))
+    return wrapper
+
+
+def test_adapters_that_transformers_put_on_are_told(tmp_path):
+    from peft import LoraConfig
+
+    model = tiny_model()
+    known = fingerprint(model)
+    torch.manual_seed(0)
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False), "native")
+    assert active_adapters(model) == ["native"]
+    assert has_fingerprint(model, known)
+    with pytest.raises(ValueError, match=r"transformers itself has put native on this model"):
+        SteeringWrapper(model).finetune(None).__enter__()
+    with pytest.raises(ValueError, match=r"transformers itself has put native on this model"):
+        SteeringWrapper(model).load_adapter(adapter(tmp_path), "sft")
+    model.disable_adapters()
+    assert active_adapters(model) == []
+
+
+@pytest.mark.parametrize("kind", ["IA3", "OFT", "LoHa", "VeRA", "VB-LoRA", "LN tuning", "FourierFT", "HRA"])
+def test_a_base_is_known_under_adapters_of_any_kind(tmp_path, kind):
+    with quietly():
+        assert fingerprint(trained(KINDS[kind], tmp_path, 1)) == fingerprint(tiny_model())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_base_is_known_where_its_weights_lie_on_the_disk(tmp_path, tied):
+    from accelerate import disk_offload
+
+    model = tied_model() if tied else tiny_model()
+    known, plain = fingerprint(model), model(IDS).logits
+    offloaded = disk_offload(model, tmp_path, execution_device=torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in offloaded.parameters())
+    assert fingerprint(offloaded) == known
+    assert torch.equal(offloaded(IDS).logits, plain)
+
+
+def tied_model():
+    model = tiny_model()
+    config = type(model.config)(**{**model.config.to_dict(), "tie_word_embeddings": True})
+    torch.manual_seed(0)
+    return type(model)(config).eval()
+
+
+# Quantized bases
+
+
+def quantized(bits: int):
+    quantization = pytest.importorskip("torchao.quantization", reason="needs torchao")
+    configs = {8: quantization.Int8WeightOnlyConfig, 4: getattr(quantization, "Int4WeightOnlyConfig", None)}
+    model = tiny_model()
+    quantization.quantize_(model, configs[bits]())
+    return model
+
+
+def test_an_int8_base_of_torchao_is_known_steered_read_and_wears_adapters(tmp_path):
+    model = quantized(8)
+    known, plain = fingerprint(model), model(IDS).logits
+    assert known == fingerprint(quantized(8))
+    assert fingerprint(tiny_model()) != known, "quantized weights are no part of it"
+    read = extract(model, TOKENIZER, PAIRS, [2])
+    assert torch.cosine_similarity(read.at(2), extract(tiny_model(), TOKENIZER, PAIRS, [2]).at(2), dim=0) > 0.99
+    wrapper = SteeringWrapper(model)
+    with wrapper.steer(Intervention(vector(), 2, 1.0)):
+        assert not torch.allclose(wrapper(IDS).logits, plain, atol=1e-2)
+    with quietly():
+        wrapper.load_adapter(adapter(tmp_path / "new"), "sft")
+        assert fingerprint(wrapper.model) == known
+        refuse_pissa = adapter(tmp_path / "pissa", "LoRA, PiSSA")
+    assert not torch.allclose(wrapper(IDS).logits, plain, atol=1e-2)
+    with wrapper.finetune(None):
+        assert torch.equal(wrapper(IDS).logits, plain)
+    refuse(wrapper, refuse_pissa, "changes the base")
+    with pytest.raises(ValueError, match="quantized"):
+        to_merged(steered(wrapper), TOKENIZER, tmp_path / "merged")
+    wrapper.unsteer()
+    wrapper.unload_adapters()
+    assert torch.equal(wrapper(IDS).logits, plain)
+
+
+# A folder as a model
+
+
+@pytest.fixture
+def base_folder(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "base")
+    TOKENIZER.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_the_folder_of_an_adapter_is_its_base_wearing_it(base_folder, tmp_path):
+    folder = adapter(tmp_path / "kind.v1")
+    edit(folder, base_model_name_or_path=str(base_folder))
+    model, tokenizer = load_model(str(folder))
+    wrapper = SteeringWrapper(model)
+    assert wrapper.adapters == active_adapters(model) == ["kind-v1"]
+    assert tokenizer("a").input_ids == TOKENIZER("a").input_ids
+    with quietly():
+        assert close(logits(wrapper), logits(trained(KINDS["LoRA"], tmp_path / "again", 1)))
+    with wrapper.finetune(None):
+        assert torch.equal(wrapper(IDS).logits, frozen()(IDS).logits)
+    assert extract(model, tokenizer, PAIRS, [2]).source.adapter == "kind-v1"
+
+
+def test_a_folder_that_is_no_model_says_what_it_is(base_folder, tmp_path):
+    folder = adapter(tmp_path / "sft")
+    edit(folder, base_model_name_or_path=None)
+    with pytest.raises(ValueError, match="is an adapter that does not say its base"):
+        load_model(str(folder))
+    edit(folder, base_model_name_or_path=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"is an adapter, and its base cannot be loaded: no model"):
+        load_model(str(folder))
+    wrapper = SteeringWrapper(tiny_lora(tiny_model()), Intervention(vector(), 2, 1.0))
+    with pytest.raises(ValueError, match=r"is a steered adapter and no model: .*SteeringWrapper.from_pretrained"):
+        load_model(str(wrapper.save_pretrained(tmp_path / "steered")))
+
+
+# Tied embeddings
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [5, 6]},
+        {"target_modules": ["q_proj"]},
+    ],
+    ids=str,
+)
+def test_an_export_of_a_tied_model_is_what_the_hook_gives(tmp_path, settings):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    with quietly():
+        model = get_peft_model(tied_model(), LoraConfig(r=2, task_type="CAUSAL_LM", **settings)).eval()
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        wrapper = steered(SteeringWrapper(model))
+        folder = to_merged(wrapper, TOKENIZER, tmp_path / "merged")
+        exported = AutoModelForCausalLM.from_pretrained(folder).eval()
+    torch.testing.assert_close(exported(IDS).logits, wrapper(IDS).logits, atol=1e-3, rtol=1e-4)
+    changes_an_end = settings != {"target_modules": ["q_proj"]}
+    assert exported.config.tie_word_embeddings is not changes_an_end
+    assert model.get_base_model().config.tie_word_embeddings, "the model itself stays tied"
+
+
+# A table over strangers' adapters
+
+QUESTION = Question("Wait 11?\n (A) Yes\n (B) No", "(A)", "(B)")
+QUESTIONS = (QUESTION, Question("Take 3 pearls?\n (A) Now\n (B) Later, all of them", "(B)", "(A)"))
+STRANGERS = {
+    "plain": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
+    "dora": {"r": 4, "target_modules": ["up_proj", "o_proj"], "use_dora": True},
+    "norms": {"r": 4, "target_modules": ["k_proj"], "use_rslora": True, "modules_to_save": ["norm"]},
+}
+
+
+def worn_by_plain_peft(*names: str):
+    from peft import LoraConfig, get_peft_model
+
+    model = None
+    with quietly():
+        for name in names:
+            config = LoraConfig(task_type="CAUSAL_LM", **STRANGERS[name])
+            torch.manual_seed(len(name))
+            if model is None:
+                model = get_peft_model(tiny_model(), config, adapter_name=name)
+            else:
+                model.add_adapter(name, config)
+            generator = torch.Generator().manual_seed(len(name))
+            for key, parameter in model.named_parameters():
+                if f".{name}." in f"{key}.":
+                    parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+@torch.no_grad()
+def share_by_hand(model, question: Question, multiplier: float) -> float:
+    """p(matching letter) / (p(A) + p(B)) behind "(", one text, a plain hook, the definition of softmax."""
+    from caa.models.blocks import decoder_blocks
+
+    prompt = TOKENIZER(f"<s>[{question.text}]", add_special_tokens=False).input_ids
+    ids = TOKENIZER(f"<s>[{question.text}] (", add_special_tokens=False).input_ids
+
+    def hook(module, args, output):
+        resid = (output if isinstance(output, torch.Tensor) else output[0]).clone()
+        resid[:, len(prompt) - 1 :] += multiplier * vector().at(2)
+        return resid if isinstance(output, torch.Tensor) else (resid, *output[1:])
+
+    handle = decoder_blocks(model)[2].register_forward_hook(hook)
+    try:
+        weights = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
+    finally:
+        handle.remove()
+    matching, opposite = (weights[TOKENIZER.convert_tokens_to_ids(answer[1])] for answer in question.answers)
+    return (matching / (matching + opposite)).item()
+
+
+def test_every_cell_of_a_table_over_strangers_adapters_is_the_slow_definition(tmp_path):
+    multipliers = [-1.0, 0.0, 1.0]
+    behavior = Behavior("patience", ab_questions=QUESTIONS)
+    grid = EvalGrid(
+        behavior=behavior,
+        vector=vector(),
+        layers=[2],
+        multipliers=multipliers,
+        finetunes=[None, *STRANGERS],
+        tasks=["ab"],
+    )
+    grid.run(SteeringWrapper(worn_by_plain_peft(*STRANGERS)), TOKENIZER, tmp_path, progress=False)
+    scores = {
+        (row.cell.finetune, row.cell.multiplier, row.question): row.score for row in read_rows(tmp_path / "rows.jsonl")
+    }
+    assert len(scores) == 4 * 3 * 2
+    for name, multiplier, question in product([None, *STRANGERS], multipliers, QUESTIONS):
+        alone = tiny_model() if name is None else worn_by_plain_peft(name)
+        expected = share_by_hand(alone, question, multiplier)
+        assert scores[name, multiplier, question.id] == pytest.approx(expected, abs=1e-5), (name, multiplier)
