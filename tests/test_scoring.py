@@ -12,7 +12,7 @@ from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model
 from caa import Intervention, SteeringVector, SteeringWrapper
 from caa.models.batching import by_tokens, in_batches, pad
 from caa.models.blocks import decoder_blocks
-from caa.models.capabilities import can_branch, can_expand, can_pad
+from caa.models.capabilities import can_branch, can_expand, can_pad, can_repeat_cache
 from caa.steering.generation import generate_settings
 from caa.steering.scopes import everywhere
 from caa.steering.scoring import Continued, log_probabilities
@@ -277,6 +277,7 @@ def test_texts_under_all_settings_equal_one_at_a_time(family):
 def test_the_prompt_is_read_once_for_all_settings_that_leave_it_alone():
     model = tiny_model()
     assert can_pad(model)
+    assert can_repeat_cache(model)
     seen = tokens_read(model, 0)
     model.generation_config.update(max_new_tokens=2, do_sample=False, eos_token_id=None, pad_token_id=0)
     generate_settings(SteeringWrapper(model), *pad([ids(9, 1), ids(4, 2)], 0, side="left"), LATE)

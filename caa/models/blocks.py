@@ -1,17 +1,26 @@
-"""Find the decoder blocks of any causal language model, plain or wrapped by PEFT. Knows no architecture by name."""
+"""Find the decoder blocks of any causal language model, plain or wrapped by PEFT. Knows no architecture by name.
+
+They are the outermost chain of modules in which each is fed what the one before wrote, as one small pass shows. That
+pass is run once for each model; where none can be (weights on the meta device) the structure has to do.
+"""
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from caa.models.batching import position_ids
+from caa.models.hooks import Call, RepeatedBlocks, stream_of, tracing
 
 
 def base_model(model: Any) -> Any:
@@ -21,27 +30,219 @@ def base_model(model: Any) -> Any:
 
 
 def decoder(model: Any) -> nn.Module:
-    """The part of a causal LM between the token ids and the head: the module that owns the blocks."""
-    get_decoder = getattr(model, "get_decoder", None)
-    owner = get_decoder() if get_decoder else None
-    if not isinstance(owner, nn.Module) or getattr(model.config, "is_encoder_decoder", False):
-        raise TypeError(f"{type(model).__name__} is not a decoder-only language model; steering needs a causal LM")
+    """The part of a causal LM between the token ids and the head: the innermost module that is given the ids."""
+    owner: nn.Module = base_model(model).get_submodule(_stack(model).owner)
     return owner
 
 
 def decoder_blocks(model: Any) -> nn.ModuleList:
     """The model's blocks, in order: block i writes the residual stream of layer i, counted from 0.
 
-    They are the one list of modules in the decoder that is as long as its config says.
+    TypeError, with the reason, for a model that has no such stream: an encoder, several streams, another layout.
     """
-    owner = decoder(model)
+    stack, base = _stack(model), base_model(model)
+    first = base.get_submodule(stack.blocks[0].rpartition(".")[0])
+    if isinstance(first, nn.ModuleList) and not stack.repeated and len(first) == len(stack.blocks):
+        return first
+    blocks = [base.get_submodule(name) for name in stack.blocks]
+    return RepeatedBlocks(blocks) if stack.repeated else nn.ModuleList(blocks)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Where in a model its residual stream runs, as paths, which stay when PEFT puts its layers in."""
+
+    owner: str
+    blocks: tuple[str, ...]
+    width: int
+    """d_model of the stream."""
+    repeated: bool = False
+    """Whether blocks run more than once in a pass."""
+
+
+_STACKS: WeakKeyDictionary[nn.Module, _Stack] = WeakKeyDictionary()
+
+
+def _stack(model: Any) -> _Stack:
+    base = base_model(model)
+    _check_causal(base)
+    known = _STACKS.get(base)
+    if known is None or not _still_there(base, known):
+        known = _STACKS[base] = _by_structure(base) if _is_empty(base) else _by_behavior(base)
+    return known
+
+
+def _check_causal(base: Any) -> None:
+    config = getattr(base, "config", None)
+    if config is None or not hasattr(base, "get_input_embeddings") or getattr(config, "is_encoder_decoder", False):
+        raise TypeError(f"{type(base).__name__} is not a decoder-only language model; steering needs a causal LM")
+
+
+def _still_there(base: nn.Module, stack: _Stack) -> bool:
+    """Whether the list of blocks is as long as it was: layers may have been cut off."""
+    container = stack.blocks[0].rpartition(".")[0]
+    members = sum(name.rpartition(".")[0] == container for name in stack.blocks)
+    try:
+        return stack.repeated or len(list(base.get_submodule(container).children())) >= members
+    except AttributeError:
+        return False
+
+
+def _is_empty(base: nn.Module) -> bool:
+    """Whether the weights are on the meta device, and nobody brings them when a module runs."""
+    meta = any(parameter.is_meta for parameter in base.parameters())
+    return meta and not any(hasattr(module, "_hf_hook") for module in base.modules())
+
+
+# By behavior: one pass over two rows that differ in their last token.
+
+_ROWS, _COLUMNS = 2, 5
+
+
+def _by_behavior(base: Any) -> _Stack:
+    try:
+        calls, ids = _traced(base)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, AssertionError) as error:
+        return _by_structure(base, f"a pass over plain text fails ({type(error).__name__}: {str(error)[:120]})")
+    chains = _outermost({name: chain for name, chain in _calls_by_list(base, calls).items() if _is_chain(chain)})
+    if not chains:
+        return _by_structure(base, "no list of its modules is a chain in which each is fed what the one before wrote")
+    run = [call for name in sorted(chains, key=lambda name: calls.index(chains[name][0])) for call in chains[name]]
+    width = _check_stream(base, run)
+    names = tuple(dict.fromkeys(call.name for call in run))
+    return _Stack(_owner(calls, ids, names[0]), names, width, repeated=len(run) > len(names))
+
+
+@torch.no_grad()
+def _traced(base: Any) -> tuple[list[Call], Tensor]:
+    """The calls of a pass without cache, and the ids that it was given."""
+    ids = ordinary_ids(base, _COLUMNS + 1)
+    device = input_device(base)
+    rows = torch.tensor([ids[:_COLUMNS], [*ids[: _COLUMNS - 1], ids[-1]]], device=device)
+    options: dict[str, Any] = {"use_cache": False} if takes(base, "use_cache") else {}
+    if takes(base, "attention_mask"):
+        options["attention_mask"] = torch.ones_like(rows)
+    with evaluating(base), torch.compiler.set_stance("force_eager"), tracing(base) as calls:
+        base(input_ids=rows, **options)
+    return calls, rows
+
+
+def _calls_by_list(base: nn.Module, calls: Sequence[Call]) -> dict[str, list[Call]]:
+    """Path of a list of modules -> the calls of its elements, in their order."""
+    by_list: dict[str, list[Call]] = {
+        name: [] for name, module in base.named_modules() if isinstance(module, nn.ModuleList)
+    }
+    for call in calls:
+        container = call.name.rpartition(".")[0]
+        if container in by_list:
+            by_list[container].append(call)
+    return by_list
+
+
+def _is_chain(calls: Sequence[Call]) -> bool:
+    """Whether most calls are fed what the one before wrote; a single one has to write what is shaped as its input."""
+    links = [_feeds(one, other) for one, other in pairwise(calls)]
+    if len(calls) == 1:
+        written = _tensors(calls[0].output)
+        return bool(written) and any(tensor.shape == written[0].shape and tensor.ndim >= 3 for tensor in calls[0].given)
+    return bool(calls) and 2 * sum(links) >= len(links)
+
+
+def _feeds(one: Call, other: Call) -> bool:
+    written = {(tensor.data_ptr(), tensor.shape) for tensor in _tensors(one.output) if tensor.ndim >= 3}
+    return any((tensor.data_ptr(), tensor.shape) in written for tensor in other.given)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The tensors that a module returned, the first one first."""
+    if isinstance(output, Tensor):
+        return [output]
+    values = list(output.values()) if isinstance(output, dict) else output
+    return [value for value in values if isinstance(value, Tensor)] if isinstance(values, list | tuple) else []
+
+
+def _outermost(chains: dict[str, list[Call]]) -> dict[str, list[Call]]:
+    """Without those inside a block of another; of several that are left, those of more than one call."""
+    outer = {name: chain for name, chain in chains.items() if not any(name.startswith(f"{other}.") for other in chains)}
+    longer = {name: chain for name, chain in outer.items() if len(chain) > 1}
+    return longer or outer
+
+
+def _owner(calls: Sequence[Call], ids: Tensor, block: str) -> str:
+    """The innermost module around the blocks that is given the ids themselves."""
+    owners = [
+        call.name
+        for call in calls
+        if (not call.name or block.startswith(f"{call.name}.")) and any(tensor is ids for tensor in call.given)
+    ]
+    return max(owners, key=len, default="")
+
+
+def _check_stream(base: Any, run: Sequence[Call]) -> int:
+    """d_model of what all calls write; TypeError, with the reason, where that is not one causal residual stream."""
+    streams = [stream_of(base.get_submodule(call.name), call.output) for call in run]
+    shapes = {tuple(stream.shape) for stream in streams}
+    width = streams[0].shape[-1]
+    if shapes != {(_ROWS, _COLUMNS, width)}:
+        raise TypeError(
+            f"the blocks of {type(base).__name__} write {sorted(map(list, shapes))} for {_ROWS} rows of {_COLUMNS} "
+            "tokens and not one residual stream, [row, position, d_model], so nobody knows where to read or add a "
+            "vector"
+        )
+    first, second = streams[-1][:, :-1].float()
+    if (first - second).norm() > max(1e-3, 4 * torch.finfo(base.dtype).eps) * first.norm():
+        raise TypeError(
+            f"{type(base).__name__} is an encoder here: its tokens see those that follow, and a language model is "
+            "asked what comes next. If it can be a decoder too, load it with is_decoder=True"
+        )
+    return int(width)
+
+
+# By structure.
+
+
+def _by_structure(base: Any, reason: str = "") -> _Stack:
+    """The one list of modules in the decoder that is as long as the config says."""
+    owner = base.get_decoder() if hasattr(base, "get_decoder") else base
+    depth, width = (getattr(text_config(base), name, None) for name in ("num_hidden_layers", "hidden_size"))
     lists = {name: child for name, child in owner.named_children() if isinstance(child, nn.ModuleList)}
-    depth = text_config(model).num_hidden_layers
-    candidates = [child for child in lists.values() if len(child) == depth]
-    if len(candidates) != 1:
+    names = [name for name, child in lists.items() if len(child) == depth]
+    if len(names) != 1 or reason.startswith("no list") or width is None:
         lengths = {name: len(child) for name, child in lists.items()}
-        raise TypeError(f"cannot tell the {depth} blocks of {type(owner).__name__}: its lists of modules are {lengths}")
-    return candidates[0]
+        raise TypeError(
+            f"cannot tell the blocks of {type(base).__name__}: {reason or 'its weights are not there to run it'}; the "
+            f"lists of modules of its {type(owner).__name__} are {lengths}"
+        )
+    place = next(name for name, module in base.named_modules() if module is owner)
+    prefix = f"{place}." if place else ""
+    return _Stack(place, tuple(f"{prefix}{names[0]}.{layer}" for layer in range(len(lists[names[0]]))), width)
+
+
+# What a model is like.
+
+
+def ordinary_ids(model: Any, count: int) -> list[int]:
+    """Ids of ordinary tokens: drawn from the second to eighth sixteenth of the vocabulary, none of them special.
+
+    Tokenizers number bytes and special tokens first, then words by how frequent they are.
+    """
+    size = base_model(model).get_input_embeddings().weight.shape[0]
+    values = vars(text_config(model)).items()
+    special = {value for name, value in values if name.endswith("token_id") and isinstance(value, int)}
+    drawn = torch.randperm(max(1, size // 2 - size // 16), generator=torch.Generator().manual_seed(0)) + size // 16
+    ordinary = [token for token in drawn.tolist() if token not in special]
+    return (ordinary * count)[:count]
+
+
+def input_device(model: Any) -> torch.device:
+    """Where the token ids go."""
+    device: torch.device = base_model(model).get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def takes(model: Any, name: str) -> bool:
+    """Whether the model's own forward pass has a parameter of this name."""
+    return name in inspect.signature(base_model(model).forward).parameters
 
 
 def text_config(model: Any) -> Any:
@@ -51,7 +252,7 @@ def text_config(model: Any) -> Any:
 
 def model_width(model: Any) -> int:
     """d_model, the width of the residual stream."""
-    return int(text_config(model).hidden_size)
+    return _stack(model).width
 
 
 def context_length(model: Any, tokenizer: Any) -> int:
@@ -69,8 +270,8 @@ def check_layer(model: Any, layer: int) -> None:
 
 def position_inputs(model: Any, attention_mask: Int[Tensor, "row position"]) -> dict[str, Tensor]:
     """`position_ids` for a padded batch, where the family takes them: GPT-2 and others are wrong without."""
-    takes = "position_ids" in inspect.signature(decoder(model).forward).parameters
-    return {"position_ids": position_ids(attention_mask)} if takes else {}
+    accepted = "position_ids" in inspect.signature(decoder(model).forward).parameters
+    return {"position_ids": position_ids(attention_mask)} if accepted else {}
 
 
 def keeps_place(model: Any) -> bool:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa.models.batching import pad, position_ids
+from caa.models.blocks import input_device
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Branched:
     def inputs(self, model: Any) -> dict[str, Tensor]:
         """What the model takes, on its device."""
         named = {"input_ids": self.ids, "position_ids": self.positions, "attention_mask": self.mask(model.dtype)}
-        device = model.get_input_embeddings().weight.device
+        device = input_device(model)
         return {name: tensor.to(device) for name, tensor in named.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,9 +11,19 @@ import torch
 from torch import Tensor
 
 from caa.models.batching import pad
-from caa.models.blocks import decoder, decoder_blocks, evaluating, position_inputs, text_config
+from caa.models.blocks import (
+    base_model,
+    decoder,
+    decoder_blocks,
+    evaluating,
+    input_device,
+    keeps_place,
+    ordinary_ids,
+    position_inputs,
+    text_config,
+)
 from caa.models.branching import branched
-from caa.models.hooks import expanding
+from caa.models.hooks import expanding, writing
 
 
 def can_branch(model: Any, longest: int) -> bool:
@@ -28,15 +38,17 @@ def can_branch(model: Any, longest: int) -> bool:
         return False
     window = min(_windows(config), default=longest)
     if longest > window:
-        why = f"texts of {longest} tokens reach beyond its sliding window of {window}"
-        _say_once(model, "row by row, not by branches", why)
+        reason = f"texts of {longest} tokens reach beyond its sliding window of {window}"
+        _say_once(model, "row by row, not by branches", reason)
         return False
-    why = "its attention does not keep the branches of one prompt apart"
-    return _passes(model, _keeps_branches_apart, "row by row, not by branches", why)
+    reason = "its attention does not keep the branches of one prompt apart"
+    return _passes(model, _keeps_branches_apart, "row by row, not by branches", reason)
 
 
-def can_pad(model: Any) -> bool:
-    """Whether a text padded on the left is what it is alone; recurrent families read their pads."""
+def can_pad(model: Any, *, warn: bool = True) -> bool:
+    """Whether a text padded on the left is what it is alone, read and continued; recurrent families read their pads."""
+    if not warn:
+        return _stands(model, _ignores_pads)
     return _passes(model, _ignores_pads, "one prompt at a time", "padding on the left changes what it computes")
 
 
@@ -45,20 +57,44 @@ def can_expand(model: Any) -> bool:
     return _passes(model, _repeats_rows, "one setting at a time", "its blocks do not take repeated rows")
 
 
+def can_repeat_cache(model: Any) -> bool:
+    """Whether a prompt's cache can be repeated for several continuations (`repeat_cache`)."""
+    if not keeps_place(model):
+        return False
+    return _passes(
+        model, _goes_on_from_repeated_cache, "anew for every setting", "its cache of a prompt cannot be repeated"
+    )
+
+
+def repeat_cache(cache: Any, rows: int, times: int) -> None:
+    """Every row of a cache `times` times, in place: keys and values, and the states of recurrent layers too.
+
+    The way that beams take, which every kind of cached layer knows; `batch_repeat_interleave` forgets states.
+    """
+    cache.reorder_cache(torch.arange(rows).repeat_interleave(times))
+
+
 def _windows(config: Any) -> list[int]:
     """Spans of local attention that the config names, in tokens."""
     if getattr(config, "use_sliding_window", True) is False:
         return []
-    found = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "local_attention_size"))
-    return [span for span in found if isinstance(span, int)]
+    spans = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "local_attention_size"))
+    return [span for span in spans if isinstance(span, int)]
 
 
-_PAD = 3  # no model's own pad token: one whose embedding is zero would not show
 _KNOWN: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 _SAID: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
-def _passes(model: Any, trial: Callable[[Any], bool], how: str, why: str) -> bool:
+def _passes(model: Any, trial: Callable[[Any], bool], manner: str, reason: str) -> bool:
+    """Does the model stand the trial? Where not, how it is asked and why is said once."""
+    passed = _stands(model, trial)
+    if not passed:
+        _say_once(model, manner, reason)
+    return passed
+
+
+def _stands(model: Any, trial: Callable[[Any], bool]) -> bool:
     """Does the model, with the attention kernel that it has now, stand the trial? A pass it cannot run is a no."""
     known = _KNOWN.setdefault(decoder(model), {})
     key = trial, getattr(model.config, "_attn_implementation", None)
@@ -66,61 +102,138 @@ def _passes(model: Any, trial: Callable[[Any], bool], how: str, why: str) -> boo
         try:
             with torch.no_grad(), evaluating(model):
                 known[key] = trial(model)
-        except (TypeError, ValueError, RuntimeError, IndexError):
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
             known[key] = False
-    if not known[key]:
-        _say_once(model, how, why)
     return known[key]
 
 
-def _say_once(model: Any, how: str, why: str) -> None:
+def _say_once(model: Any, manner: str, reason: str) -> None:
     said = _SAID.setdefault(decoder(model), set())
-    if why not in said:
-        said.add(why)
-        warnings.warn(f"{type(model).__name__} is asked {how}: {why}. Same numbers, more time.", stacklevel=3)
+    if reason not in said:
+        said.add(reason)
+        name = type(base_model(model)).__name__
+        warnings.warn(f"{name} is asked {manner}: {reason}. Same numbers, more time.", stacklevel=3)
 
 
 def _keeps_branches_apart(model: Any) -> bool:
     """Are the branches of a padded stem what separate rows are? The last of them stand far from it."""
-    stems, branches = [[3, 4, 5, 6], [4, 5]], [[3 + n, 7, 11 - n] for n in range(8)]
+    filling, *ids = ordinary_ids(model, 24)
+    stems, branches = [ids[:4], ids[1:3]], [[ids[4 + n], ids[12], ids[13 + n]] for n in range(8)]
     rows = [[*stem, *branch] for stem in stems for branch in branches]
-    text = branched(stems, [branches] * len(stems), _PAD)
+    text = branched(stems, [branches] * len(stems), filling)
     joint = model(**text.inputs(model), use_cache=False).logits[:, text.stem + 2 :: text.width].flatten(0, 1)
-    ids, mask = pad(rows, _PAD)
-    return _same(joint, _logits(model, ids, mask)[torch.arange(len(rows)), mask.sum(1) - 1])
+    separate, mask = pad(rows, filling)
+    last = torch.arange(len(rows)), mask.sum(1) - 1
+    expected = _logits(model, separate, mask)[last]
+    return _same(joint, expected, _rounding(model, separate, mask, last))
 
 
 def _ignores_pads(model: Any) -> bool:
-    """Is every token of a row that is padded on the left what it is in that row alone?"""
-    short, long = [7, 8, 9], [3, 4, 5, 6, 7, 8, 9, 3, 4]
-    ids, mask = pad([long, short], _PAD, side="left")
-    alone = _logits(model, *pad([short], _PAD))
-    return _same(_logits(model, ids, mask)[1:, -len(short) :], alone, most=0.05)
+    """Is every token of a row that is padded on the left what it is in that row alone, and what it is continued by?"""
+    filling, *drawn = ordinary_ids(model, 10)
+    short, long = drawn[4:7], [*drawn[:7], *drawn[:2]]
+    ids, mask = pad([long, short], filling, side="left")
+    alone, real = pad([short], filling)
+    places = torch.tensor(0), torch.arange(len(short))
+    rounding = _rounding(model, alone, real, places)
+    if not _same(_logits(model, ids, mask)[1, -len(short) :], _logits(model, alone, real)[places], rounding):
+        return False
+    if not keeps_place(model):
+        return True
+    padded, plain = (_written(model, *batch) for batch in ((ids, mask), (alone, real)))
+    return _agree((padded[0][1:], padded[1][1:]), plain, rounding)
+
+
+def _goes_on_from_repeated_cache(model: Any) -> bool:
+    """Are two prompts of one length, each continued twice from its repeated cache, what they are without?"""
+    filling, *drawn = ordinary_ids(model, 11)
+    ids, mask = pad([drawn[:5], drawn[5:]], filling)
+    rounding = _rounding(model, ids, mask, (torch.arange(2), torch.tensor([4, 4])))
+    inputs = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], **position_inputs(model, mask[:, :-1])}
+    device = input_device(model)
+    cache = model(**{name: tensor.to(device) for name, tensor in inputs.items()}, use_cache=True).past_key_values
+    repeat_cache(cache, 2, 2)
+    twice = [values.repeat_interleave(2, dim=0) for values in (ids, mask)]
+    plain = _written(model, *twice, use_cache=False)
+    return _agree(_written(model, *twice, past_key_values=cache), plain, rounding)
 
 
 def _repeats_rows(model: Any) -> bool:
     """Is each copy of a row, made behind the first block, what the row is? One row and several fail differently."""
-    for rows in ([[3, 4, 5, 6]], [[3, 4, 5, 6], [4, 5]]):
-        ids, mask = pad(rows, _PAD, side="left")
+    filling, *drawn = ordinary_ids(model, 7)
+    for rows in ([drawn[:4]], [drawn[:4], drawn[4:6]]):
+        ids, mask = pad(rows, filling, side="left")
         plain = _logits(model, ids, mask)
         with expanding(decoder_blocks(model), 0, 2):
             copies = _logits(model, ids, mask)
-        if not _same(copies, plain.repeat_interleave(2, dim=0)):
+        last = torch.arange(len(rows)), torch.tensor(-1)
+        if not _same(copies[:, -1], plain[:, -1].repeat_interleave(2, dim=0), _rounding(model, ids, mask, last)):
             return False
     return True
 
 
 def _logits(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     inputs = {"input_ids": ids, "attention_mask": mask, **position_inputs(model, mask)}
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     logits: Tensor = model(**{name: tensor.to(device) for name, tensor in inputs.items()}, use_cache=False).logits
     return logits
 
 
-def _same(found: Tensor, expected: Tensor, most: float = 0.1) -> bool:
-    """Within rounding, token by token, beside how far a token's logits lie apart; `most` bounds half precision."""
-    if found.shape != expected.shape:
+def _written(model: Any, ids: Tensor, mask: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """Three tokens that follow greedily, [row, 3], and the logits of each, [row, 3, vocab]."""
+    device = input_device(model)
+    options = {
+        "max_new_tokens": 3,
+        "min_new_tokens": 3,
+        "do_sample": False,
+        "num_beams": 1,
+        "use_cache": True,
+    } | options
+    options |= {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
+    result = model.generate(ids.to(device), attention_mask=mask.to(device), **options)
+    return result.sequences[:, ids.shape[1] :], torch.stack(result.logits, dim=1)
+
+
+def _agree(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], rounding: float) -> bool:
+    """Whether the logits are the same for as long as the tokens before them are."""
+    (one_ids, one_logits), (other_ids, other_logits) = one, other
+    before = torch.ones_like(one_ids[:, :1], dtype=torch.bool)
+    shared = torch.cat([before, (one_ids == other_ids)[:, :-1].cumprod(1).bool()], dim=1)
+    return _same(one_logits[shared], other_logits[shared], rounding)
+
+
+_EXACT = 1024 * torch.finfo(torch.float32).eps
+"""Share of a token's logits that is always taken for rounding: sums of another order, in float32."""
+_COARSE = 0.25
+"""Share that never is."""
+
+
+def _rounding(model: Any, ids: Tensor, mask: Tensor, places: Sequence[Tensor]) -> float:
+    """How far rounding moves this model's logits at these places, in its own dtype, as a share of their spread.
+
+    Every block's output is shaken by one step of the dtype, which is twice what rounding it once does.
+    """
+    plain = _logits(model, ids, mask)[tuple(places)]
+    draw = torch.Generator().manual_seed(0)
+
+    def shake(resid: Tensor) -> Tensor:
+        noise = 2 * torch.rand(resid.shape, generator=draw) - 1
+        return (resid.float() * (1 + torch.finfo(resid.dtype).eps * noise.to(resid.device))).to(resid.dtype)
+
+    blocks = decoder_blocks(model)
+    with writing(blocks, dict.fromkeys(range(len(blocks)), shake)):
+        shaken = _logits(model, ids, mask)[tuple(places)]
+    return float(_distance(shaken, plain).max())
+
+
+def _same(logits: Tensor, expected: Tensor, rounding: float) -> bool:
+    """Whether they differ by no more than the model's own rounding explains, token by token."""
+    if logits.shape != expected.shape:
         return False
+    return bool(_distance(logits, expected).max() <= min(max(8 * rounding, _EXACT), _COARSE))
+
+
+def _distance(logits: Tensor, expected: Tensor) -> Tensor:
+    """Of each token's logits, beside how far they lie apart from each other: [token]."""
     spread = expected.float() - expected.float().mean(-1, keepdim=True)
-    error = (found.float() - expected.float()).norm(dim=-1) / spread.norm(dim=-1)
-    return bool(error.max() <= min(1024 * torch.finfo(expected.dtype).eps, most))
+    return (logits.float() - expected.float()).norm(dim=-1) / spread.norm(dim=-1)

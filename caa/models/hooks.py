@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +17,25 @@ Edit = Callable[[Tensor], Tensor]
 """resid [row, position, d_model] -> resid, the same shape and dtype."""
 
 
-def _resid(output: Any) -> Tensor:
-    """transformers 5 blocks return a bare tensor, some families still a tuple. `output[0]` alone would be a row."""
-    return output if isinstance(output, Tensor) else output[0]
+def stream_of(module: nn.Module, output: Any) -> Tensor:
+    """The residual stream in what a block returned: [row, position, d_model], bare or first in a tuple.
+
+    TypeError for anything else, such as several streams. The one check that every reader and writer shares.
+    """
+    resid = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(resid, Tensor) or resid.ndim != 3:
+        shape = list(resid.shape) if isinstance(resid, Tensor) else f"a {type(output).__name__}"
+        raise TypeError(
+            f"a {type(module).__name__} writes {shape} and not one residual stream, [row, position, d_model], so "
+            "nobody knows where to read or add a vector"
+        )
+    return resid
+
+
+def _written(module: nn.Module, output: Any) -> Tensor:
+    """What a part of a block returned; OPT hands its MLP all rows in one, [row * position, d_model]."""
+    resid = output if isinstance(output, Tensor) else output[0]
+    return resid if isinstance(resid, Tensor) and resid.ndim == 2 else stream_of(module, output)
 
 
 def _with_resid(output: Any, resid: Tensor) -> Any:
@@ -35,6 +52,10 @@ def _attach(register: Callable[..., Any], hook: Hook, *, with_kwargs: bool = Fal
         dynamo.skip_nnmodule_hook_guards = False
         torch.compiler.reset()  # what was compiled before does not look
     return register(hook, with_kwargs=with_kwargs, prepend=prepend)
+
+
+class RepeatedBlocks(nn.ModuleList):
+    """Blocks that run several times in one pass, as those of a recurrent stack do."""
 
 
 class _EnoughError(Exception):
@@ -54,15 +75,17 @@ def reading(
 
     With `at`, only those (row, position) places are kept, [place, d_model]: memory holds no more than is wanted.
     With `inputs`, what the blocks are given is collected in place of what they write.
-    With `to_the_end=False` the pass, which is the last in the block, stops after the last wanted layer.
+    With `to_the_end=False` the pass, which is the last in the block, stops after the last wanted layer. Blocks that run
+    several times in a pass never stop it, and what they write last is kept.
     """
     streams: dict[int, Tensor] = {}
+    repeated = isinstance(blocks, RepeatedBlocks)
 
     def reader(layer: int) -> Hook:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            resid = (args[0] if args else kwargs["hidden_states"]) if inputs else _resid(output)
+            resid = (args[0] if args else kwargs["hidden_states"]) if inputs else _written(module, output)
             streams[layer] = resid.detach() if at is None else _places(resid.detach(), at)
-            if not to_the_end and layer == max(layers):
+            if not to_the_end and layer == max(layers) and not repeated:
                 raise _EnoughError
 
         return hook
@@ -85,7 +108,7 @@ def writing(blocks: nn.ModuleList, edits: Mapping[int, Edit]) -> ExitStack:
     """Edit what the blocks write until the returned stack is closed. It is a context manager; hooks of others stay."""
 
     def writer(edit: Edit) -> Hook:
-        return lambda module, args, output: _with_resid(output, edit(_resid(output)))
+        return lambda module, args, output: _with_resid(output, edit(stream_of(module, output)))
 
     with ExitStack() as stack:
         for layer, edit in edits.items():
@@ -104,7 +127,7 @@ def expanding(blocks: nn.ModuleList, layer: int, times: int) -> ExitStack:
 
     def grow(module: nn.Module, args: Any, output: Any) -> Any:
         nonlocal rows
-        resid = _resid(output)
+        resid = stream_of(module, output)
         rows = len(resid)
         return _with_resid(output, resid.repeat_interleave(times, dim=0))
 
@@ -138,3 +161,48 @@ def listening(module: nn.Module, receive: Callable[[Mapping[str, Any]], None]) -
         receive({**signature.bind_partial(*args).arguments, **kwargs})
 
     return _attach(module.register_forward_pre_hook, hook, prepend=True, with_kwargs=True)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module in a traced pass."""
+
+    name: str
+    """The module's path in the model."""
+    given: list[Tensor]
+    """The tensors among its arguments."""
+    output: Any
+
+
+@contextmanager
+def tracing(model: nn.Module) -> Iterator[list[Call]]:
+    """Collect the calls of all modules that hold others, and of all elements of lists, in the order of their ends."""
+    calls: list[Call] = []
+
+    def tracer(name: str) -> Hook:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            calls.append(Call(name, given, output))
+
+        return hook
+
+    lists = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name.rpartition(".")[0] in lists or next(module.children(), None) is not None:
+                register = module.register_forward_hook
+                stack.callback(_attach(register, tracer(name), with_kwargs=True).remove)
+        yield calls
+
+
+@contextmanager
+def observing(modules: Mapping[str, nn.Module], receive: Callable[[str, Any], None]) -> Iterator[None]:
+    """Give `receive` the name and the output of every call of these modules."""
+
+    def observer(name: str) -> Hook:
+        return lambda module, args, output: receive(name, output)
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.callback(_attach(module.register_forward_hook, observer(name)).remove)
+        yield

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
 
 from caa.models.adapter_state import check_readable
-from caa.models.capabilities import can_pad
+from caa.models.blocks import input_device, takes
+from caa.models.capabilities import can_pad, can_repeat_cache, repeat_cache
 from caa.steering.settings import Setting, leaves_prompt, together
 from caa.steering.wrapper import SteeringWrapper
 
@@ -30,7 +30,7 @@ def generate_settings(
     The prompt but for its last token is read once where no setting edits it, and its cache repeated.
     """
     check_readable(wrapper.model)
-    device, times = wrapper.model.get_input_embeddings().weight.device, len(settings)
+    device, times = input_device(wrapper.model), len(settings)
     ids, attention_mask = ids.to(device), attention_mask.to(device)
     with wrapper.paused():
         apart = not attention_mask.all() and not can_pad(wrapper.model)
@@ -63,9 +63,10 @@ def _shared_cache(wrapper: SteeringWrapper, ids: Tensor, mask: Tensor, settings:
         return None
     if not all(leaves_prompt(setting, length) for setting in settings):
         return None
-    prompt = wrapper(ids[:, :-1], mask[:, :-1], use_cache=True, logits_to_keep=1)
-    cache = getattr(prompt, "past_key_values", None)
-    if type(cache) is not DynamicCache:
-        return None
-    cache.batch_repeat_interleave(len(settings))
+    with wrapper.paused():
+        if not can_repeat_cache(wrapper.model):
+            return None
+    options = {"logits_to_keep": 1} if takes(wrapper.model, "logits_to_keep") else {}
+    cache = wrapper.run_pass(ids[:, :-1], mask[:, :-1], use_cache=True, **options).past_key_values
+    repeat_cache(cache, len(ids), len(settings))
     return cache

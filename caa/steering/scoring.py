@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa.models.adapter_state import check_readable
 from caa.models.batching import in_batches
-from caa.models.blocks import decoder_blocks, evaluating
+from caa.models.blocks import base_model, decoder_blocks, evaluating, input_device, takes
 from caa.models.branching import branched
 from caa.models.capabilities import can_branch, can_expand, can_pad
 from caa.models.hooks import expanding
@@ -150,6 +150,24 @@ def _even_tails(batch: Sequence[Continued]) -> list[list[list[int]]]:
     return [(text.tails() * most)[:most] for text in batch]
 
 
+def _kept_logits(
+    wrapper: SteeringWrapper, keep: Int[Tensor, " kept"], **inputs: Tensor
+) -> Float[Tensor, "row kept vocab"]:
+    """Those of the columns to keep, also of a model that computes all whatever it is told; [row * setting] rows."""
+    columns = inputs["input_ids"].shape[1]
+    keep = keep.to(inputs["input_ids"].device)
+    options = {"logits_to_keep": keep} if takes(wrapper.model, "logits_to_keep") else {}
+    logits: Tensor = wrapper.run_pass(**inputs, **options, use_cache=False).logits
+    if logits.shape[1] == columns != len(keep):
+        return logits[:, keep.to(logits.device)]
+    if logits.shape[1] != len(keep):
+        name = type(base_model(wrapper.model)).__name__
+        raise TypeError(
+            f"{name} gives logits {list(logits.shape)} for {columns} tokens, of which {len(keep)} were wanted"
+        )
+    return logits
+
+
 # All settings and continuations of a prompt in one row.
 
 
@@ -170,9 +188,9 @@ def _branch_logits(
     inputs = rows.inputs(wrapper.model)
     device = inputs["input_ids"].device
     prompts = torch.tensor([len(text.prompt) for text in batch], device=device)
-    keep = (rows.stem + columns.flatten()).to(device)
+    keep = rows.stem + columns.flatten()
     with wrapper.steer(*(_by_column(intervention, rows.stem, per_setting) for intervention in together(settings))):
-        logits: Tensor = wrapper(**inputs, prompt_lengths=prompts, logits_to_keep=keep, use_cache=False).logits
+        logits = _kept_logits(wrapper, keep, **inputs, prompt_lengths=prompts)
     return logits.view(len(batch), len(settings), len(tails[0]), rows.width - first, -1)
 
 
@@ -196,12 +214,12 @@ def _row_logits(
     tails = _even_tails(batch)
     rows = [(text.prompt[:-1], tail) for text, own in zip(batch, tails, strict=True) for tail in own]
     padded = branched([stem for stem, _ in rows], [[tail] for _, tail in rows], pad_id)
-    device = wrapper.model.get_input_embeddings().weight.device
+    device = input_device(wrapper.model)
     ids, mask = padded.ids.to(device), padded.real.to(device)
     prompts = torch.tensor([len(stem) + 1 for stem, _ in rows], device=device)
-    keep = torch.arange(padded.stem + first, ids.shape[1], device=device)
+    keep = torch.arange(padded.stem + first, ids.shape[1])
     with _at_once(wrapper, settings, len(rows)):
-        logits: Tensor = wrapper(ids, mask, prompt_lengths=prompts, logits_to_keep=keep, use_cache=False).logits
+        logits = _kept_logits(wrapper, keep, input_ids=ids, attention_mask=mask, prompt_lengths=prompts)
     by_row = logits.view(len(batch), len(tails[0]), len(settings), padded.width - first, -1)
     return by_row.transpose(1, 2)
 

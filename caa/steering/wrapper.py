@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from caa.models.blocks import (
     model_width,
     position_inputs,
 )
+from caa.models.capabilities import can_pad
 from caa.models.hooks import Edit, listening, writing
 from caa.models.names import model_name
 from caa.models.positions import TokenClock, coefficients, one_each, repeat_rows
@@ -137,11 +139,6 @@ class SteeringWrapper(nn.Module):
         directions = [intervention.direction for intervention in interventions]
 
         def edit(resid: Tensor) -> Tensor:
-            if resid.ndim != 3:
-                raise TypeError(
-                    f"a block of {type(self.model).__name__} writes {list(resid.shape)} and not one residual stream, "
-                    "[row, position, d_model], so nobody knows where to add a vector"
-                )
             rows, columns, _ = resid.shape
             positions, last_prompt = (places.to(resid.device) for places in self._clock.now())
             for n, intervention in enumerate(interventions):
@@ -171,9 +168,25 @@ class SteeringWrapper(nn.Module):
         `prompt_lengths` counts each row's prompt tokens, for texts that hold an answer too; without it the whole of a
         first pass is prompt, and passes on a filled cache go on with the answer.
         """
-        if attention_mask is not None and attention_mask.ndim == 2 and "position_ids" not in kwargs:
-            for name, tensor in position_inputs(self.model, attention_mask).items():
+        if attention_mask is not None and attention_mask.ndim == 2:
+            self._warn_of_pads(attention_mask)
+        return self.run_pass(input_ids, attention_mask, prompt_lengths=prompt_lengths, **kwargs)
+
+    def run_pass(
+        self,
+        input_ids: Int[Tensor, "row position"],
+        attention_mask: Tensor | None = None,
+        *,
+        prompt_lengths: Int[Tensor, " row"] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`forward` for those who know already whether the model may be padded."""
+        mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+        if mask is not None and "position_ids" not in kwargs:
+            for name, tensor in position_inputs(self.model, mask).items():
                 kwargs[name] = tensor[:, -input_ids.shape[1] :]
+        if prompt_lengths is None and mask is not None and kwargs.get("past_key_values") is None:
+            prompt_lengths = mask.sum(1)  # RWKV's decoder is not told of the mask
         lengths = None if prompt_lengths is None else one_each(prompt_lengths, len(input_ids), "prompt lengths")
         with self._prompts(lengths):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
@@ -192,10 +205,25 @@ class SteeringWrapper(nn.Module):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if not mask[:, -1].all():
             raise ValueError("generation continues the last column, so pad prompts on the left (padding_side='left')")
+        self._warn_of_pads(mask)
         if self._steering and not keeps_place(self.model):
             kwargs.setdefault("use_cache", False)
         with self._prompts(mask.sum(1)):
             return self.model.generate(input_ids=input_ids, attention_mask=mask, **kwargs)
+
+    def _warn_of_pads(self, mask: Tensor) -> None:
+        """Said once: a family in which pads on the left show, also without steering."""
+        if mask[:, 0].all():
+            return
+        with self.paused():
+            exact = can_pad(self.model, warn=False)
+        if not exact:
+            name = type(base_model(self.model)).__name__
+            warnings.warn(
+                f"{name} reads pads on the left, steered or not, so a row of this batch is not what it is alone. "
+                "Give prompts of equal length, or one at a time.",
+                stacklevel=3,
+            )
 
     @contextmanager
     def _prompts(self, lengths: Tensor | None) -> Iterator[None]:

@@ -1,0 +1,76 @@
+"""A model in, the names of the linear layers that a LoRA can go on out: found by structure and one small pass."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caa.models.blocks import base_model, evaluating, input_device, ordinary_ids
+from caa.models.hooks import observing
+
+
+def linear_targets(model: Any) -> list[str]:
+    """Names of all linear layers below the head that return a tensor when the model runs and that PEFT can wrap.
+
+    Left out are the head and the embeddings, routers that return several things, layers whose weight is used without
+    calling them, and what PEFT refuses for the family. Experts that no token of the pass chose go by those of their
+    kind that were. ValueError where none is left.
+    """
+    base = base_model(model)
+    linears = {name: module for name, module in base.named_modules() if _is_linear(module)}
+    output = base.get_output_embeddings()
+    tied = {module.weight for module in (output, base.get_input_embeddings()) if hasattr(module, "weight")}
+    inner = {name: module for name, module in linears.items() if not any(module.weight is weight for weight in tied)}
+    called = _returning_tensors(base, inner)
+    kinds = {_kind(name) for name, returned in called.items() if returned}
+    refused = {_kind(name) for name, returned in called.items() if not returned}
+    targets = [name for name in inner if _kind(name) in kinds - refused and _allowed(base, name)]
+    if not targets:
+        raise ValueError(
+            f"{type(base).__name__} has no linear layer that a LoRA can go on; name some as target_modules"
+        )
+    return targets
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _kind(name: str) -> str:
+    """The name without the numbers of layers and experts.
+
+    >>> _kind("model.layers.3.mlp.experts.0.up_proj")
+    'model.layers.#.mlp.experts.#.up_proj'
+    """
+    return re.sub(r"\d+", "#", name)
+
+
+@torch.no_grad()
+def _returning_tensors(base: Any, linears: dict[str, nn.Module]) -> dict[str, bool]:
+    """Of those that one pass calls: whether they return a tensor."""
+    returned: dict[str, bool] = {}
+    ids = torch.tensor([ordinary_ids(base, 16)], device=input_device(base))
+
+    def note(name: str, output: Any) -> None:
+        returned[name] = isinstance(output, Tensor) and returned.get(name, True)
+
+    with evaluating(base), observing(linears, note):
+        base(input_ids=ids)
+    return returned
+
+
+def _allowed(base: Any, name: str) -> bool:
+    """Whether PEFT would put a LoRA there: it refuses some layers of state-space families."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), base, name.rpartition(".")[2])
+    except ValueError:
+        return False
+    return True
