@@ -236,4 +236,5 @@ def _same(logits: Tensor, expected: Tensor, rounding: float) -> bool:
 def _distance(logits: Tensor, expected: Tensor) -> Tensor:
     """Of each token's logits, beside how far they lie apart from each other: [token]."""
     spread = expected.float() - expected.float().mean(-1, keepdim=True)
-    return (logits.float() - expected.float()).norm(dim=-1) / spread.norm(dim=-1)
+    error: Tensor = (logits.float() - expected.float()).norm(dim=-1)
+    return error / spread.norm(dim=-1)

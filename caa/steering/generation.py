@@ -66,7 +66,7 @@ def _shared_cache(wrapper: SteeringWrapper, ids: Tensor, mask: Tensor, settings:
     with wrapper.paused():
         if not can_repeat_cache(wrapper.model):
             return None
-    options = {"logits_to_keep": 1} if takes(wrapper.model, "logits_to_keep") else {}
+    options: dict[str, Any] = {"logits_to_keep": 1} if takes(wrapper.model, "logits_to_keep") else {}
     cache = wrapper.run_pass(ids[:, :-1], mask[:, :-1], use_cache=True, **options).past_key_values
     repeat_cache(cache, len(ids), len(settings))
     return cache
