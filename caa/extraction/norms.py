@@ -82,8 +82,8 @@ def conversion(vector: SteeringVector, layer: int, multipliers: Sequence[float],
     'relative dose at layer 13 (vector 5, stream 40): -1 = -0.12, 0 = 0, +2 = +0.25'
     """
     doses = ((m, dose(vector, layer, m, norms)) for m in multipliers)
-    said = ", ".join(f"{m:+g} = {d:+.2g}" if m else "0 = 0" for m, d in doses)
-    return f"relative dose at layer {layer} (vector {vector.norms()[layer]:.3g}, stream {norms[layer]:.3g}): {said}"
+    pairs = ", ".join(f"{m:+g} = {d:+.2g}" if m else "0 = 0" for m, d in doses)
+    return f"relative dose at layer {layer} (vector {vector.norms()[layer]:.3g}, stream {norms[layer]:.3g}): {pairs}"
 
 
 def _ratio(vector: SteeringVector, layer: int, norms: Mapping[int, float]) -> float:

@@ -43,9 +43,9 @@ def similarities(
     directions = torch.stack([vector.at(layer) for layer in layers])
     device = wrapper.model.get_input_embeddings().weight.device
     row, length = torch.tensor([list(ids)], device=device), torch.tensor([prompt_length or len(ids)], device=device)
-    with evaluating(wrapper), reading(decoder_blocks(wrapper.model), layers) as found:
+    with evaluating(wrapper), reading(decoder_blocks(wrapper.model), layers) as residuals:
         wrapper(row, torch.ones_like(row), prompt_lengths=length, use_cache=False)
-    resid = torch.stack([found[layer][0].float().cpu() for layer in layers])
+    resid = torch.stack([residuals[layer][0].float().cpu() for layer in layers])
     along = torch.einsum("lpd,ld->lp", resid, directions / directions.norm(dim=-1, keepdim=True))
     scales: dict[str, Tensor] = {"cosine": resid.norm(dim=-1), "dot": torch.ones(())}
     return along / scales[measure]
@@ -90,19 +90,19 @@ def logit_lens(
     ids = torch.zeros(len(rows), 1, dtype=torch.long, device=device)
     with evaluating(wrapper), wrapper.steer(Intervention(alone, last, 1.0, replace, everywhere)):
         logits = wrapper(ids, torch.ones_like(ids), use_cache=False).logits[:, -1].float().cpu()
-    found = (logits - logits.mean(-1, keepdim=True)).topk(top)
-    return {
-        layer: [Spoken(tokenizer.decode([token]), logit) for token, logit in zip(*each, strict=True)]
-        for layer, *each in zip(vector.layers, found.indices.tolist(), found.values.tolist(), strict=True)
-    }
+    best = (logits - logits.mean(-1, keepdim=True)).topk(top)
+    spoken: dict[int, list[Spoken]] = {}
+    for layer, tokens, values in zip(vector.layers, best.indices.tolist(), best.values.tolist(), strict=True):
+        spoken[layer] = [Spoken(tokenizer.decode([token]), logit) for token, logit in zip(tokens, values, strict=True)]
+    return spoken
 
 
 def written(wrapper: SteeringWrapper, ids: Sequence[int], n_tokens: int) -> list[int]:
     """The text and the tokens that the model, steered as it is now, writes behind it greedily: always so many."""
     row = torch.tensor([list(ids)], device=wrapper.model.get_input_embeddings().weight.device)
-    how: dict[str, Any] = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens, "do_sample": False}
     with evaluating(wrapper):
-        return list(wrapper.generate(row, **how)[0].tolist())
+        ids_out = wrapper.generate(row, max_new_tokens=n_tokens, min_new_tokens=n_tokens, do_sample=False)[0]
+    return list(ids_out.tolist())
 
 
 def projections_around(
@@ -123,6 +123,6 @@ def projections_around(
             raise ValueError(
                 f"a text of {len(ids)} tokens, origin at {origin}, has no {before} tokens before and {after} behind"
             )
-        found = similarities(wrapper, ids, vector, prompt_length=origin, measure="dot")
-        total += found[:, origin - before : origin + after]
+        along = similarities(wrapper, ids, vector, prompt_length=origin, measure="dot")
+        total += along[:, origin - before : origin + after]
     return total / len(texts)

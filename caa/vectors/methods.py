@@ -68,8 +68,8 @@ def pca(
     >>> pca(torch.tensor([[3.0, 1.0], [3.0, -1.0]]), zero, center=True, rescale=False).abs()
     tensor([0., 1.])
     """
-    found = components(positive, negative, of=of, center=center)[0]
-    return _oriented(_chosen(found, component), positive, negative, rescale)
+    directions = components(positive, negative, of=of, center=center)[0]
+    return _oriented(_chosen(directions, component), positive, negative, rescale)
 
 
 def repe(
@@ -86,8 +86,8 @@ def repe(
     differences = _paired(positive, negative)
     generator = torch.Generator().manual_seed(seed)
     coins = torch.randint(0, 2, (len(differences), 1), generator=generator).to(differences.device) * 2 - 1
-    found = _singular(_centered(differences * coins))[0]
-    return _oriented(_chosen(found, component), positive, negative, rescale)
+    directions = _singular(_centered(differences * coins))[0]
+    return _oriented(_chosen(directions, component), positive, negative, rescale)
 
 
 def components(
@@ -124,10 +124,10 @@ def subspace(positive: Positive, negative: Negative, k: int) -> Float[Tensor, "k
     >>> subspace(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 2), 1).abs()
     tensor([[1., 0.]])
     """
-    found = components(positive, negative)[0]
-    if not 1 <= k <= len(found):
-        raise ValueError(f"a subspace of these differences has 1 to {len(found)} directions, not {k}")
-    return found[:k]
+    directions = components(positive, negative)[0]
+    if not 1 <= k <= len(directions):
+        raise ValueError(f"a subspace of these differences has 1 to {len(directions)} directions, not {k}")
+    return directions[:k]
 
 
 def share_kept(directions: Float[Tensor, "k d_model"], positive: Positive, negative: Negative) -> float:
@@ -175,10 +175,10 @@ def random_direction(
     return _oriented(drawn, positive, negative, rescale)
 
 
-def _chosen(found: Tensor, component: int) -> Tensor:
-    if not 0 <= component < len(found):
-        raise ValueError(f"there is no component {component}: these activations have {len(found)}, counted from 0")
-    return found[component]
+def _chosen(directions: Tensor, component: int) -> Tensor:
+    if not 0 <= component < len(directions):
+        raise ValueError(f"there is no component {component}: these activations have {len(directions)}, counted from 0")
+    return directions[component]
 
 
 def _oriented(direction: Tensor, positive: Tensor, negative: Tensor, rescale: bool) -> Tensor:
@@ -207,7 +207,7 @@ def _centered(values: Tensor) -> Tensor:
 
 def _singular(values: Tensor) -> tuple[Tensor, Tensor]:
     """Right-singular vectors as rows, and the shares of their squared singular values."""
-    _, lengths, found = torch.linalg.svd(values, full_matrices=False)
+    _, lengths, directions = torch.linalg.svd(values, full_matrices=False)
     if not lengths.any():
         raise ValueError("these activations do not vary at all, so they have no components")
-    return found.float(), (lengths**2 / (lengths**2).sum()).float()
+    return directions.float(), (lengths**2 / (lengths**2).sum()).float()

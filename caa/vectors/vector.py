@@ -121,9 +121,11 @@ class SteeringVector:
         shared = [layer for layer in self.layers if layer in other.directions]
         return {i: torch.cosine_similarity(self.at(i), other.at(i), dim=0).item() for i in shared}
 
-    def checked(self, found: Mapping[int, Mapping[str, float]]) -> SteeringVector:
+    def checked(self, checks: Mapping[int, Mapping[str, float]]) -> SteeringVector:
         """The same vector, with what was found about it, layer -> name -> number, in its provenance."""
-        flat = {f"layer {layer}: {name}": value for layer, each in found.items() for name, value in each.items()}
+        flat: dict[str, float] = {}
+        for layer, numbers in checks.items():
+            flat |= {f"layer {layer}: {name}": value for name, value in numbers.items()}
         return SteeringVector(self.directions, replace(self.source, checks={**self.source.checks, **flat}))
 
     def unit(self) -> SteeringVector:
@@ -204,10 +206,10 @@ def _clean(layer: int, direction: Tensor) -> Tensor:
 
 
 def _layer(name: str) -> int:
-    found = re.fullmatch(r"layer\.(0|[1-9][0-9]*)", name)
-    if not found:
+    match = re.fullmatch(r"layer\.(0|[1-9][0-9]*)", name)
+    if not match:
         raise ValueError(f"it has a tensor {name!r}, and those of a vector are named layer.N, N counted from 0")
-    return int(found[1])
+    return int(match[1])
 
 
 def set_mean_normalize(vectors: Mapping[str, SteeringVector]) -> dict[str, SteeringVector]:
