@@ -159,6 +159,15 @@ def test_version_and_help_stop_there(capsys):
     assert main([]) == 2
 
 
+def test_settings_are_printed_as_a_file_that_is_read_again(tmp_path, capsys):
+    arguments = ["grid", "refusal", "v.safetensors", "2", "out", "--tasks", "ab", "--print-config"]
+    assert main(arguments) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["behavior"], printed["layers"], printed["tasks"]) == ("refusal", [2], ["ab"])
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(printed))
+    assert parse(command_parser("grid"), ["--config", str(tmp_path / "grid.yaml")])["layers"] == [2]
+
+
 def test_what_nobody_foresaw_is_one_line_too(monkeypatch, capsys):
     def burst(name: str) -> None:
         """Burst.

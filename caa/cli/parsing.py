@@ -137,8 +137,8 @@ class _Words:
             self._values(value, has_value, None)
             return []
         action = self.options.get(name)
-        if action is not None and action.nargs == 0:
-            return [name]
+        if action is not None and (action.nargs == 0 or action.dest == "print_config"):  # may stand alone
+            return [f"{name}={value}" if has_value else name]
         kind = _type_of(action)
         if kind is bool and not has_value and not (self.words and self.words[0].lower() in _YES_OR_NO):
             return [f"{name}=true"]
