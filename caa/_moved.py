@@ -63,6 +63,7 @@ MODULES = {
     "caa.evals.judging.rating": "caa.judges.rating",
     "caa.evals.judging.summary": "caa.judges.summary",
     "caa.evals.judging.transport": "caa.judges.clients.transport",
+    "caa.evals.metrics": "caa.lightning.metrics",
     "caa.evals.published": "caa.runs.published",
     "caa.evals.record": "caa.runs.manifest",
     "caa.evals.rows": "caa.runs.rows",

@@ -88,8 +88,8 @@ class Experiment:
     def run(self) -> list[Table]:
         """Do what is missing and return the tables, which are also in `out` (`tables.md`, `.csv`, `.tex`).
 
-        Whatever is in `out` already must be of this model and these behaviors: FileExistsError for a vector or an
-        adapter, ValueError for rows, if not; BlockingIOError if another process runs an experiment there.
+        Whatever is in `out` already must be of this model and these behaviors: FileExistsError if vectors,
+        adapters or rows are not; BlockingIOError if another process runs an experiment there.
         """
         behaviors = self.load_behaviors()
         refuse(self.problems(behaviors))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import BinaryIO, TypeVar
+
+from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SCRATCH = ".writing-"
 """What the names of scratch folders begin with; not with the file's own name, which may be as long as names can be."""
@@ -57,38 +62,37 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 def only_writer(path: str | Path) -> Iterator[None]:
     """Holds the lock file `path`; BlockingIOError at once, naming the other process, if one holds it already.
 
-    The system takes the lock from a process that ends, however it ends; the file itself stays. Systems without such
-    locks (Windows, some network drives) are told about in the log, and nothing is held there.
+    The system takes the lock from a process that ends, however it ends; the file itself stays. Where the system has no
+    such locks (some network drives), the log says so, and nothing is held.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            if not _lock(file, wait=False):
-                logger.warning("%s cannot be locked here: let no other process write to that folder", path)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise BlockingIOError(
-                f"another process ({holder}) is writing to {path.parent}: wait for it to end, or choose a new folder"
-            ) from error
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {platform.node()}\n")
-        file.flush()
-        yield
-
-
-def _lock(file: IO[Any], *, wait: bool) -> bool:
-    """Lock a file until it is closed; False where the system cannot. BlockingIOError where waiting is not wanted."""
+    lock = FileLock(path, timeout=0, thread_local=False)
     try:
-        import fcntl
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(
+            f"another process ({_holder(path)}) is writing to {path.parent}: wait for it to end, or choose a new folder"
+        ) from error
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
+            raise
+        logger.warning("%s cannot be locked here: let no other process write to that folder", path)
+    try:
+        with suppress(OSError):  # Windows writes to no locked file
+            path.write_text(f"pid {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
 
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise
-    except (ImportError, OSError):
-        return False
-    return True
+
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8").strip() or "unknown"
+    return "unknown"
 
 
 def append_lines(path: str | Path, lines: Sequence[str]) -> int:
@@ -99,12 +103,42 @@ def append_lines(path: str | Path, lines: Sequence[str]) -> int:
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("ab+") as file:
-        _lock(file, wait=True)
+        _wait_for_turn(file)
         _cut_torn_line(file)
         file.write("".join(line + "\n" for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
     return len(lines)
+
+
+def read_lines(path: str | Path, parse: Callable[[bytes], T], kind: str) -> list[T]:
+    """What `parse` makes of each line of a file that `append_lines` writes; nothing if there is no file.
+
+    A last line without its newline is what a killed job leaves behind: it is left out here and cut off by the next
+    `append_lines`. ValueError, naming the line and the `kind` of thing that it should be, for a broken one anywhere
+    else, for then something else has happened to the file.
+    """
+    if not Path(path).exists():
+        return []
+    whole, _, _torn = Path(path).read_bytes().rpartition(b"\n")
+    parsed: list[T] = []
+    for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
+        try:
+            parsed.append(parse(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}, line {number} is not {kind} ({error!r}): {line[:80]!r}. "
+                "Delete that line and run the job again: it asks only what is missing."
+            ) from error
+    return parsed
+
+
+def _wait_for_turn(file: BinaryIO) -> None:
+    """Lock a file until it is closed, where the system can. filelock would need another file beside it."""
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _cut_torn_line(file: BinaryIO) -> None:

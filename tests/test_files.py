@@ -59,6 +59,10 @@ def test_one_process_cannot_hold_a_lock_twice_and_an_error_lets_it_go(tmp_path):
 
 
 def test_a_system_without_locks_is_told_about(tmp_path, monkeypatch, caplog):
+    def unsupported(lock):
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", unsupported)
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with caplog.at_level(logging.WARNING, logger="caa"), only_writer(tmp_path / "lock"):
         assert append_lines(tmp_path / "lines", ["a"]) == 1

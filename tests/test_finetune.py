@@ -322,9 +322,9 @@ def test_the_same_finetune_is_not_done_twice(trained: Path, monkeypatch: pytest.
     leftover.mkdir()
     assert train(trained) == trained
     assert not leftover.exists(), "killed between the renaming and the tidying up"
-    with pytest.raises(FileExistsError, match=r"direction is 'positive', not 'negative'.*Choose another folder"):
+    with pytest.raises(FileExistsError, match=r"direction was 'positive' and is now 'negative'.*Choose another folder"):
         train(trained, "negative")
-    with pytest.raises(FileExistsError, match=r"rank is 4, not 2\. Choose"):
+    with pytest.raises(FileExistsError, match=r"rank was 4 and is now 2\. Choose"):
         train(trained, config=dataclasses.replace(TINY, rank=2))
     with pytest.raises(FileExistsError, match="data_hash"):
         train(trained, system="Be brief.")

@@ -24,8 +24,8 @@ from caa.evals.grid import EvalGrid
 from caa.evals.tasks import answer_open, score_choices
 from caa.judges.base import Verdict
 from caa.judges.exemplar import ExemplarJudge
+from caa.models.adapters import adapter_hash
 from caa.reports.tables import finetune_tables
-from caa.runs.manifest import adapter_hash
 from caa.runs.rows import OWN, Cell, Row, VectorRef, append_rows, read_rows
 from caa.steering.intervention import Intervention
 from caa.steering.operators import Targeted, ablate
@@ -413,7 +413,7 @@ def test_operator_and_scope_reach_the_model_and_the_record(tmp_path):
     with wrapper.finetune(None):
         (found,) = score_choices(wrapper, TOKENIZER, AB[:1], [setting])
     assert rows[Cell("myopia", "ab", None, 2, 1.0), AB[0].id].score == pytest.approx(found.score, rel=1e-4)
-    with pytest.raises(ValueError, match=r"operator was 'ablate' and is now 'add'"):
+    with pytest.raises(FileExistsError, match=r"operator was 'ablate' and is now 'add'"):
         run(make_grid(tasks=["ab"], finetunes=[None], layers=[2], where=everywhere), tmp_path)
 
 
@@ -465,7 +465,7 @@ OTHER_TEMPLATE = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %
 )
 def test_rows_measured_otherwise_are_not_mixed(whole, asked, changes, field):
     before = (whole / "run.json").read_bytes(), (whole / "rows.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"measured otherwise: .* choose a new folder") as error:
+    with pytest.raises(FileExistsError, match=r"measured otherwise: .* choose a new folder") as error:
         run(make_grid(**changes), whole)
     assert field in str(error.value)
     assert not asked
@@ -473,14 +473,14 @@ def test_rows_measured_otherwise_are_not_mixed(whole, asked, changes, field):
 
 
 def test_another_model_or_adapter_is_not_mixed(whole):
-    with pytest.raises(ValueError, match=r"behaviors\.myopia\.finetunes\.sft was"):
+    with pytest.raises(FileExistsError, match=r"behaviors\.myopia\.finetunes\.sft was"):
         run(make_grid(), whole, make_wrapper(seed=1))
-    with pytest.raises(ValueError, match=r"model\.dtype was 'float32' and is now 'bfloat16'"):
+    with pytest.raises(FileExistsError, match=r"model\.dtype was 'float32' and is now 'bfloat16'"):
         run(make_grid(), whole, make_wrapper().bfloat16())
     other = make_wrapper()
     with torch.no_grad():
         other.model.get_base_model().model.norm.weight.mul_(1.5)
-    with pytest.raises(ValueError, match=r"model\.fingerprint was"):
+    with pytest.raises(FileExistsError, match=r"model\.fingerprint was"):
         run(make_grid(), whole, other)
 
 
@@ -543,7 +543,7 @@ def test_an_operator_with_numbers_is_told_by_them_in_every_process(tmp_path):
     assert operator == "Targeted(above=0.5, below=None, operator=add)"
     assert run(make_grid(operator=Targeted(above=0.5), **small), tmp_path) == 0
     for other in (Targeted(above=0.25), Targeted(above=0.5, operator=ablate)):
-        with pytest.raises(ValueError, match="operator was"):
+        with pytest.raises(FileExistsError, match="operator was"):
             run(make_grid(operator=other, **small), tmp_path)
 
 
@@ -593,15 +593,15 @@ def test_settings_bind_only_where_rows_were_measured_by_them(tmp_path):
             run(make_grid(**how | changes), tmp_path)
         assert (tmp_path / "run.json").exists(), "a row needs its record before it"
     assert {row.cell.task for row in read_rows(tmp_path / "rows.jsonl")} == {"ab"}
-    with pytest.raises(ValueError, match=r"behaviors\.myopia\.vector was"):
+    with pytest.raises(FileExistsError, match=r"behaviors\.myopia\.vector was"):
         run(make_grid(vector=vector(1), finetunes=[None]), tmp_path)
     changed = replace(BEHAVIOR, open_questions=OPEN[1:], system_prompts={"positive": ("Be quick",)})
     other = {"max_new_tokens": 4, "reread": {"sft": vector(6)}, "system_prompts": ["", "positive"], "behavior": changed}
     asked = 2 * 2 * (3 + 3 + 2) * (5 + 2)  # prompts x layers x (none + sft + own) x questions
     assert run(make_grid(**other), tmp_path, make_wrapper(seed=1)) == asked - 2 * 3 * 5
-    with pytest.raises(ValueError, match=r"open\.max_new_tokens was 4 and is now 3"):
+    with pytest.raises(FileExistsError, match=r"open\.max_new_tokens was 4 and is now 3"):
         run(make_grid(), tmp_path, make_wrapper(seed=1))
-    with pytest.raises(ValueError, match=r"finetunes\.sft was"):
+    with pytest.raises(FileExistsError, match=r"finetunes\.sft was"):
         run(make_grid(**other), tmp_path, make_wrapper(seed=2))
 
 
@@ -610,7 +610,7 @@ def test_a_behavior_without_rows_binds_nobody_but_the_model_does(tmp_path):
     second = replace(BEHAVIOR, name="survival")
     with pytest.raises(RuntimeError, match="no key"):
         run(make_grid(behavior=second, judge=failing, tasks=["open"]), tmp_path)
-    with pytest.raises(ValueError, match=r"system was None and is now 'Be kind'"):
+    with pytest.raises(FileExistsError, match=r"system was None and is now 'Be kind'"):
         run(make_grid(behavior=second, system="Be kind"), tmp_path)
     assert run(make_grid(behavior=second, vector=vector(1), max_new_tokens=4), tmp_path, make_wrapper(seed=1)) == 96
     assert run(make_grid(tasks=["ab"], finetunes=[None]), tmp_path) == 0
@@ -618,7 +618,7 @@ def test_a_behavior_without_rows_binds_nobody_but_the_model_does(tmp_path):
 
 def test_rows_without_a_record_are_not_added_to(tmp_path):
     append_rows(tmp_path / "rows.jsonl", [Row(Cell("myopia", "ab"), "q", 0.5)])
-    with pytest.raises(ValueError, match=r"rows\.jsonl holds rows, but there is no run\.json"):
+    with pytest.raises(FileExistsError, match=r"rows\.jsonl holds rows, but there is no run\.json"):
         run(make_grid(), tmp_path)
 
 

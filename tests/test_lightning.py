@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from caa.lightning.module import CAAModule
 from caa.models.blocks import decoder_blocks
 from caa.reports.tables import write_report
 from caa.runs.rows import append_rows, read_rows
+from caa.steering.operators import add_keeping_norm
 from caa.steering.scopes import everywhere
 from caa.steering.settings import sweep
 from caa.training.callback import SteeringCallback, prompt_lengths
@@ -91,6 +93,26 @@ def test_test_gives_the_rows_of_the_grid(tmp_path, fitted):
     assert max(cell) - min(cell) > 1e-2, "or nothing was steered"
     means = {k: [r.score for r in module.rows if _name(r.cell) == k] for k in logged}
     assert logged == pytest.approx({k: sum(scores) / len(scores) for k, scores in means.items()})
+
+
+def test_prompts_controls_other_vectors_and_operators_are_asked_as_the_grid_asks_them(tmp_path):
+    """Every axis of a grid at once, with one vector for all: the same cells, the same scores."""
+    prompted = replace(behavior(3), system_prompts={"positive": ("Be quick",)})
+    vectors = [SteeringVector({2: torch.randn(32, generator=torch.Generator().manual_seed(s))}) for s in (7, 8, 9)]
+    more = {"random_controls": 1, "also": {"caa": vectors[1]}, "reread": {"sft": vectors[2]}}
+    more |= {"operator": add_keeping_norm, "where": everywhere, "system_prompts": ("", "positive")}
+    module = make_module([2], multipliers=(0, 2), vector=vectors[0], **more)
+    make_trainer(tmp_path).test(module, CAADataModule(prompted, batch_size=2), verbose=False)
+    grid = EvalGrid(prompted, vectors[0], [2], (0, 2), (None, "sft"), ("ab",), **more)
+    grid.run(module.wrapper, module.tokenizer, tmp_path, progress=False)
+    expected = {row.key: row.score for row in read_rows(tmp_path / "rows.jsonl")}
+    scores = {row.key: row.score for row in module.rows}
+    assert len(expected) == len(module.rows) == (2 * (1 + 3) + 2 * (1 + 4)) * 3
+    assert scores == pytest.approx(expected, abs=1e-5)
+    assert len({round(score, 5) for score in scores.values()}) > 30, "or every cell would do"
+    make_trainer(tmp_path).predict(module, CAADataModule(prompted, batch_size=2))
+    assert {row.cell for row in module.rows} == {replace(cell, task="open") for cell in grid.cells()}
+    assert len({row.evidence["text"] for row in module.rows}) > 10
 
 
 def _name(cell) -> str:

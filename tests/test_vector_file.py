@@ -15,6 +15,7 @@ from caa.vectors.vector import Provenance
 
 TOKENIZER = tiny_tokenizer()
 PAIRS = [ContrastPair(f"Wait {i}?\n (A) Yes\n (B) No", "(A)", "(B)") for i in range(3)]
+SWAPPED = [replace(pair, positive=pair.negative, negative=pair.positive) for pair in PAIRS]
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}>{% endif %}{% endfor %}"
 
 
@@ -38,11 +39,16 @@ def test_what_is_kept_is_what_extract_finds_and_is_not_read_again(path, monkeypa
 @pytest.mark.parametrize(
     ("model", "pairs", "template", "says"),
     [
-        ("Qwen2", PAIRS, None, "its model is '', and not this ''"),
-        ("Llama", PAIRS[:2], None, "its 3 pairs are not these 2"),
-        ("Llama", [replace(p, positive=p.negative, negative=p.positive) for p in PAIRS], None, "its 3 pairs are not"),
-        ("Llama", PAIRS, TEMPLATE, "or went through another chat template"),
-        ("Qwen2", PAIRS[:2], None, "and not this ''; its 3 pairs are not these 2"),
+        ("Qwen2", PAIRS, None, "model was ', "),
+        ("Llama", PAIRS[:2], None, "text of the pairs was '3, "),
+        (
+            "Llama",
+            [replace(p, positive=p.negative, negative=p.positive) for p in PAIRS],
+            None,
+            "text of the pairs was '3, ",
+        ),
+        ("Llama", PAIRS, TEMPLATE, "text of the pairs was '3, "),
+        ("Qwen2", PAIRS[:2], None, "; text of the pairs was '3, "),
     ],
 )
 def test_another_vector_is_refused_and_stays(path, model, pairs, template, says):

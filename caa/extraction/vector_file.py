@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from caa.comparing import differences
 from caa.data.chat import ChatFormat
 from caa.extraction.extract import Pairs, extract, named_pairs, pair_texts
 from caa.hashing import lines_digest
-from caa.models.fingerprint import has_fingerprint
+from caa.models.fingerprint import fingerprint, has_fingerprint
 from caa.models.names import model_name
 from caa.vectors.vector import Provenance, SteeringVector
 
@@ -31,16 +31,19 @@ def load_or_extract(
         return SteeringVector.load(vector.save(path))
     vector = SteeringVector.load(path)
     digests = (text.digest() for text in pair_texts(ChatFormat.of(chat), pairs))
-    if differences := list(_differences(vector.source, model, lines_digest(digests), len(pairs))):
+    if different := _differences(vector.source, model, lines_digest(digests), len(pairs)):
         raise FileExistsError(
-            f"{path} holds another vector: {'; '.join(differences)}. Remove that file, or choose a new folder."
+            f"{path} holds another vector: {'; '.join(different)}. Remove that file, or choose a new folder."
         )
     return vector
 
 
-def _differences(source: Provenance, model: Any, data_hash: str, n_pairs: int) -> Iterator[str]:
+def _differences(source: Provenance, model: Any, data_hash: str, n_pairs: int) -> list[str]:
     """In words; what a vector does not say of itself is not compared."""
+    recorded: dict[str, str] = {}
     if source.model_fingerprint and not has_fingerprint(model, source.model_fingerprint):
-        yield f"its model is {source.model!r}, and not this {model_name(model)!r}"
-    if source.data_hash not in ("", data_hash):
-        yield f"its {source.n_pairs} pairs are not these {n_pairs}, or went through another chat template"
+        recorded["model"] = f"{source.model}, {source.model_fingerprint}"
+    if source.data_hash:
+        recorded["text of the pairs"] = f"{source.n_pairs}, {source.data_hash}"
+    wanted = {"model": f"{model_name(model)}, {fingerprint(model)}", "text of the pairs": f"{n_pairs}, {data_hash}"}
+    return list(differences(recorded, wanted))

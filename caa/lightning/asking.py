@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,45 +10,21 @@ import torch
 from caa.data.behaviors import Question
 from caa.data.chat import ChatFormat
 from caa.runs.rows import Cell, Row, choice_evidence
-from caa.steering.intervention import Intervention
 from caa.steering.settings import Setting
 from caa.steering.wrapper import SteeringWrapper
-from caa.vectors.vector import SteeringVector
 
 
-@dataclass(frozen=True)
-class Place:
-    """One finetune under one setting, and where its answers belong in a table."""
-
-    finetune: str | None
-    setting: Setting
-    cells: tuple[tuple[int, float], ...]
-    """(layer, multiplier) of each cell: one, or every layer's for the unsteered model, which knows no layer."""
-
-
-def places(
-    vector: SteeringVector, layers: Sequence[int], finetunes: Sequence[str | None], multipliers: Sequence[float]
-) -> Iterator[Place]:
-    """All that is asked, finetune by finetune, and the unsteered model once and not for every layer."""
-    for finetune, multiplier in product(finetunes, multipliers):
-        if multiplier:
-            for layer in layers:
-                yield Place(finetune, (Intervention(vector, layer, multiplier),), ((layer, multiplier),))
-        else:
-            yield Place(finetune, (), tuple((layer, multiplier) for layer in layers))
-
-
-def asked(
+def answers_by_setting(
     ask: Callable[..., Any],
     wrapper: SteeringWrapper,
     chat: ChatFormat,
     questions: Sequence[Question],
     settings: Sequence[Setting],
-    **how: Any,
+    **lengths: int,
 ) -> list[list[Any]]:
-    """What `ask`, which is `score_choices` or `answer_open`, finds: [setting][question]. Nothing else calls them."""
-    found = ask(wrapper, chat, questions, settings, batch_size=len(questions), **how)
-    return [found[place :: len(settings)] for place in range(len(settings))]
+    """What `ask`, which is `score_choices` or `answer_open`, answers: [setting][question]. Nothing else calls them."""
+    answers = ask(wrapper, chat, questions, settings, batch_size=len(questions), **lengths)
+    return [answers[place :: len(settings)] for place in range(len(settings))]
 
 
 def scored(cell: Cell, question: Question, p: Sequence[float]) -> Row:

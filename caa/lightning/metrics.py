@@ -27,6 +27,17 @@ def on_grid(numbers: Tensor) -> Tensor:
     return (numbers.double() / GRID).round() * GRID
 
 
+def choice_score(
+    p_matching: Float[Tensor, " question"], p_opposite: Float[Tensor, " question"]
+) -> Float[Tensor, " question"]:
+    """p(matching) / (p(matching) + p(opposite)) for each question, in [0, 1] (Rimsky et al. 2024).
+
+    >>> choice_score(torch.tensor([0.6, 0.1]), torch.tensor([0.2, 0.1]))
+    tensor([0.7500, 0.5000])
+    """
+    return p_matching / (p_matching + p_opposite)
+
+
 class RunningMean(Metric):
     """Mean of directions [layer, d_model], each of which stands for a number of pairs: {"mean": float64, "n": pairs}.
 

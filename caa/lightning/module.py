@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import groupby, product
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -15,17 +15,19 @@ from torch.optim import SGD, Optimizer
 
 from caa.data.behaviors import ContrastPair, Question
 from caa.data.chat import ChatFormat
-from caa.evals.metrics import choice_score
+from caa.evals.plan import Case, GridPlan
 from caa.evals.tasks import answer_open, score_choices
 from caa.extraction.extract import extract, pair_texts, provenance
 from caa.extraction.reader import ReadConfig
 from caa.hashing import lines_digest
-from caa.lightning.asking import Place, asked, gathered, places, scored
+from caa.lightning.asking import answers_by_setting, gathered, scored
 from caa.lightning.data import Batch, CAADataModule
-from caa.lightning.metrics import ChoiceTable, RunningMean
+from caa.lightning.metrics import ChoiceTable, RunningMean, choice_score
 from caa.models.blocks import check_layer, decoder_blocks, model_width
-from caa.reports.naming import cell_fields, finetune_name
-from caa.runs.rows import Cell, Row
+from caa.reports.naming import cell_fields, finetune_name, vector_name
+from caa.runs.rows import OWN, Cell, Row
+from caa.steering.operators import Operator, add
+from caa.steering.scopes import Scope, after_prompt
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import Provenance, SteeringVector
 
@@ -51,6 +53,12 @@ class CAAModule(LightningModule):
         finetunes: Sequence[str | None] = (None,),
         *,
         vector: SteeringVector | None = None,
+        random_controls: int = 0,
+        also: Mapping[str, SteeringVector] | None = None,
+        reread: Mapping[str, SteeringVector] | None = None,
+        operator: Operator = add,
+        where: Scope = after_prompt,
+        system_prompts: Sequence[str] = ("",),
         system: str | None = None,
         template: str | None = None,
         max_new_tokens: int = 48,
@@ -58,7 +66,9 @@ class CAAModule(LightningModule):
         """`layers` (default: all) are read by `fit`; `test` and `predict` steer them, one at a time.
 
         `model` may be a `SteeringWrapper` with LoRA adapters, which `finetunes` names; None is the base. `vector`
-        serves `test` and `predict` where nothing was fitted. ValueError for a layer that the model does not have.
+        serves `test` and `predict` where nothing was fitted. The options from `random_controls` on are `EvalGrid`'s:
+        more vectors, how and where they act, system prompts. Like `model`, vectors and functions are in no checkpoint's
+        hyperparameters. ValueError for a layer that the model does not have.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -72,6 +82,8 @@ class CAAModule(LightningModule):
                 "layers": self.layers,
                 "multipliers": [float(m) for m in dict.fromkeys(multipliers)],
                 "finetunes": list(dict.fromkeys(finetunes)),
+                "random_controls": random_controls,
+                "system_prompts": list(dict.fromkeys(system_prompts)),
                 "system": system,
                 "template": template,
                 "max_new_tokens": max_new_tokens,
@@ -82,6 +94,9 @@ class CAAModule(LightningModule):
         self.source: Provenance | None = None
         self.mean, self.tables = RunningMean(*shape), nn.ModuleDict()
         self.rows: list[Row] = []
+        self._also, self._reread = dict(also or {}), dict(reread or {})
+        self._operator, self._where = operator, where
+        self._plan: GridPlan
         if vector is not None:
             self._keep(vector)
 
@@ -190,67 +205,95 @@ class CAAModule(LightningModule):
 
     # test and predict
 
-    def _places(self) -> list[Place]:
-        chosen = (self.hparams[name] for name in ("finetunes", "multipliers"))
-        return list(places(self.vector, self.layers, *chosen))
+    def _plan_of(self, tasks: Sequence[str]) -> GridPlan:
+        """What `EvalGrid` would ask of these tasks."""
+        chosen: Any = self.hparams
+        return GridPlan(
+            self.data.behavior,
+            self.vector,
+            self.layers,
+            chosen.multipliers,
+            chosen.finetunes,
+            tasks,
+            facts=self.data.facts,
+            random_controls=chosen.random_controls,
+            also=self._also,
+            reread=self._reread,
+            operator=self._operator,
+            where=self._where,
+            system_prompts=chosen.system_prompts,
+            system=chosen.system,
+            template=chosen.template,
+        )
 
-    def _cells(self, place: Place, task: str) -> list[Cell]:
-        return [Cell(self.data.behavior.name, task, place.finetune, *cell) for cell in place.cells]
+    def _answers(self, ask: Callable[..., Any], batch: Batch, **lengths: int) -> list[list[Any]]:
+        """What `ask` answers to this batch, [case][question], in the order of the plan's cases."""
+        answers: list[list[Any]] = []
+        for asked_together in self._plan.rounds(batch.task) if batch.items else ():
+            chat = self._plan.chat(self.tokenizer, asked_together.system_prompt)
+            settings = [case.setting for case in asked_together.cases]
+            with self.wrapper.finetune(asked_together.finetune):
+                answers += answers_by_setting(ask, self.wrapper, chat, batch.items, settings, **lengths)
+        return answers
 
-    def _answers(self, ask: Callable[..., Any], batch: Batch, **how: Any) -> list[list[Any]]:
-        """What `ask` finds for this batch, [place][question]."""
-        found: list[list[Any]] = []
-        for finetune, group in groupby(self._places() if batch.items else (), lambda place: place.finetune):
-            settings = [place.setting for place in group]
-            with self.wrapper.finetune(finetune):
-                found += asked(ask, self.wrapper, self.chat, batch.items, settings, **how)
-        return found
+    def _cases(self, task: str) -> list[Case]:
+        return list(chain.from_iterable(asked_together.cases for asked_together in self._plan.rounds(task)))
 
     def on_test_epoch_start(self) -> None:
-        states, sizes = len(self._places()), {task: len(self.data.items(task)) for task in self.data.tested}
-        self.tables = nn.ModuleDict({task: ChoiceTable(states, size) for task, size in sizes.items()}).to(self.device)
-        for table in self.tables.values():
-            table.update((), torch.zeros(states, 0, 2))  # type: ignore[operator]
+        self._plan = self._plan_of(self.data.tested)
+        self.tables = nn.ModuleDict()
+        for task in self.data.tested:
+            table = ChoiceTable(len(self._cases(task)), len(self.data.items(task)))
+            table.update((), torch.zeros(len(self._cases(task)), 0, 2))
+            self.tables[task] = table
+        self.tables.to(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        found = self._answers(score_choices, batch)
-        if found:
-            p = [[(score.p_matching, score.p_opposite) for score in scores] for scores in found]
+        answers = self._answers(score_choices, batch)
+        if answers:
+            p = [[(choice.p_matching, choice.p_opposite) for choice in choices] for choices in answers]
             self.tables[batch.task].update(batch.places, torch.tensor(p, dtype=torch.float64))  # type: ignore[operator]
 
     def on_test_epoch_end(self) -> None:
         self.rows = []
         for task, table in self.tables.items():
             p = table.compute().cpu()  # type: ignore[operator]
-            for place, found in zip(self._places(), p, strict=True):
-                self._report(self._cells(place, task), self.data.items(task), found)
+            for case, p_of_case in zip(self._cases(task), p, strict=True):
+                self._report(case.cells, self.data.items(task), p_of_case)
 
     def _report(self, cells: Sequence[Cell], questions: Sequence[Question], p: Tensor) -> None:
         """Keep the rows of these cells, which share their answers, and log the mean score of what was asked."""
         pairs = [(question, pair) for question, pair in zip(questions, p.tolist(), strict=True) if pair[0] == pair[0]]
         for cell in cells:
             self.rows += [scored(cell, *pair) for pair in pairs]
-            name = f"{cell.task}/{finetune_name(cell.finetune)}/layer_{cell.layer}/{cell.multiplier:+g}"
-            self._note(name, choice_score(p[:, 0], p[:, 1]).nanmean().item())
+            self._note(logged_name(cell), choice_score(p[:, 0], p[:, 1]).nanmean().item())
 
     def on_predict_epoch_start(self) -> None:
-        self.rows = []
+        self._plan, self.rows = self._plan_of(["open"]), []
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """This batch's answers: the cell of each, the question's id, what was asked, and the text, not judged."""
-        found = self._answers(answer_open, batch, max_new_tokens=self.hparams["max_new_tokens"])
-        rows = [
-            Row(cell, question.id, None, {"asked": question.text, "text": text})
-            for place, texts in zip(self._places() if found else (), found, strict=True)
-            for cell in self._cells(place, "open")
-            for question, text in zip(batch.items, texts, strict=True)
-        ]
+        answers = self._answers(answer_open, batch, max_new_tokens=self.hparams["max_new_tokens"])
+        rows: list[Row] = []
+        for case, texts in zip(self._cases("open") if answers else (), answers, strict=True):
+            for cell, (question, text) in product(case.cells, zip(batch.items, texts, strict=True)):
+                rows.append(Row(cell, question.id, None, {"asked": question.text, "text": text}))
         self.rows += rows
         return [cell_fields(row.cell) | {"question": row.question} | row.evidence for row in rows]
 
     def on_predict_epoch_end(self) -> None:
         """Put every process's rows together, in the order of the cells and of the questions."""
-        found = {row.key: row for row in gathered(self.rows)}
-        cells = [cell for place in self._places() for cell in self._cells(place, "open")]
-        keys = [(cell, question.id) for cell, question in product(cells, self.data.items("open"))]
-        self.rows = [found[key] for key in keys if key in found]
+        rows = {row.key: row for row in gathered(self.rows)}
+        keys = [(cell, question.id) for cell, question in product(self._plan.cells(), self.data.items("open"))]
+        self.rows = [rows[key] for key in keys if key in rows]
+
+
+def logged_name(cell: Cell) -> str:
+    """What the mean score of a cell is logged as.
+
+    >>> logged_name(Cell("b", "ab", layer=2, multiplier=0.4)), logged_name(Cell("b", "ab", "sft", 2, -1.0, "positive"))
+    ('ab/none/layer_2/+0.4', 'ab/sft/layer_2/-1/prompt_positive')
+    """
+    parts = [cell.task, finetune_name(cell.finetune), f"layer_{cell.layer}", f"{cell.multiplier:+g}"]
+    parts += [f"prompt_{cell.system_prompt}"] if cell.system_prompt else []
+    return "/".join([*parts, *([f"vector_{vector_name(cell.vector)}"] if cell.vector != OWN else [])])

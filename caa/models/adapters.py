@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from caa.hashing import tensors_digest
 from caa.models.adapter_state import LAYERWISE, active_adapters, check_unmerged, held_adapters
 from caa.models.fingerprint import fingerprint, float16_hint, has_fingerprint
 from caa.models.names import model_name
@@ -338,3 +340,26 @@ def _only(model: Any, name: str) -> Iterator[None]:
 def _let_act(model: Any, acting: bool) -> None:
     (model.base_model.enable_adapter_layers if acting else model.base_model.disable_adapter_layers)()
     model._adapters_disabled = not acting  # `PeftModel.disable_adapter` sets both; aLoRA needs this one
+
+
+def adapter_hash(model: nn.Module, name: str) -> str:
+    """16 hex digits of what a LoRA adapter does: its weights, their scale in each layer, its variant."""
+    config = model.peft_config[name]  # type: ignore[index]
+    scale = torch.tensor([getattr(config, "r", 0), getattr(config, "lora_alpha", 0)])
+    weights = ((key, p) for key, p in model.named_parameters() if f".{name}." in f"{key}.")
+    return tensors_digest([("scale", scale), *weights, *_beyond_weights(model, name)])
+
+
+def _beyond_weights(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
+    """What neither the weights nor the config's rank and alpha tell (rsLoRA, DoRA, ...); nothing for a plain LoRA."""
+    from peft.tuners.lora import LoraLayer
+
+    config: Any = model.peft_config[name]  # type: ignore[index]
+    for key, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and name in layer.scaling:
+            variant = layer.lora_variant.get(name)
+            if variant or layer.scaling[name] != config.lora_alpha / config.r:
+                yield f"{key} {type(variant).__name__}", torch.tensor(layer.scaling[name])
+    tokens = [getattr(config, field, None) for field in ("alora_invocation_tokens", "trainable_token_indices")]
+    if any(tokens):
+        yield f"tokens {tokens}", torch.tensor(0)

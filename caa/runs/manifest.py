@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
+from caa.comparing import differences
 from caa.data.behaviors import Question
 from caa.files import replacing
-from caa.hashing import json_digest, tensors_digest
+from caa.hashing import json_digest
 from caa.runs.rows import TASKS, Cell, vector_of_0_1
-from caa.vectors.vector import SteeringVector
 
 VERSION = 2
 """Of the record. Version 0.1 wrote none, and "own" for what is called "reread" now."""
@@ -27,13 +24,13 @@ def record_run(path: str | Path, settings: dict[str, Any], notes: dict[str, Any]
 
     `settings` must agree with what those rows were measured with, wherever both say something; what the record says of
     anything else is dropped, for it binds nobody. `notes` (names, versions) need not agree.
-    ValueError, naming every field that differs, otherwise; the record then stays as it was.
+    FileExistsError, naming every field that differs, otherwise; the record then stays as it was.
     """
     settings, notes = json.loads(json.dumps([settings, notes]))
     record = _read(path, measured)
-    different = list(_differences(record["settings"], settings))
+    different = list(differences(record["settings"], settings))
     if different:
-        raise ValueError(
+        raise FileExistsError(
             f"the rows beside {path} were measured otherwise: {'; '.join(different)}. They cannot stand in one table: "
             "choose a new folder."
         )
@@ -102,19 +99,6 @@ def _asked_of(cells: Collection[Cell], known: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
-    """Where both say something and not the same.
-
-    >>> list(_differences({"model": {"dtype": "float32"}, "a": 1}, {"model": {"dtype": "bfloat16"}, "b": 2}))
-    ["model.dtype was 'float32' and is now 'bfloat16'"]
-    """
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old.keys() & new.keys():
-            yield from _differences(old[key], new[key], f"{place}.{key}" if place else key)
-    elif old != new:
-        yield f"{place} was {old!r} and is now {new!r}"
-
-
 def _merged(old: Any, new: Any) -> Any:
     """
     >>> _merged({"a": {"x": 1}}, {"a": {"y": 2}})
@@ -133,31 +117,3 @@ def questions_hash(questions: Iterable[Question]) -> str:
     """16 hex digits of what is asked, answers included, in any order."""
     asked = sorted([question.text, question.matching or "", question.opposite or ""] for question in questions)
     return json_digest(asked)
-
-
-def vector_hash(vector: SteeringVector) -> str:
-    """16 hex digits of a vector's layers and numbers."""
-    return tensors_digest((str(layer), vector.at(layer)) for layer in vector.layers)
-
-
-def adapter_hash(model: nn.Module, name: str) -> str:
-    """16 hex digits of what a LoRA adapter does: its weights, their scale in each layer, its variant."""
-    config = model.peft_config[name]  # type: ignore[index]
-    scale = torch.tensor([getattr(config, "r", 0), getattr(config, "lora_alpha", 0)])
-    weights = ((key, p) for key, p in model.named_parameters() if f".{name}." in f"{key}.")
-    return tensors_digest([("scale", scale), *weights, *_beyond_weights(model, name)])
-
-
-def _beyond_weights(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
-    """What neither the weights nor the config's rank and alpha tell (rsLoRA, DoRA, ...); nothing for a plain LoRA."""
-    from peft.tuners.lora import LoraLayer
-
-    config: Any = model.peft_config[name]  # type: ignore[index]
-    for key, layer in model.named_modules():
-        if isinstance(layer, LoraLayer) and name in layer.scaling:
-            variant = layer.lora_variant.get(name)
-            if variant or layer.scaling[name] != config.lora_alpha / config.r:
-                yield f"{key} {type(variant).__name__}", torch.tensor(layer.scaling[name])
-    tokens = [getattr(config, field, None) for field in ("alora_invocation_tokens", "trainable_token_indices")]
-    if any(tokens):
-        yield f"tokens {tokens}", torch.tensor(0)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import total_ordering
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from caa.data.behaviors import letter
-from caa.files import append_lines
+from caa.files import append_lines, read_lines
 
 TASKS = ("ab", "open", "facts")
 """What a grid asks: see `Cell.task`."""
@@ -147,27 +147,12 @@ def read_rows(path: str | Path) -> list[Row]:
     Of several with one key, as jobs leave behind that did not know of each other, the first counts: such a file only
     grows, and what was read of it once stays true.
 
-    A last line without its newline is what a killed job leaves behind: it is left out here and cut off by the next
-    `append_rows`. A broken line anywhere else is an error, for then something else has happened to the file.
+    A last line that a killed job left without its newline is left out; ValueError for a broken line anywhere else.
     """
-    if not Path(path).exists():
-        return []
-    whole, _, _torn = Path(path).read_bytes().rpartition(b"\n")
     rows: dict[tuple[Cell, str], Row] = {}
-    for row in _parse(path, whole.split(b"\n") if whole else ()):
+    for row in read_lines(path, Row.from_json, "a row"):
         rows.setdefault(row.key, row)
     return list(rows.values())
-
-
-def _parse(path: str | Path, lines: Iterable[bytes]) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield Row.from_json(line)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}, line {number} is not a row ({error}): {line[:80]!r}. "
-                "Delete that line and run the job again: it asks only what is missing."
-            ) from error
 
 
 def append_rows(path: str | Path, rows: Iterable[Row]) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
+from caa.comparing import differences
 from caa.data.behaviors import Behavior
 from caa.data.chat import ChatFormat
 from caa.files import replacing
@@ -133,19 +134,14 @@ def _holds(folder: Path, record: dict[str, Any], model: nn.Module) -> bool:
     there = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     if has_fingerprint(model, there.get("base_fingerprint", "")):  # those of the first kind are written otherwise
         there["base_fingerprint"] = record["base_fingerprint"]
-    if differences := _differences(there, record):
-        raise FileExistsError(f"{folder} holds another finetune: {'; '.join(differences)}. Choose another folder.")
+    if different := list(differences(_decisive(there), _decisive(record))):
+        raise FileExistsError(f"{folder} holds another finetune: {'; '.join(different)}. Choose another folder.")
     return True
 
 
-def _differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """In words, what sets a recorded finetune apart from the one asked for.
-
-    >>> _differences({"direction": "positive", "config": {"rank": 8}}, {"direction": "negative", "config": {"rank": 4}})
-    ["direction is 'positive', not 'negative'", 'rank is 8, not 4']
-    """
-    old, new = ({key: of.get(key) for key in DECISIVE} | of.get("config", {}) for of in (there, asked))
-    return [f"{key} is {old.get(key)!r}, not {new[key]!r}" for key in new if old.get(key) != new[key]]
+def _decisive(record: dict[str, Any]) -> dict[str, Any]:
+    """What two records of the same finetune agree in, settings by their own names."""
+    return {**{key: record.get(key) for key in DECISIVE}, **record.get("config", {})}
 
 
 # Training

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from caa.files import replacing
+from caa.hashing import tensors_digest
 
 FORMAT = "caa.vector.v1"
 
@@ -261,3 +262,8 @@ def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
     drawn = {layer: torch.randn(vector.width, generator=generator) for layer in vector.layers}
     scaled = {layer: drawn[layer] * (vector.at(layer).norm() / drawn[layer].norm()) for layer in vector.layers}
     return vector._each(scaled, f"replaced by a random direction of the same norm, seed {seed}")
+
+
+def vector_hash(vector: SteeringVector) -> str:
+    """16 hex digits of a vector's layers and numbers."""
+    return tensors_digest((str(layer), vector.at(layer)) for layer in vector.layers)

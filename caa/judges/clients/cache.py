@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from caa.files import append_lines
+from caa.files import append_lines, read_lines
 
 CACHE = "judge.jsonl"
 """The file's name in a run's folder."""
@@ -33,7 +33,7 @@ class ReplyCache:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
-        self._records = _read(self.path)
+        self._records = dict(read_lines(self.path, _reply, "a judge's reply"))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -56,18 +56,6 @@ class ReplyCache:
             self._records[key] = record
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    if not path.exists():
-        return {}
-    whole, _, _torn = path.read_bytes().rpartition(b"\n")
-    records = {}
-    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
-        try:
-            record = json.loads(line)
-            records[record.pop("key")] = record
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}, line {number} is not a judge's reply ({error!r}): {line[:80]!r}. Delete that line and run "
-                "the job again: it asks only for what is missing."
-            ) from error
-    return records
+def _reply(line: bytes) -> tuple[str, dict[str, Any]]:
+    record = json.loads(line)
+    return record.pop("key"), record

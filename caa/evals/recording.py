@@ -1,0 +1,77 @@
+"""A plan and the model that it is carried out on in, what run.json says of them out. Asks no question of the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from caa.callables import lasting_name
+from caa.evals.plan import GridPlan
+from caa.extraction.norms import dose, stream_norms
+from caa.judges.base import Judge
+from caa.models.adapters import adapter_hash
+from caa.models.fingerprint import fingerprint
+from caa.models.names import model_name
+from caa.runs.manifest import questions_hash, versions
+from caa.steering.wrapper import SteeringWrapper
+from caa.vectors.vector import SteeringVector, vector_hash
+
+
+def settings_of(plan: GridPlan, judge: Judge | None, wrapper: SteeringWrapper, tokenizer: Any) -> dict[str, Any]:
+    """All that a row depends on and does not say itself; rows that differ in it cannot stand in one table."""
+    model = wrapper.model
+    return {
+        "model": {"fingerprint": fingerprint(model), "dtype": str(model.dtype).removeprefix("torch.")},
+        "system": plan.system,
+        "template": plan.template or tokenizer.chat_template,
+        "behaviors": {
+            plan.behavior.name: {
+                "vector": vector_hash(plan.vector),
+                "reread": _hashes(plan.reread),
+                "also": _hashes(plan.also),
+                "finetunes": {name: adapter_hash(model, name) for name in plan.finetunes if name is not None},
+                "prompts": {prompt: plan.system_of(prompt) for prompt in plan.system_prompts if prompt},
+                "operator": lasting_name(plan.operator),
+                "where": lasting_name(plan.where),
+                **{task: _task_settings(plan, judge, task) for task in plan.tasks},
+            },
+        },
+    }
+
+
+def notes_of(plan: GridPlan, wrapper: SteeringWrapper, tokenizer: Any, batch_size: int) -> dict[str, Any]:
+    """What reports say of a run, and rows may differ in."""
+    name = plan.behavior.name
+    return {
+        "model": model_name(wrapper.model),
+        "versions": versions(),
+        "vectors": {name: asdict(plan.vector.source)},
+        "doses": {name: _doses(plan, wrapper, tokenizer, batch_size)},
+    }
+
+
+def _task_settings(plan: GridPlan, judge: Judge | None, task: str) -> dict[str, Any]:
+    questions = {"questions": questions_hash(plan.questions(task))}
+    if task != "open":
+        return questions
+    return {**questions, "max_new_tokens": plan.max_new_tokens, "judge": _judge_settings(judge)}
+
+
+def _hashes(vectors: Mapping[str, SteeringVector]) -> dict[str, str]:
+    return {name: vector_hash(vector) for name, vector in vectors.items()}
+
+
+def _judge_settings(judge: Any) -> dict[str, Any]:
+    """A judge's name, its accuracy where it knows it, and how it asks; no key is among its settings."""
+    name = getattr(judge, "__name__", type(judge).__name__)
+    return {"name": name, "accuracy": getattr(judge, "accuracy", None), **getattr(judge, "settings", {})}
+
+
+def _doses(plan: GridPlan, wrapper: SteeringWrapper, tokenizer: Any, batch_size: int) -> dict[int, float]:
+    """layer -> relative dose of multiplier 1, beside the residual stream of the model without a finetune."""
+    chat = plan.chat(tokenizer, "")
+    prompts = [chat.encode(question.text) for question in plan.questions(plan.tasks[0])]
+    with wrapper.finetune(None):
+        norms = stream_norms(wrapper.model, tokenizer, prompts, plan.layers, batch_size=batch_size)
+    return {layer: dose(plan.vector, layer, 1.0, norms) for layer in plan.layers}
