@@ -10,12 +10,41 @@ from collections.abc import Sequence
 from typing import Any
 
 import caa
-from caa.cli.measures import compare, completion, damage, lm_eval_
+from caa.cli.measures import compare, damage, lm_eval_
 from caa.cli.models import export, generate, play
 from caa.cli.parsing import Command, UsageError, did_you_mean, parse, parser_of
 from caa.cli.results import data, figures, published, report
 from caa.cli.runs import config_path, demo, finetune, grid, run, shipped_configs
 from caa.cli.vectors import extract_, import_, inspect
+
+
+def completion(shell: str) -> None:
+    """Print a script that completes commands and options in a shell: `caa completion bash`.
+
+    Needs the extra: pip install 'caa[completion]'. Save what it prints where the shell looks for completions.
+
+    Args:
+        shell: bash, zsh, fish, ...
+    """
+    import argparse
+
+    try:
+        import shtab
+    except ImportError as error:
+        raise ImportError("completions need shtab: pip install 'caa[completion]'") from error
+
+    if shell not in shtab.SUPPORTED_SHELLS:
+        raise ValueError(f"there are completions for {', '.join(shtab.SUPPORTED_SHELLS)}, not for {shell!r}")
+    root = argparse.ArgumentParser(prog="caa")
+    commands = root.add_subparsers()
+    for name, command in COMMANDS.items():
+        plain = commands.add_parser(name, help=(command.__doc__ or "").splitlines()[0])
+        for action in command_parser(name)._actions:
+            options = [option for option in action.option_strings if option.startswith("--") and option[-1] != "+"]
+            if options and options != ["--help"] and action.dest != "print_config":
+                plain.add_argument(*(option.replace("_", "-") for option in options), dest=action.dest)
+    sys.stdout.write(shtab.complete(root, shell))
+
 
 # No `if TYPE_CHECKING` imports in these files: jsonargparse carries them out to resolve types, and torch takes seconds.
 # extract_: jsonargparse looks for a function's name in the packages above it, and `caa.extract` would import torch.

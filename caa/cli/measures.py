@@ -199,33 +199,3 @@ def lm_eval_(
     )
     append_rows(out / "rows.jsonl", rows)
     print_tables(write_report(out))
-
-
-def completion(shell: str) -> None:
-    """Print a script that completes commands and options in a shell: `caa completion bash`.
-
-    Needs the extra: pip install 'caa[completion]'. Save what it prints where the shell looks for completions.
-
-    Args:
-        shell: bash, zsh, fish, ...
-    """
-    import argparse
-    import sys
-
-    try:
-        import shtab
-    except ImportError as error:
-        raise ImportError("completions need shtab: pip install 'caa[completion]'") from error
-    from caa.cli import COMMANDS, command_parser
-
-    if shell not in shtab.SUPPORTED_SHELLS:
-        raise ValueError(f"there are completions for {', '.join(shtab.SUPPORTED_SHELLS)}, not for {shell!r}")
-    root = argparse.ArgumentParser(prog="caa")
-    commands = root.add_subparsers()
-    for name, command in COMMANDS.items():
-        plain = commands.add_parser(name, help=(command.__doc__ or "").splitlines()[0])
-        for action in command_parser(name)._actions:
-            options = [option for option in action.option_strings if option.startswith("--") and option[-1] != "+"]
-            if options and options != ["--help"] and action.dest != "print_config":
-                plain.add_argument(*(option.replace("_", "-") for option in options), dest=action.dest)
-    sys.stdout.write(shtab.complete(root, shell))
