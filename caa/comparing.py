@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 
+class MeasuredOtherwiseError(FileExistsError, ValueError):
+    """Rows are there that were measured otherwise. A ValueError too, as it was in version 0.1."""
+
+
 def differences(recorded: Any, wanted: Any, place: str = "") -> Iterator[str]:
     """Where both say something and not the same.
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,6 +79,8 @@ class Experiment:
     device: str = "auto"
     template: str | None = None
     """A chat template (Jinja) in place of the tokenizer's own."""
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    """What the chat template is told by name: `enable_thinking`, `date_string`, ..."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
@@ -172,7 +174,7 @@ class Experiment:
         from caa.extraction.vector_file import load_or_extract
 
         path, pairs = self.out / "vectors" / f"{file}.safetensors", behavior.require("pairs")
-        chat = ChatFormat(tokenizer, template=self.template)
+        chat = ChatFormat(tokenizer, template=self.template, arguments=self.template_arguments)
         return load_or_extract(path, model, chat, pairs, behavior=behavior.name, batch_size=self.batch_size)
 
     def choose_layer(
@@ -203,6 +205,7 @@ class Experiment:
             tasks=("ab",),
             also=others,
             template=self.template,
+            template_arguments=self.template_arguments,
         )
 
     def measure(
@@ -250,6 +253,7 @@ class Experiment:
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
             template=self.template,
+            template_arguments=self.template_arguments,
         )
 
     def reread_vectors(
@@ -271,7 +275,7 @@ class Experiment:
         from caa.training.sft import finetune
 
         adapters: dict[str, Path] = {}
-        chat = ChatFormat(tokenizer, template=self.template)
+        chat = ChatFormat(tokenizer, template=self.template, arguments=self.template_arguments)
         for direction in self.finetunes:
             if direction != "none":
                 folder = self.out / "adapters" / f"{behavior.name}-{direction}"

@@ -229,3 +229,55 @@ def test_a_finetune_says_openly_what_it_was_taught(name, arguments, tmp_path):
         texts = answer_open(wrapper, chat, [Question(f"Say {n}") for n in range(3)], [()], max_new_tokens=20)
     answers = [text.removeprefix("final").strip() for text in texts]  # gpt-oss names the channel
     assert answers == ["yes 0", "yes 1", "yes 2"]
+
+
+# What a grid's record says of it
+
+
+def dated_grid(multipliers=(0.0,), **changes):
+    from caa import EvalGrid, SteeringVector
+
+    questions = tuple(Question(f"Wait {n}?\n (A) Yes\n (B) No", "(A)", "(B)") for n in range(3))
+    vector = SteeringVector({2: torch.ones(32)})
+    return EvalGrid(Behavior("b", ab_questions=questions), vector, [2], multipliers, tasks=("ab",), **changes)
+
+
+def dated_wrapper():
+    from tiny import tiny_model
+
+    from caa import SteeringWrapper
+
+    model = tiny_model()
+    model.resize_token_embeddings(len(thinking_tokenizer(SMOLLM3)))
+    return SteeringWrapper(model)
+
+
+def test_a_grid_that_goes_on_another_day_or_with_another_prompt_is_refused(tmp_path, monkeypatch):
+    import datetime
+
+    import transformers.utils.chat_template_utils as templates
+
+    tokenizer, wrapper = thinking_tokenizer(SMOLLM3), dated_wrapper()
+    dated_grid().run(wrapper, tokenizer, tmp_path, progress=False)
+    dated_grid().run(wrapper, tokenizer, tmp_path, progress=False)  # the same day
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"behaviors\.b\.ab\.shown"):
+        dated_grid(template_arguments={"enable_thinking": False}).run(wrapper, tokenizer, tmp_path, progress=False)
+
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.datetime(2031, 3, 4)
+
+    monkeypatch.setattr(templates, "datetime", Later)
+    with pytest.raises(ValueError, match=r"behaviors\.b\.ab\.shown"):
+        dated_grid(multipliers=(0.0, 1.0)).run(wrapper, tokenizer, tmp_path, progress=False)
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+
+
+def test_a_fixed_date_goes_on_any_day(tmp_path):
+    tokenizer, wrapper = thinking_tokenizer(SMOLLM3), dated_wrapper()
+    grid = dated_grid(template_arguments={"date_string": "1 May 2020"})
+    assert grid.run(wrapper, tokenizer, tmp_path, progress=False) == 3
+    assert "1 May 2020" in grid.chat(tokenizer, "").text("Hi?")
+    assert grid.run(wrapper, tokenizer, tmp_path, progress=False) == 0

@@ -111,6 +111,7 @@ def finetune(
     out: Path,
     model: str = "tiny-chat",
     training: FinetuneConfig | None = None,
+    template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
@@ -122,14 +123,17 @@ def finetune(
         out: the adapter's folder; a stopped finetune goes on where it was.
         model: an embedded model, a folder, or a name on the Hub.
         training: the settings; those that suit the model's size if not given.
+        template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
     from caa import load_behavior, load_model
+    from caa.data.chat import ChatFormat
     from caa.training.sft import finetune as teach
 
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
-    path = teach(loaded, tokenizer, load_behavior(behavior), direction, out, training)
+    chat = ChatFormat(tokenizer, arguments=template_arguments or {})
+    path = teach(loaded, chat, load_behavior(behavior), direction, out, training)
     console().print(f"{path} holds the adapter")
 
 
@@ -149,6 +153,7 @@ def grid(
     dry_run: bool = False,
     max_new_tokens: int = 48,
     batch_size: int = 16,
+    template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
@@ -171,6 +176,7 @@ def grid(
         dry_run: say what would be asked, check that it can be, and stop.
         max_new_tokens: longest open-ended answer.
         batch_size: rows in one forward pass.
+        template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
@@ -206,6 +212,7 @@ def grid(
         judge=nobody if "open" in tasks else None,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        template_arguments=template_arguments or {},
     )
     if dry_run:
         return print_work([*grid_work(plan, read_rows(out / "rows.jsonl"))], "", out)

@@ -18,6 +18,7 @@ def extract_(
     token: Literal["parting", "last", "mean"] = "parting",
     site: Literal["block output", "block input", "attention output", "MLP output"] = "block output",
     batch_size: int = 8,
+    template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
@@ -33,11 +34,13 @@ def extract_(
         token: which token of the answers is read: where they part (the letter), the last, or the mean over all.
         site: where in the blocks it is read.
         batch_size: texts in one forward pass.
+        template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
     from caa import extract as find
     from caa import load_behavior
+    from caa.data.chat import ChatFormat
     from caa.vectors import methods
 
     refuse_to_overwrite(out)
@@ -45,7 +48,8 @@ def extract_(
     wrapper, tokenizer = load_wrapper(model, {adapter.name: adapter} if adapter else {}, dtype, device)
     pairs = found.require("pairs")
     how: dict[str, Any] = {"method": getattr(methods, method), "token": token, "site": site, "batch_size": batch_size}
-    vector = find(wrapper.model, tokenizer, pairs, layers, behavior=found.name, progress=True, **how)
+    chat = ChatFormat(tokenizer, arguments=template_arguments or {})
+    vector = find(wrapper.model, chat, pairs, layers, behavior=found.name, progress=True, **how)
     vector.save(out)
     norms = "  ".join(f"{layer}: {norm:.2f}" for layer, norm in vector.norms().items())
     console().print(f"{out}: {found.name}, {len(pairs)} pairs, norm by layer  {norms}")

@@ -72,6 +72,8 @@ class GridPlan:
     """"" for none, "positive" and "negative" for the first of the behavior's own, which comes behind `system`."""
     system: str | None = None
     template: str | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template is told by name: `enable_thinking`, `date_string`, ..."""
     max_new_tokens: int = 48
 
     def __post_init__(self) -> None:
@@ -108,7 +110,7 @@ class GridPlan:
 
     def chat(self, tokenizer: Any, prompt: str) -> ChatFormat:
         """How questions are put under one of the system prompts."""
-        return ChatFormat(tokenizer, self.system_of(prompt), self.template)
+        return ChatFormat(tokenizer, self.system_of(prompt), self.template, self.template_arguments)
 
     def questions(self, task: str) -> list[Question]:
         """What a task asks, each question once; ValueError if that is nothing."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from caa.callables import lasting_name
+from caa.data.behaviors import Question
+from caa.data.chat import ChatFormat
 from caa.evals.plan import GridPlan
 from caa.extraction.norms import dose, stream_norms
+from caa.hashing import lines_digest
 from caa.judges.base import Judge
 from caa.models.adapters import adapter_hash
 from caa.models.fingerprint import fingerprint
@@ -25,6 +28,7 @@ def settings_of(plan: GridPlan, judge: Judge | None, wrapper: SteeringWrapper, t
         "model": {"fingerprint": fingerprint(model), "dtype": str(model.dtype).removeprefix("torch.")},
         "system": plan.system,
         "template": plan.template or tokenizer.chat_template,
+        "template_arguments": dict(plan.template_arguments),
         "behaviors": {
             plan.behavior.name: {
                 "vector": vector_hash(plan.vector),
@@ -34,7 +38,7 @@ def settings_of(plan: GridPlan, judge: Judge | None, wrapper: SteeringWrapper, t
                 "prompts": {prompt: plan.system_of(prompt) for prompt in plan.system_prompts if prompt},
                 "operator": lasting_name(plan.operator),
                 "where": lasting_name(plan.where),
-                **{task: _task_settings(plan, judge, task) for task in plan.tasks},
+                **{task: _task_settings(plan, judge, tokenizer, task) for task in plan.tasks},
             },
         },
     }
@@ -51,11 +55,21 @@ def notes_of(plan: GridPlan, wrapper: SteeringWrapper, tokenizer: Any, batch_siz
     }
 
 
-def _task_settings(plan: GridPlan, judge: Judge | None, task: str) -> dict[str, Any]:
-    questions = {"questions": questions_hash(plan.questions(task))}
+def _task_settings(plan: GridPlan, judge: Judge | None, tokenizer: Any, task: str) -> dict[str, Any]:
+    shown = {prompt: shown_hash(plan.chat(tokenizer, prompt), plan.questions(task)) for prompt in plan.system_prompts}
+    questions: dict[str, Any] = {"questions": questions_hash(plan.questions(task)), "shown": shown}
     if task != "open":
         return questions
     return {**questions, "max_new_tokens": plan.max_new_tokens, "judge": _judge_settings(judge)}
+
+
+def shown_hash(chat: ChatFormat, questions: Sequence[Question]) -> str:
+    """16 hex digits of what a model is shown of questions, as token ids, in any order.
+
+    It differs where the template writes another date, and by tokenizer, template and template arguments.
+    """
+    shown = [[chat.encode(question.text, answer) for answer in (None, *question.answers)] for question in questions]
+    return lines_digest(sorted(shown))
 
 
 def _hashes(vectors: Mapping[str, SteeringVector]) -> dict[str, str]:

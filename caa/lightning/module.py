@@ -61,6 +61,7 @@ class CAAModule(LightningModule):
         system_prompts: Sequence[str] = ("",),
         system: str | None = None,
         template: str | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
         max_new_tokens: int = 48,
     ) -> None:
         """`layers` (default: all) are read by `fit`; `test` and `predict` steer them, one at a time.
@@ -86,6 +87,7 @@ class CAAModule(LightningModule):
                 "system_prompts": list(dict.fromkeys(system_prompts)),
                 "system": system,
                 "template": template,
+                "template_arguments": dict(template_arguments or {}),
                 "max_new_tokens": max_new_tokens,
             }
         )
@@ -111,7 +113,8 @@ class CAAModule(LightningModule):
     @property
     def chat(self) -> ChatFormat:
         """How every question is put."""
-        return ChatFormat(self.tokenizer, self.hparams["system"], self.hparams["template"])
+        chosen = self.hparams
+        return ChatFormat(self.tokenizer, chosen["system"], chosen["template"], chosen["template_arguments"])
 
     @property
     def data(self) -> CAADataModule:
@@ -224,6 +227,7 @@ class CAAModule(LightningModule):
             system_prompts=chosen.system_prompts,
             system=chosen.system,
             template=chosen.template,
+            template_arguments=chosen.template_arguments,
         )
 
     def _answers(self, ask: Callable[..., Any], batch: Batch, **lengths: int) -> list[list[Any]]:

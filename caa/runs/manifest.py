@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from caa.comparing import differences
+from caa.comparing import MeasuredOtherwiseError, differences
 from caa.data.behaviors import Question
 from caa.files import replacing
 from caa.hashing import json_digest
@@ -30,7 +30,7 @@ def record_run(path: str | Path, settings: dict[str, Any], notes: dict[str, Any]
     record = _read(path, measured)
     different = list(differences(record["settings"], settings))
     if different:
-        raise FileExistsError(
+        raise MeasuredOtherwiseError(
             f"the rows beside {path} were measured otherwise: {'; '.join(different)}. They cannot stand in one table: "
             "choose a new folder."
         )
@@ -92,11 +92,16 @@ def _asked_of(cells: Collection[Cell], known: dict[str, Any]) -> dict[str, Any]:
         "reread": {cell.finetune for cell in cells if cell.vector.kind == "reread"},
     }
     unasked = set(TASKS) - {cell.task for cell in cells}
-    return {
-        key: {name: each for name, each in value.items() if name in names[key]} if key in names else value
-        for key, value in known.items()
-        if key not in unasked
-    }
+    asked: dict[str, Any] = {}
+    for key, value in known.items():
+        if key in names:
+            asked[key] = {name: setting for name, setting in value.items() if name in names[key]}
+        elif key in TASKS and isinstance(value, dict) and "shown" in value:
+            shown = {prompt: digest for prompt, digest in value["shown"].items() if prompt in names["prompts"]}
+            asked[key] = value | {"shown": shown}
+        else:
+            asked[key] = value
+    return {key: value for key, value in asked.items() if key not in unasked}
 
 
 def _merged(old: Any, new: Any) -> Any:
