@@ -12,7 +12,19 @@ from caa import SteeringWrapper
 from caa.models.blocks import decoder_blocks, model_width
 from caa.models.targets import linear_targets
 
-RIGHT = ["llama", "bart", "bamba", "qwen3_next", "falcon_h1", "mamba", "rwkv", "llama4_text", "mllama", "minimax"]
+RIGHT = [
+    "llama",
+    "bart",
+    "roberta",
+    "bamba",
+    "qwen3_next",
+    "falcon_h1",
+    "mamba",
+    "rwkv",
+    "llama4_text",
+    "mllama",
+    "minimax",
+]
 REFUSED = {"prophetnet": "not one residual stream", "deepseek_v4": "not one residual stream"}
 
 

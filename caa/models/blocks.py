@@ -58,6 +58,8 @@ class _Stack:
     """d_model of the stream."""
     repeated: bool = False
     """Whether blocks run more than once in a pass."""
+    takes_positions: bool = True
+    """Whether `position_ids` from 0 on are what it makes itself of a row without pads; RoBERTa's begin higher."""
 
 
 _STACKS: WeakKeyDictionary[nn.Module, _Stack] = WeakKeyDictionary()
@@ -110,7 +112,8 @@ def _by_behavior(base: Any) -> _Stack:
     run = [call for name in sorted(chains, key=lambda name: calls.index(chains[name][0])) for call in chains[name]]
     width = _check_stream(base, run)
     names = tuple(dict.fromkeys(call.name for call in run))
-    return _Stack(_owner(calls, ids, names[0]), names, width, repeated=len(run) > len(names))
+    owner, repeated = _owner(calls, ids, names[0]), len(run) > len(names)
+    return _Stack(owner, names, width, repeated, _counts_from_0(base.get_submodule(owner), ids))
 
 
 @torch.no_grad()
@@ -176,6 +179,21 @@ def _owner(calls: Sequence[Call], ids: Tensor, block: str) -> str:
         if (not call.name or block.startswith(f"{call.name}.")) and any(tensor is ids for tensor in call.given)
     ]
     return max(owners, key=len, default="")
+
+
+@torch.no_grad()
+def _counts_from_0(owner: Any, ids: Tensor) -> bool:
+    """Whether positions from 0 on, given or not, make no difference."""
+    if "position_ids" not in inspect.signature(owner.forward).parameters:
+        return False
+    positions = torch.arange(_COLUMNS, device=ids.device).expand_as(ids)
+    try:
+        with evaluating(owner), torch.compiler.set_stance("force_eager"):
+            own = _tensors(owner(input_ids=ids))[0].float()
+            counted = _tensors(owner(input_ids=ids, position_ids=positions))[0].float()
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        return True
+    return bool((own - counted).norm() <= max(1e-3, 4 * torch.finfo(owner.dtype).eps) * own.norm())
 
 
 def _check_stream(base: Any, run: Sequence[Call]) -> int:
@@ -271,7 +289,7 @@ def check_layer(model: Any, layer: int) -> None:
 def position_inputs(model: Any, attention_mask: Int[Tensor, "row position"]) -> dict[str, Tensor]:
     """`position_ids` for a padded batch, where the family takes them: GPT-2 and others are wrong without."""
     accepted = "position_ids" in inspect.signature(decoder(model).forward).parameters
-    return {"position_ids": position_ids(attention_mask)} if accepted else {}
+    return {"position_ids": position_ids(attention_mask)} if accepted and _stack(model).takes_positions else {}
 
 
 def keeps_place(model: Any) -> bool:
