@@ -6,7 +6,8 @@ Every way to find a direction, on every behavior: how far steering by it moves h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -52,8 +53,6 @@ STEERED: dict[str, tuple[Scope, Operator]] = {
 }
 TITLES = {"ab": "Probability of the matching answer, at +m minus at -m", "open": "Judged answers (0 to 10), same"}
 START, END = "<!-- compare_methods: begin -->", "<!-- compare_methods: end -->"
-Tables = dict[str, dict[str, list[Estimate]]]
-"""task -> direction -> its effect on each behavior"""
 
 
 def directions(model: Any, tokenizer: Any, behavior: Behavior, layer: int, few: Sequence[int]) -> dict[str, Tensor]:
@@ -84,33 +83,15 @@ def effect(run: Path, task: str, multiplier: float) -> Estimate:
     return mean_interval(both[multiplier] - both[-multiplier] for both in scores.values() if len(both) == 2)
 
 
-def full_tables(tables: Tables, columns: Sequence[str]) -> str:
-    """Direction x behavior, one table for each task."""
-    lines = []
-    for task, table in tables.items():
-        lines += [
-            f"**{TITLES[task]}**",
-            "",
-            f"| direction | {' | '.join(columns)} |",
-            "| --- |" + " ---: |" * len(columns),
-        ]
-        for name, effects in table.items():
-            cells = (f"{estimate.mean:+.2f} ±{estimate.half_width:.2f}" for estimate in effects)
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
+def to_markdown(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    lines = [["direction", *columns], ["---", *["---:"] * len(columns)], *([name, *row] for name, row in rows.items())]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def short_table(tables: Tables) -> str:
-    """Direction x task: the mean over the behaviors, and the smallest and the largest of them."""
-    lines = [f"| direction | {' | '.join(TITLES[task] for task in tables)} |", "| --- |" + " ---: |" * len(tables)]
-    for name in next(iter(tables.values())):
-        cells = []
-        for table in tables.values():
-            means = [estimate.mean for estimate in table[name]]
-            cells.append(f"{mean(means):+.2f} ({min(means):+.2f} to {max(means):+.2f})")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+def summary(effects: Sequence[Estimate]) -> str:
+    """The mean over the behaviors, the smallest and the largest of them."""
+    means = [estimate.mean for estimate in effects]
+    return f"{mean(means):+.2f} ({min(means):+.2f} to {max(means):+.2f})"
 
 
 def compare_methods(
@@ -127,7 +108,7 @@ def compare_methods(
     of `page`."""
     network, tokenizer = load_model(model)
     loaded = [load_behavior(name) for name in behaviors]
-    tables: Tables = {task: {} for task in tasks}
+    tables: dict[str, dict[str, list[Estimate]]] = {task: {} for task in tasks}
     for behavior in loaded:
         others = [load_behavior(name) for name in BUILTIN if name != behavior.name]
         judge = ExemplarJudge.fit(behavior, others) if "open" in tasks else None
@@ -135,26 +116,21 @@ def compare_methods(
         for name, direction in (by_name | dict.fromkeys(STEERED, by_name["mean difference"])).items():
             run, vector = out / behavior.name / name.replace(" ", "_"), SteeringVector({layer: direction})
             where, operator = STEERED.get(name, (after_prompt, add))
-            grid = EvalGrid(
-                behavior,
-                vector,
-                [layer],
-                (-multiplier, multiplier),
-                tasks=tasks,
-                judge=judge,
-                where=where,
-                operator=operator,
-            )
+            grid = EvalGrid(behavior, vector, [layer], (-multiplier, multiplier), tasks=tasks, judge=judge)
+            grid = replace(grid, where=where, operator=operator)
             grid.run(SteeringWrapper(network), tokenizer, run)
             for task in tasks:
                 tables[task].setdefault(name, []).append(effect(run, task, multiplier))
-    about = f"Model {model}, layer {layer}, m = {multiplier:g}"
-    full = full_tables(tables, [behavior.name for behavior in loaded])
-    intervals = f"{about}, ± half of the 95 % bootstrap interval over questions."
-    (out / "tables.md").write_text(f"{intervals}\n\n{full}", encoding="utf-8")
+    text = f"Model {model}, layer {layer}, m = {multiplier:g}, ± half of the 95 % bootstrap interval over questions.\n"
+    for task, table in tables.items():
+        rows = {name: [f"{e.mean:+.2f} ±{e.half_width:.2f}" for e in effects] for name, effects in table.items()}
+        text += f"\n**{TITLES[task]}**\n\n{to_markdown([behavior.name for behavior in loaded], rows)}"
+    (out / "tables.md").write_text(text, encoding="utf-8")
     if page:
+        short = {name: [summary(tables[task][name]) for task in tasks] for name in tables[tasks[0]]}
+        about = f"Model {model}, layer {layer}, m = {multiplier:g}: the mean over {len(loaded)} behaviors"
+        text = f"{about} (the smallest to the largest).\n\n{to_markdown([TITLES[task] for task in tasks], short)}"
         before, rest = page.read_text(encoding="utf-8").split(START)
-        text = f"{about}: the mean over {len(loaded)} behaviors (the smallest to the largest).\n\n{short_table(tables)}"
         page.write_text(f"{before}{START}\n{text}{END}{rest.split(END)[1]}", encoding="utf-8")
 
 

@@ -74,12 +74,10 @@ def separability(seen: PairActivations, unseen: PairActivations, claims: Sequenc
     for layer, (name, method) in product(seen.layers, METHODS.items()):
         sides, direction = seen.at(layer), method(*seen.at(layer))
         held_out = held_out_accuracy(*sides, method, letters=seen.letters)
-        ordered = zip(*unseen.at(layer), strict=True)
-        right = [pair_accuracy(direction, positive[None], negative[None]) > 0.5 for positive, negative in ordered]
+        right = [pair_accuracy(direction, p[None], n[None]) > 0.5 for p, n in zip(*unseen.at(layer), strict=True)]
         explained = "-" if method is mean_difference else f"{components(*sides)[1][1]:.2f}"
         table.add_row(str(layer), name, f"{held_out:.2f}", *by_kind(claims, right), explained)
-        if method is mean_difference:
-            accuracy[layer] = held_out
+        accuracy.setdefault(layer, held_out)  # of the mean difference, which is the first method
     return table, max(accuracy, key=accuracy.__getitem__)
 
 
