@@ -225,14 +225,14 @@ def forwards(model) -> list[int]:
 
 @pytest.mark.parametrize("task", ["ab", "open"])
 def test_a_question_too_long_for_the_context_is_refused_before_anything_runs(task):
-    model = tiny_model()
-    seen = forwards(model)
+    wrapper = SteeringWrapper(tiny_model())  # looks for the blocks in a pass of its own
+    seen = forwards(wrapper.model)
     long = Question("Why? " * 60, "(A)", "(B)")
     with pytest.raises(ValueError, match=r"is 3\d\d tokens long, but this model reads at most 256"):
         if task == "ab":
-            score_choices(SteeringWrapper(model), TOKENIZER, [*ASKED, long], sweep(vector(), [1], [1.0]))
+            score_choices(wrapper, TOKENIZER, [*ASKED, long], sweep(vector(), [1], [1.0]))
         else:
-            answer_open(SteeringWrapper(model), TOKENIZER, [*OPEN, long], sweep(vector(), [1], [1.0]))
+            answer_open(wrapper, TOKENIZER, [*OPEN, long], sweep(vector(), [1], [1.0]))
     assert not seen
 
 
