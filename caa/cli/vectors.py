@@ -44,15 +44,20 @@ def extract_(
     from caa.vectors import methods
 
     refuse_to_overwrite(out)
-    found = load_behavior(behavior)
+    subject = load_behavior(behavior)
     wrapper, tokenizer = load_wrapper(model, {adapter.name: adapter} if adapter else {}, dtype, device)
-    pairs = found.require("pairs")
-    how: dict[str, Any] = {"method": getattr(methods, method), "token": token, "site": site, "batch_size": batch_size}
+    pairs = subject.require("pairs")
+    options: dict[str, Any] = {
+        "method": getattr(methods, method),
+        "token": token,
+        "site": site,
+        "batch_size": batch_size,
+    }
     chat = ChatFormat(tokenizer, arguments=template_arguments or {})
-    vector = find(wrapper.model, chat, pairs, layers, behavior=found.name, progress=True, **how)
+    vector = find(wrapper.model, chat, pairs, layers, behavior=subject.name, progress=True, **options)
     vector.save(out)
     norms = "  ".join(f"{layer}: {norm:.2f}" for layer, norm in vector.norms().items())
-    console().print(f"{out}: {found.name}, {len(pairs)} pairs, norm by layer  {norms}")
+    console().print(f"{out}: {subject.name}, {len(pairs)} pairs, norm by layer  {norms}")
 
 
 def import_(
@@ -74,8 +79,8 @@ def import_(
     vector = import_vector(file, layer, blocks=blocks, behavior=behavior, model=model)
     vector.save(out)
     norms = "  ".join(f"{layer}: {norm:.2f}" for layer, norm in vector.norms().items())
-    said = f"{out}: {vector.source.history[-1]}, norm by layer  {norms}"
-    console().print(said, markup=False, highlight=False)
+    message = f"{out}: {vector.source.history[-1]}, norm by layer  {norms}"
+    console().print(message, markup=False, highlight=False)
 
 
 def inspect(path: Path, model: str | None = None) -> None:
@@ -90,13 +95,13 @@ def inspect(path: Path, model: str | None = None) -> None:
 
     from caa.inspection import inspect as look
 
-    found = look(path, model)
-    facts = Grid(show_header=False, title=Text(f"{path}: {found.kind}"), title_justify="left")
-    for name, value in found.facts.items():
+    finding = look(path, model)
+    facts = Grid(show_header=False, title=Text(f"{path}: {finding.kind}"), title_justify="left")
+    for name, value in finding.facts.items():
         facts.add_row(Text(name), Text(value))  # Text: what a file says is data, not markup
     console().print(facts)
-    for name, norms in found.norms.items():
+    for name, norms in finding.norms.items():
         shown = "  ".join(f"{layer}: {norm:.3f}" for layer, norm in norms.items())
         console().print(Text(f"{name} by layer  {shown}"))
-    for fits, why in found.verdicts:
+    for fits, why in finding.verdicts:
         console().print(Text(f"{'fits' if fits else 'does NOT fit'}: {why}"))

@@ -70,15 +70,15 @@ def pair(record: Mapping[str, Any]) -> ContrastPair:
     ContrastPair(question='Wait?', positive='Yes', negative='No')
     """
     positive, negative = answer_keys(record)
-    return ContrastPair(asked(record, positive), answer(record, positive), answer(record, negative))
+    return ContrastPair(question_of(record, positive), answer(record, positive), answer(record, negative))
 
 
 def question(record: Mapping[str, Any]) -> Question:
     category = str(record.get("category", ""))
     if not any(key in record for keys in _ANSWER_KEYS for key in keys):
-        return Question(asked(record), category=category)
+        return Question(question_of(record), category=category)
     matching, opposite = answer_keys(record)
-    return Question(asked(record, matching), answer(record, matching), answer(record, opposite), category)
+    return Question(question_of(record, matching), answer(record, matching), answer(record, opposite), category)
 
 
 def fact(record: Mapping[str, Any]) -> Question:
@@ -92,7 +92,7 @@ def answer_keys(record: Mapping[str, Any]) -> tuple[str, str]:
     return next((keys for keys in _ANSWER_KEYS if not set(keys).isdisjoint(record)), _ANSWER_KEYS[0])
 
 
-def asked(record: Mapping[str, Any], answer_key: str = "", question_key: str = "") -> str:
+def question_of(record: Mapping[str, Any], answer_key: str = "", question_key: str = "") -> str:
     """What is asked: a text or messages under one of the usual names, else what stands before the answer.
 
     Preference datasets keep either a "prompt" or, in "chosen" and "rejected" alike, the whole conversation.

@@ -132,7 +132,7 @@ def pairs_from_dataset(
 
     def pair(row: Mapping[str, Any]) -> ContrastPair:
         row = row if question else {positive: row[positive], negative: row[negative]}
-        text = records.asked(row, positive, question or "")
+        text = records.question_of(row, positive, question or "")
         return ContrastPair(text, records.answer(row, positive), records.answer(row, negative))
 
     kept, left_out = read_items(pair, dataset, "the dataset")

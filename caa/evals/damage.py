@@ -44,12 +44,15 @@ def perplexities(
         check_length(whole, limit, f"the answer {text[:60]!r} with its question")
         sequences.append(whole)
         starts.append(common_prefix(prompt, whole) if text.strip() else len(whole))
-    found: dict[int, float] = {}
+    perplexity_of: dict[int, float] = {}
     with evaluating(wrapper):
         for rows in by_length(sequences, batch_size):
             surprises = _surprises(wrapper, tokenizer, [sequences[row] for row in rows], [starts[row] for row in rows])
-            found.update(zip(rows, surprises, strict=True))
-    return [math.exp(found[row]) if not math.isnan(found[row]) else math.nan for row in range(len(sequences))]
+            perplexity_of.update(zip(rows, surprises, strict=True))
+    return [
+        math.exp(perplexity_of[row]) if not math.isnan(perplexity_of[row]) else math.nan
+        for row in range(len(sequences))
+    ]
 
 
 def _surprises(
@@ -57,7 +60,7 @@ def _surprises(
 ) -> list[float]:
     """Mean negative log-probability of each row's tokens from its start on, in nats; nan where there are none."""
     device = wrapper.model.get_input_embeddings().weight.device
-    ids, mask = (each.to(device) for each in pad(sequences, tokenizer.pad_token_id or 0))
+    ids, mask = (tensor.to(device) for tensor in pad(sequences, tokenizer.pad_token_id or 0))
     logits = wrapper(ids, mask, use_cache=False).logits[:, :-1].float()
     targets = ids[:, 1:].to(logits.device)
     logs = logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(-1)
@@ -89,7 +92,7 @@ def divergences(
     limit = context_length(wrapper.model, tokenizer)
     for prompt, ids in zip(prompts, sequences, strict=True):
         check_length(ids, limit, f"the prompt {prompt[:60]!r}")
-    found: dict[tuple[int, int], float] = {}
+    divergence_of: dict[tuple[int, int], float] = {}
     with evaluating(wrapper):
         for rows in by_length(sequences, batch_size):
             batch = [sequences[row] for row in rows]
@@ -97,8 +100,10 @@ def divergences(
             for n, setting in enumerate(settings):
                 with wrapper.steer(*setting):
                     steered = _next_token_logs(wrapper, tokenizer, batch)
-                found.update({(row, n): kl for row, kl in zip(rows, _kl(unsteered, steered).tolist(), strict=True)})
-    return [found[place] for place in product(range(len(prompts)), range(len(settings)))]
+                divergence_of.update(
+                    {(row, n): kl for row, kl in zip(rows, _kl(unsteered, steered).tolist(), strict=True)}
+                )
+    return [divergence_of[place] for place in product(range(len(prompts)), range(len(settings)))]
 
 
 def _next_token_logs(

@@ -61,7 +61,7 @@ def harness_rows(
     rows: list[Row] = []
     for cell, setting in settings.items():
         with wrapper.finetune(cell.finetune), wrapper.steer(*setting), evaluating(wrapper):
-            found = evaluate(
+            results = evaluate(
                 lm,
                 tasks=list(tasks),
                 task_manager=manager,
@@ -70,7 +70,7 @@ def harness_rows(
                 apply_chat_template=chat,
                 bootstrap_iters=0,
             )
-        rows += [_row(cell, task, sample, metric) for task, each in found["samples"].items() for sample in each]
+        rows += [_row(cell, task, sample, metric) for task, samples in results["samples"].items() for sample in samples]
     return rows
 
 
@@ -129,18 +129,18 @@ def continuation_scores(
     for _, continuation in pairs:
         check_length(continuation, limit, "a continuation")
     kept = [[*context, *continuation][-(limit + 1) :] for context, continuation in pairs]
-    found: dict[int, tuple[float, bool]] = {}
+    score_of: dict[int, tuple[float, bool]] = {}
     for rows in by_length(kept, batch_size):
         answers = [len(pairs[row][1]) for row in rows]
-        found.update(zip(rows, _batch_scores(wrapper, tokenizer, [kept[row] for row in rows], answers), strict=True))
-    return [found[row] for row in range(len(pairs))]
+        score_of.update(zip(rows, _batch_scores(wrapper, tokenizer, [kept[row] for row in rows], answers), strict=True))
+    return [score_of[row] for row in range(len(pairs))]
 
 
 def _batch_scores(
     wrapper: SteeringWrapper, tokenizer: Any, sequences: Sequence[Sequence[int]], answers: Sequence[int]
 ) -> list[tuple[float, bool]]:
     device = wrapper.model.get_input_embeddings().weight.device
-    ids, mask = (each.to(device) for each in pad([ids[:-1] for ids in sequences], tokenizer.pad_token_id or 0))
+    ids, mask = (tensor.to(device) for tensor in pad([ids[:-1] for ids in sequences], tokenizer.pad_token_id or 0))
     prompts = torch.tensor([len(s) - n for s, n in zip(sequences, answers, strict=True)], device=device)
     logs = wrapper(ids, mask, prompt_lengths=prompts, use_cache=False).logits.float().log_softmax(-1)
     return [_score(logs[i, : len(s) - 1][-n:], s[-n:]) for i, (s, n) in enumerate(zip(sequences, answers, strict=True))]

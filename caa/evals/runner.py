@@ -136,21 +136,21 @@ class Runner:
         """In the order of `product(questions, cases)`."""
         settings = [case.setting for case in some.cases]
         chat = self.plan.chat(self.tokenizer, some.system_prompt)
-        asked = [question for question, _ in product(questions, settings)]
+        repeated = [question for question, _ in product(questions, settings)]
         if some.task == "open":
-            return self._open_answers(chat, questions, settings, asked)
+            return self._open_answers(chat, questions, settings, repeated)
         scores = score_choices(self.wrapper, chat, questions, settings, batch_size=self.batch_size)
-        return [_scored(question, score) for question, score in zip(asked, scores, strict=True)]
+        return [_scored(question, score) for question, score in zip(repeated, scores, strict=True)]
 
     def _open_answers(
-        self, chat: Any, questions: list[Question], settings: list[Setting], asked: list[Question]
+        self, chat: Any, questions: list[Question], settings: list[Setting], repeated: list[Question]
     ) -> list[Answer]:
         if self.judge is None:
             raise ValueError("the open task needs a judge")
         length, batch_size = self.plan.max_new_tokens, self.batch_size
         texts = answer_open(self.wrapper, chat, questions, settings, max_new_tokens=length, batch_size=batch_size)
-        verdicts = judge_all(self.judge, asked, texts)
-        return [_judged(*judged) for judged in zip(asked, texts, verdicts, strict=True)]
+        verdicts = judge_all(self.judge, repeated, texts)
+        return [_judged(*judged) for judged in zip(repeated, texts, verdicts, strict=True)]
 
 
 def _scored(question: Question, choice: ChoiceScore) -> Answer:

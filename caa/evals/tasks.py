@@ -140,11 +140,10 @@ def score_choices(
     """
     chat = ChatFormat.of(chat)
     texts = render_choices(wrapper, chat, questions)
-    how: dict[str, Any] = {"pad_id": chat.pad_id, "batch_size": batch_size}
-    found = log_probabilities(wrapper, texts, settings, **how)
-    pairs = comparable(found).flatten(0, 1).tolist()
-    asked = product(questions, settings)
-    return [ChoiceScore(question.id, *pair) for (question, _), pair in zip(asked, pairs, strict=True)]
+    logs = log_probabilities(wrapper, texts, settings, pad_id=chat.pad_id, batch_size=batch_size)
+    pairs = comparable(logs).flatten(0, 1).tolist()
+    cases = product(questions, settings)
+    return [ChoiceScore(question.id, *pair) for (question, _), pair in zip(cases, pairs, strict=True)]
 
 
 def answer_open(
@@ -172,9 +171,9 @@ def answer_open(
             run = partial(_answers, wrapper, tokenizer, prompts, some, config)
             lengths = [len(some) * (len(ids) + max_new_tokens) for ids in prompts]
             budget = batch_size * (max(map(len, prompts)) + max_new_tokens)
-            for rows, found in in_batches(run, lengths, budget):
+            for rows, answers in in_batches(run, lengths, budget):
                 places = product(rows, range(start, start + len(some)))
-                texts.update(zip(places, found, strict=True))
+                texts.update(zip(places, answers, strict=True))
     return [texts[place] for place in product(range(len(prompts)), range(len(settings)))]
 
 

@@ -41,10 +41,10 @@ def sweep_rows(
     questions = behavior.require("ab_questions")
     places = list(product(layers, filter(None, multipliers)))
     settings = [(Intervention(vector, layer, m, source_layer=source_layer),) for layer, m in places]
-    asked = [*settings, *([()] if 0 in multipliers else [])]
-    found = score_choices(wrapper, chat, questions, asked, batch_size=batch_size)
+    settings_and_base = [*settings, *([()] if 0 in multipliers else [])]
+    scores = score_choices(wrapper, chat, questions, settings_and_base, batch_size=batch_size)
     rows = []
-    for score, (question, setting) in zip(found, product(questions, range(len(asked))), strict=True):
+    for score, (question, setting) in zip(scores, product(questions, range(len(settings_and_base))), strict=True):
         here = [places[setting]] if setting < len(places) else [(layer, 0.0) for layer in layers]
         evidence = choice_evidence(score.p_matching, score.p_opposite, question.matching, question.category)
         for layer, multiplier in here:
@@ -84,16 +84,15 @@ def dose_response(
     the A/B questions.
     """
     chat = ChatFormat.of(chat)
-    questions, asked = behavior.require("ab_questions"), open_questions or behavior.require("open_questions")
+    questions, answered = behavior.require("ab_questions"), open_questions or behavior.require("open_questions")
     prompts = [chat.encode(question.text) for question in questions]
     norms: Mapping[int, float] = stream_norms(wrapper.model, chat.tokenizer, prompts, [layer], batch_size=batch_size)
     multipliers = [multiplier_of(vector, layer, dose, norms) for dose in doses]
     settings = [(Intervention(vector, layer, m),) if m else () for m in multipliers]
     choices = score_choices(wrapper, chat, questions, settings, batch_size=batch_size)
-    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    texts = answer_open(wrapper, chat, asked, settings, **how)
-    each = [question.text for question, _ in product(asked, settings)]
-    surprises = perplexities(wrapper, chat, each, texts, batch_size=batch_size)
+    texts = answer_open(wrapper, chat, answered, settings, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    repeated = [question.text for question, _ in product(answered, settings)]
+    surprises = perplexities(wrapper, chat, repeated, texts, batch_size=batch_size)
     count = len(settings)
     return [
         Response(

@@ -74,12 +74,12 @@ def is_reserved(tokenizer: Any, token: int) -> bool:
 
 
 def _use(tokenizer: Any, token: int, active: list[str]) -> str:
-    said = repr(tokenizer.convert_ids_to_tokens(token))
+    last = repr(tokenizer.convert_ids_to_tokens(token))
     caution = (
-        f"It steers from the last {said} on. Only the prompt's end holds that token, so it does so in `generate` and "
+        f"It steers from the last {last} on. Only the prompt's end holds that token, so it does so in `generate` and "
         "when whole texts are scored."
         if is_reserved(tokenizer, token)
-        else f"It steers from the last {said} on, which answers may hold too. In `generate` that is the prompt's end, "
+        else f"It steers from the last {last} on, which answers may hold too. In `generate` that is the prompt's end, "
         "exactly; do not score whole texts with it."
     )
     load = _LOAD_BOTH if active else _LOAD
@@ -101,10 +101,10 @@ def _compare(wrapper: SteeringWrapper, tokenizer: Any, token: int, folder: Path)
     answers = torch.where(answers == token, (token + 1) % wrapper.model.config.vocab_size, answers)
     exported = load_exported(plain_shell(wrapper.model), folder)
     unsteered: Any = shell(wrapper.model)
-    found = []
+    logits_of_prompts = []
     for question, answer in zip(QUESTIONS, answers, strict=False):
         prompt = torch.tensor(ChatFormat.of(tokenizer).encode(question), device=answers.device)
         ids = torch.cat([prompt, answer])[None]
         hook = wrapper(ids, prompt_lengths=torch.tensor([len(prompt)], device=ids.device))
-        found.append([each.logits[0] for each in (hook, exported(ids), unsteered(ids))])
-    return check_parity(*(torch.cat(logits) for logits in zip(*found, strict=True)))
+        logits_of_prompts.append([output.logits[0] for output in (hook, exported(ids), unsteered(ids))])
+    return check_parity(*(torch.cat(logits) for logits in zip(*logits_of_prompts, strict=True)))

@@ -52,12 +52,12 @@ def biases(model: Any, interventions: Sequence[Intervention]) -> dict[str, Tenso
 
     ValueError for families in which no bias does what the hook does.
     """
-    found: dict[str, Tensor] = {}
+    biases: dict[str, Tensor] = {}
     for intervention in interventions:
         name, factor = _last_linear(model, intervention.layer)
         push = intervention.strengths * intervention.direction / factor
-        found[name] = found[name] + push if name in found else push
-    return found
+        biases[name] = biases[name] + push if name in biases else push
+    return biases
 
 
 def _last_linear(model: Any, layer: int) -> tuple[str, float]:

@@ -42,8 +42,8 @@ def _check(intervention: Intervention, scopes: Sequence[Scope], target: str, ins
             f"{target} has one multiplier for all prompts, and this is one for each ({intervention}). Steer with one."
         )
     if intervention.where not in scopes:
-        able, asked = " or ".join(map(name_of, scopes)), name_of(intervention.where)
-        raise ValueError(f"{target} steers {able}, and this adapter {asked} ({intervention}). {instead}.")
+        able, wanted = " or ".join(map(name_of, scopes)), name_of(intervention.where)
+        raise ValueError(f"{target} steers {able}, and this adapter {wanted} ({intervention}). {instead}.")
 
 
 def push_of(interventions: Sequence[Intervention]) -> SteeringVector:

@@ -117,13 +117,13 @@ def _with_room(model: Any, wanted: Mapping[str, Tensor]) -> Any:
     config = model.config
     if hasattr(config, "mlp_bias"):
         return _rebuilt(model, type(model), type(config)(**config.to_dict() | {"mlp_bias": True}))
-    found = as_llama(config)
-    if found is None:
+    converted = as_llama(config)
+    if converted is None:
         raise ValueError(
             f"a stock {config.model_type} checkpoint has no place for the bias that carries the vector, and would load "
             "without it. Nearest: `--to peft`, the same model as an adapter"
         )
-    return _rebuilt(model, *found)
+    return _rebuilt(model, *converted)
 
 
 def _rebuilt(model: Any, architecture: Any, config: Any) -> Any:

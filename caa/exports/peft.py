@@ -87,8 +87,8 @@ def _plain_layers(model: Any, adapter: str) -> dict[str, Any]:
     config = model.peft_config[adapter]
     if not hasattr(config, "lora_bias"):
         raise ValueError(f"the finetune {adapter!r} is {config.peft_type}, and a bias needs a LoRA: keep both adapters")
-    found = {name: m for name, m in base_model(model).named_modules() if isinstance(m, LoraLayer)}
-    layers = {name: m for name, m in found.items() if adapter in m.lora_A or adapter in m.lora_embedding_A}
+    lora_layers = {name: m for name, m in base_model(model).named_modules() if isinstance(m, LoraLayer)}
+    layers = {name: m for name, m in lora_layers.items() if adapter in m.lora_A or adapter in m.lora_embedding_A}
     special = [name for name, m in layers.items() if adapter not in m.lora_A or m.lora_variant.get(adapter) is not None]
     if special or config.target_parameters or config.init_lora_weights not in (True, False, "gaussian"):
         raise ValueError(

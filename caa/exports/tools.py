@@ -122,9 +122,9 @@ def _write_gguf(push: SteeringVector, path: Path, model: Any) -> None:
     _check_written(read_gguf(write_gguf(push, path, text_config(model).model_type)).directions, push)
 
 
-def _check_written(found: Mapping[int, Tensor], push: SteeringVector) -> None:
+def _check_written(written: Mapping[int, Tensor], push: SteeringVector) -> None:
     """What another tool will read is, to the bit, what the hook adds."""
-    if list(found) != push.layers or not all(torch.equal(found[layer], push.at(layer)) for layer in push.layers):
+    if list(written) != push.layers or not all(torch.equal(written[layer], push.at(layer)) for layer in push.layers):
         raise RuntimeError("the file that was written does not hold what the hook adds; nothing was exported")
 
 

@@ -44,8 +44,8 @@ class CAADataModule(LightningDataModule):
         """The pairs, or what a task asks, each question once; ValueError if the behavior has none."""
         if task == "pairs":
             return list(self.behavior.require("pairs"))
-        asked = self.facts if task == "facts" else self.behavior.require(f"{task}_questions")
-        return list({question.id: question for question in asked}.values())
+        questions = self.facts if task == "facts" else self.behavior.require(f"{task}_questions")
+        return list({question.id: question for question in questions}.values())
 
     @property
     def tested(self) -> list[str]:

@@ -127,8 +127,8 @@ class CAAModule(LightningModule):
         """What `fit` found, a checkpoint held, or the caller gave; RuntimeError if there is none yet."""
         if self.source is None:
             raise RuntimeError("there is no vector yet: call trainer.fit(module, data), or give CAAModule(vector=...)")
-        found = self.directions.detach().clone()
-        return SteeringVector(dict(zip(self.layers, found, strict=True)), self.source)
+        directions = self.directions.detach().clone()
+        return SteeringVector(dict(zip(self.layers, directions, strict=True)), self.source)
 
     def _keep(self, vector: SteeringVector) -> None:
         with torch.no_grad():
@@ -177,8 +177,8 @@ class CAAModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         if batch.items:
-            found = self._read(batch.items)
-            self.mean.update(torch.stack([found.at(layer) for layer in self.layers]).to(self.device), len(batch.items))
+            vector = self._read(batch.items)
+            self.mean.update(torch.stack([vector.at(layer) for layer in self.layers]).to(self.device), len(batch.items))
         if self.trainer.is_last_batch:  # every process's last, for they all take equally many
             self._find()
 
@@ -189,11 +189,11 @@ class CAAModule(LightningModule):
 
     def _find(self) -> None:
         """Add up what all processes read."""
-        found = self.mean.compute()
+        result = self.mean.compute()
         texts = pair_texts(self.chat, self.data.items("pairs"))
-        about = self.wrapper.model, self.data.behavior.name, int(found["n"])
+        about = self.wrapper.model, self.data.behavior.name, int(result["n"])
         source = provenance(*about, ReadConfig(), lines_digest(text.digest() for text in texts))
-        directions = dict(zip(self.layers, found["mean"], strict=True))
+        directions = dict(zip(self.layers, result["mean"], strict=True))
         self._keep(SteeringVector(directions, replace(source, method="mean difference")))
         self.optimizers().step()  # type: ignore[union-attr]
 

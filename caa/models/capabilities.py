@@ -108,9 +108,9 @@ def _stands(model: Any, trial: Callable[[Any], bool]) -> bool:
 
 
 def _say_once(model: Any, manner: str, reason: str) -> None:
-    said = _SAID.setdefault(decoder(model), set())
-    if reason not in said:
-        said.add(reason)
+    reasons = _SAID.setdefault(decoder(model), set())
+    if reason not in reasons:
+        reasons.add(reason)
         name = type(base_model(model)).__name__
         warnings.warn(f"{name} is asked {manner}: {reason}. Same numbers, more time.", stacklevel=3)
 
@@ -237,4 +237,5 @@ def _distance(logits: Tensor, expected: Tensor) -> Tensor:
     """Of each token's logits, beside how far they lie apart from each other: [token]."""
     spread = expected.float() - expected.float().mean(-1, keepdim=True)
     error: Tensor = (logits.float() - expected.float()).norm(dim=-1)
-    return error / spread.norm(dim=-1)
+    share: Tensor = error / spread.norm(dim=-1)
+    return share

@@ -92,16 +92,16 @@ def _asked_of(cells: Collection[Cell], known: dict[str, Any]) -> dict[str, Any]:
         "reread": {cell.finetune for cell in cells if cell.vector.kind == "reread"},
     }
     unasked = set(TASKS) - {cell.task for cell in cells}
-    asked: dict[str, Any] = {}
+    bound: dict[str, Any] = {}
     for key, value in known.items():
         if key in names:
-            asked[key] = {name: setting for name, setting in value.items() if name in names[key]}
+            bound[key] = {name: setting for name, setting in value.items() if name in names[key]}
         elif key in TASKS and isinstance(value, dict) and "shown" in value:
             shown = {prompt: digest for prompt, digest in value["shown"].items() if prompt in names["prompts"]}
-            asked[key] = value | {"shown": shown}
+            bound[key] = value | {"shown": shown}
         else:
-            asked[key] = value
-    return {key: value for key, value in asked.items() if key not in unasked}
+            bound[key] = value
+    return {key: value for key, value in bound.items() if key not in unasked}
 
 
 def _merged(old: Any, new: Any) -> Any:
@@ -120,5 +120,5 @@ def versions() -> dict[str, str]:
 
 def questions_hash(questions: Iterable[Question]) -> str:
     """16 hex digits of what is asked, answers included, in any order."""
-    asked = sorted([question.text, question.matching or "", question.opposite or ""] for question in questions)
-    return json_digest(asked)
+    entries = sorted([question.text, question.matching or "", question.opposite or ""] for question in questions)
+    return json_digest(entries)

@@ -117,7 +117,7 @@ def prompt_lengths(labels: Tensor, attention_mask: Tensor | None = None) -> Tens
 
 def language_model(module: nn.Module) -> Any:
     """The causal LM inside a LightningModule: the outermost one of its modules that has a decoder."""
-    found = next((part for part in module.modules() if hasattr(part, "get_decoder")), None)
-    if found is None:
+    part = next((part for part in module.modules() if hasattr(part, "get_decoder")), None)
+    if part is None:
         raise TypeError(f"{type(module).__name__} holds no causal language model, so there is nothing to steer")
-    return found
+    return part

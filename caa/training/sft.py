@@ -131,10 +131,10 @@ def _holds(folder: Path, record: dict[str, Any], model: nn.Module) -> bool:
         return False
     if not (folder / PROVENANCE).is_file():
         raise FileExistsError(f"{folder} holds something that is no finetune of this project; choose another folder")
-    there = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    if has_fingerprint(model, there.get("base_fingerprint", "")):  # those of the first kind are written otherwise
-        there["base_fingerprint"] = record["base_fingerprint"]
-    if different := list(differences(_decisive(there), _decisive(record))):
+    recorded = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    if has_fingerprint(model, recorded.get("base_fingerprint", "")):  # those of the first kind are written otherwise
+        recorded["base_fingerprint"] = record["base_fingerprint"]
+    if different := list(differences(_decisive(recorded), _decisive(record))):
         raise FileExistsError(f"{folder} holds another finetune: {'; '.join(different)}. Choose another folder.")
     return True
 

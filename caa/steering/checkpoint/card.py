@@ -68,9 +68,9 @@ def _intervention(record: dict[str, Any], vector: SteeringVector) -> list[str]:
     source, layer = vector.source, record["layer"]
     taken = layer if record["source_layer"] is None else record["source_layer"]
     strengths = ", ".join(f"{multiplier:+g}" for multiplier in record["multiplier"])
-    how = [_code(record[key]) for key in ("operator", "where")]
+    names = [_code(record[key]) for key in ("operator", "where")]
     made = [_code(source.method), str(source.n_pairs), _code(source.data_hash)]
-    return [_code(source.behavior), str(layer), strengths, f"{vector.norms()[taken]:.3g}", *how, *made]
+    return [_code(source.behavior), str(layer), strengths, f"{vector.norms()[taken]:.3g}", *names, *made]
 
 
 def _finetunes(adapters: Sequence[dict[str, Any]], active: Sequence[str]) -> str:

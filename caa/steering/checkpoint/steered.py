@@ -52,7 +52,7 @@ def save_steered(
     with replacing_folder(folder) as scratch:
         _write(scratch, model, interventions, names, tokenizer)
         manifest = read_manifest(scratch, MANIFEST)
-        card = steered_card(manifest, [_vector(each) for each in interventions], results, where)
+        card = steered_card(manifest, [_vector(intervention) for intervention in interventions], results, where)
         (scratch / CARD).write_text(card, encoding="utf-8")
     return folder
 
@@ -75,17 +75,17 @@ def _vector(intervention: Intervention) -> SteeringVector:
 def _to_keep(model: Any, finetunes: Sequence[str] | None) -> list[str]:
     """The names of the LoRAs to save, the active ones first."""
     active, held = active_adapters(model), list(getattr(model, "peft_config", {}))
-    asked = active if finetunes is None else list(finetunes)
-    if unknown := [name for name in asked if name not in held]:
+    chosen = active if finetunes is None else list(finetunes)
+    if unknown := [name for name in chosen if name not in held]:
         raise ValueError(f"the model holds no finetune {unknown[0]!r} to save; it holds {held or 'none'}")
-    if asked and (not active or not set(active) <= set(asked)):
+    if chosen and (not active or not set(active) <= set(chosen)):
         raise ValueError(
-            f"a steered adapter wears a finetune that it holds: active are {active or 'none'}, to be kept {asked}. "
+            f"a steered adapter wears a finetune that it holds: active are {active or 'none'}, to be kept {chosen}. "
             "Choose one of them with `finetune(name)`."
         )
-    if bad := [name for name in asked if Path(name).name != name]:
+    if bad := [name for name in chosen if Path(name).name != name]:
         raise ValueError(f"a finetune's name becomes a folder's name, which {bad[0]!r} cannot be; load it as another")
-    return [*active, *(name for name in asked if name not in active)]
+    return [*active, *(name for name in chosen if name not in active)]
 
 
 def _write(
@@ -141,7 +141,7 @@ def load_steered(
     check_base(folder, manifest["base"], model)
     check_tokenizer(folder, manifest["tokenizer"], tokenizer)
     model = _wearing(folder, manifest, model)
-    return model, *(_from_json(folder, each) for each in manifest["interventions"])
+    return model, *(_from_json(folder, record) for record in manifest["interventions"])
 
 
 def _could_be_on_the_hub(name: str) -> bool:
