@@ -127,6 +127,17 @@ MODULES = {
     "caa.vectors.readings": "caa.vectors.activations",
 }
 RENAMED = {
+    "caa.data.templates": {
+        "CONFIDENCE": "caa.data.personas.CONFIDENCE",
+        "CORRIGIBILITY": "caa.data.personas.CORRIGIBILITY",
+        "HONESTY": "caa.data.personas.HONESTY",
+        "PRESETS": "caa.data.personas.PRESETS",
+        "Preset": "caa.data.personas.Preset",
+        "SYCOPHANCY": "caa.data.personas.SYCOPHANCY",
+        "dialogue": "caa.data.personas.dialogue",
+        "dialogue_pairs": "caa.data.personas.dialogue_pairs",
+        "dialogue_texts": "caa.data.personas.dialogue_texts",
+    },
     "caa.reports.arranging": {
         "arranged": "caa.reports.tables.pivot.table_of_rows",
         "estimates": "caa.reports.by_cell.means_by_cell",
