@@ -8,7 +8,7 @@ from typing import Any
 
 from caa._moved import NAMES, MovedModules, moved_name
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "Behavior": "data.behaviors",
