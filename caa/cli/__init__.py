@@ -81,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each training
     logging.basicConfig(format="%(message)s")
     logging.getLogger("caa").setLevel(logging.INFO)
+    for name in ("torchao", "torch.utils._pytree"):  # PEFT imports torchao where it is, which says what it cannot load
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return _run([word for word in words if word != "--debug"])
     except UsageError as error:
