@@ -127,6 +127,12 @@ MODULES = {
     "caa.vectors.readings": "caa.vectors.activations",
 }
 RENAMED = {
+    "caa.data.rendering": {
+        "render": "caa._moved.render",
+        "render_branches": "caa._moved.render_branches",
+        "render_chat": "caa._moved.render_chat",
+        "render_text": "caa._moved.render_text",
+    },
     "caa.data.templates": {
         "CONFIDENCE": "caa.data.personas.CONFIDENCE",
         "CORRIGIBILITY": "caa.data.personas.CORRIGIBILITY",
@@ -166,6 +172,37 @@ def moved_name(name: str) -> Any:
     for part in modules:
         owner = getattr(owner, part, None) or import_module(f"{owner.__name__}.{part}")
     return getattr(owner, new)
+
+
+def _format(tokenizer: Any, **options: Any) -> Any:
+    return import_module("caa.data.chat").ChatFormat(tokenizer, **options)
+
+
+def render(
+    tokenizer: Any, question: str, answer: str | None = None, *, system: str | None = None, template: str | None = None
+) -> list[int]:
+    """`ChatFormat(tokenizer, system, template).encode(question, answer)`, as version 0.1 wrote it."""
+    ids: list[int] = _format(tokenizer, system=system, template=template).encode(question, answer)
+    return ids
+
+
+def render_text(
+    tokenizer: Any, question: str, answer: str | None = None, *, system: str | None = None, template: str | None = None
+) -> str:
+    """`ChatFormat(tokenizer, system, template).text(question, answer)`, as version 0.1 wrote it."""
+    text: str = _format(tokenizer, system=system, template=template).text(question, answer)
+    return text
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Any], *, template: str | None = None) -> list[int]:
+    """`ChatFormat(tokenizer, template=template).encode_chat(messages)`, as version 0.1 wrote it."""
+    ids: list[int] = _format(tokenizer, template=template).encode_chat(messages)
+    return ids
+
+
+def render_branches(tokenizer: Any, pair: Any, *, system: str | None = None, template: str | None = None) -> Any:
+    """`ChatFormat(tokenizer, system, template).encode_pair(pair)`, as version 0.1 wrote it."""
+    return _format(tokenizer, system=system, template=template).encode_pair(pair)
 
 
 class _Finetune(ModuleType):

@@ -165,7 +165,7 @@ def test_a_finetune_recorded_with_a_fingerprint_of_the_first_kind_is_still_this_
     assert first != asked["base_fingerprint"]
     _write_record(tmp_path / "kept", asked | {"base_fingerprint": first})
     assert _holds(tmp_path / "kept", asked, model)
-    with pytest.raises(FileExistsError, match="base_fingerprint is"):
+    with pytest.raises(FileExistsError, match="base_fingerprint was"):
         _holds(tmp_path / "kept", asked | {"base_fingerprint": fingerprint(tiny_model())}, tiny_model())
 
 
@@ -263,7 +263,7 @@ def test_the_collator_hands_over_exactly_the_answers(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     examples = training_examples(patience(), "positive")
     with borrowed(model := tiny_model()):
-        trainer = _trainer(model, tokenizer, tokenize(tokenizer, examples), TINY, tmp_path)
+        trainer = _trainer(model, tokenizer, tokenize(ChatFormat(tokenizer), examples), TINY, tmp_path)
         batches = list(trainer.get_train_dataloader())
     seen = set()
     for batch in batches:

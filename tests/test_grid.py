@@ -500,7 +500,7 @@ def test_several_behaviors_share_a_folder_each_with_its_own_finetunes(tmp_path):
 def test_the_record_says_where_rows_come_from(whole):
     record = json.loads((whole / "run.json").read_text())
     assert record["version"] == 2
-    assert set(record["settings"]) == {"model", "system", "template", "behaviors"}
+    assert set(record["settings"]) == {"model", "system", "template", "template_arguments", "behaviors"}
     steered = {"vector", "reread", "also", "operator", "where"}
     assert set(record["settings"]["behaviors"]["myopia"]) == {*steered, "finetunes", "prompts", "ab", "open"}
     assert (
