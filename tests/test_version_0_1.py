@@ -76,8 +76,10 @@ def test_a_complete_run_is_asked_nothing_and_its_record_goes_on(tiny_chat, run):
     assert after["version"] == 2
     assert "version" not in before
     old, new = (record["settings"]["behaviors"]["few"] for record in (before, after))
+    for task in ("ab", "open"):
+        assert new[task].pop("shown"), "the record says now what the model was shown"
     assert new == {"reread" if key == "own" else key: value for key, value in old.items()}
-    assert {k: v for k, v in after["settings"].items() if k != "behaviors"} == {
+    assert {k: v for k, v in after["settings"].items() if k not in ("behaviors", "template_arguments")} == {
         k: v for k, v in before["settings"].items() if k != "behaviors"
     }
 

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from caa.cli.console import Dtype, console, load_wrapper, print_summary, print_tables
 from caa.cli.parsing import UsageError, did_you_mean
+from caa.data.sources import load_facts
 from caa.judges.config import OFFLINE, JudgeConfig
+from caa.runs.rows import read_rows
 from caa.training.config import FinetuneConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -183,8 +185,6 @@ def grid(
     from caa import EvalGrid, SteeringVector, load_behavior
     from caa import preflight as check
     from caa.cli.dry_run import grid_work, nobody, print_work
-    from caa.data.sources import load_facts
-    from caa.runs.rows import read_rows
 
     finetunes = adapters or {}
     loaded, direction = load_behavior(behavior).first_questions(limit), SteeringVector.load(vector)
