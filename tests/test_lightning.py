@@ -116,7 +116,8 @@ def test_prompts_controls_other_vectors_and_operators_are_asked_as_the_grid_asks
 
 
 def _name(cell) -> str:
-    return f"{cell.task}/{cell.finetune}/layer_{cell.layer}/{cell.multiplier:+g}"
+    finetune = "none" if cell.finetune is None else cell.finetune
+    return f"{cell.task}/{finetune}/layer_{cell.layer}/{cell.multiplier:+g}"
 
 
 @pytest.mark.slow
