@@ -1,4 +1,4 @@
-"""What a run is asked to do in, everything that would stop it out, before the first costly step. Loads no weights."""
+"""What a run is to do in; out, all that would stop it, before the first costly step. Loads no weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from caa.data.behaviors import Behavior
 from caa.judges.config import JudgeConfig
 from caa.models.names import EMBEDDED, model_path
-from caa.runs.rows import TASKS
+from caa.runs.rows import QUESTIONS, TASKS
+from caa.suggestions import did_you_mean
 from caa.vectors.vector import SteeringVector
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -94,17 +95,12 @@ def behavior_problems(
 
     `parts` are what else of it is needed: "pairs" to read a vector, "validation_questions" to choose a layer.
     """
-    needed = {"ab": "ab_questions", "open": "open_questions"}
     for task in tasks:
         if task not in TASKS:
-            close = difflib.get_close_matches(task, TASKS, n=1)
-            yield (
-                f"there is no task {task!r}{f', did you mean {close[0]!r}?' if close else ''}; there are "
-                + ", ".join(TASKS)
-            )
+            yield f"there is no task {task!r}{did_you_mean(task, TASKS)}; there are {', '.join(TASKS)}"
         elif task == "facts" and not facts:
             yield 'the task "facts" needs questions: say which, such as "facts" for those that are built in'
-    for part in (*parts, *(needed[task] for task in tasks if task in needed)):
+    for part in (*parts, *(QUESTIONS[task] for task in tasks if task in QUESTIONS)):
         try:
             behavior.require(part)
         except ValueError as error:

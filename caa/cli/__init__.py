@@ -12,10 +12,11 @@ from typing import Any
 import caa
 from caa.cli.measures import compare, damage, lm_eval_
 from caa.cli.models import export, generate, play
-from caa.cli.parsing import Command, UsageError, did_you_mean, parse, parser_of
+from caa.cli.parsing import Command, UsageError, parse, parser_of
 from caa.cli.results import data, figures, published, report
 from caa.cli.runs import config_path, demo, finetune, grid, run, shipped_configs
 from caa.cli.vectors import extract_, import_, inspect
+from caa.suggestions import did_you_mean
 
 
 def completion(shell: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import json
 import re
@@ -11,6 +10,8 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
+
+from caa.suggestions import did_you_mean
 
 Command = Callable[..., None]
 _YES_OR_NO = ("true", "false", "yes", "no")
@@ -58,15 +59,6 @@ def parse(parser: Any, words: Sequence[str]) -> dict[str, Any]:
     arguments = parser.instantiate_classes(namespace).as_dict()
     arguments.pop("config", None)
     return dict(arguments)
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """
-    >>> did_you_mean("sycofancy", ["refusal", "sycophancy"]), did_you_mean("x", ["refusal"])
-    (", did you mean 'sycophancy'?", '')
-    """
-    close = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def config_problems(parser: Any, path: str) -> Iterator[str]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from caa.cli.console import Dtype, console, load_wrapper, print_summary, print_tables
-from caa.cli.parsing import UsageError, did_you_mean
+from caa.cli.parsing import UsageError
 from caa.data.sources import load_facts
 from caa.judges.config import OFFLINE, JudgeConfig
 from caa.runs.rows import read_rows
+from caa.suggestions import did_you_mean
 from caa.training.config import FinetuneConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
 from collections import Counter
@@ -18,6 +17,7 @@ from caa.data.download import download_caa as download_caa
 from caa.data.records import letters_outside as letters_outside
 from caa.data.records import read_items, read_json
 from caa.data.rubrics import CAA_RUBRICS
+from caa.suggestions import did_you_mean
 
 BUILTIN = (
     "ai_coordination",
@@ -80,7 +80,7 @@ def load_facts(name_or_path: str | Path = FACTS) -> tuple[Question, ...]:
     if not path.is_file():
         known = [FACTS, *public]
         raise ValueError(
-            f"there are no facts {name!r}{_did_you_mean(name, known)}; there are {', '.join(known)}, "
+            f"there are no facts {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}, "
             "or the path of a json file in their format"
         )
     content = read_json(path)
@@ -199,7 +199,7 @@ def _from_file(path: Path) -> Behavior:
     content = read_json(path)
     about = dict(content) if isinstance(content, dict) else {"pairs": content}
     if unknown := [key for key in about if key not in (*_PARTS, *_ABOUT)]:
-        hint = _did_you_mean(unknown[0], [*_PARTS, *_ABOUT])
+        hint = did_you_mean(unknown[0], [*_PARTS, *_ABOUT])
         raise ValueError(f"{path}: unknown key {unknown[0]!r}{hint}; known are {', '.join((*_PARTS, *_ABOUT))}")
     parts = {part: (about.pop(part), f"{path}, {part}") for part in _PARTS if part in about}
     return _build(about.get("name", path.stem), parts, about)
@@ -241,15 +241,10 @@ def _nothing_there(name: str, path: Path) -> str:
     public = [PUBLIC + behavior for behavior in CAA_BEHAVIORS]
     known = f"Built in: {', '.join(BUILTIN)}. Public, once downloaded: {', '.join(public)}. "
     known += f"In {path.parent}: {', '.join(beside)}. " if beside else ""
-    hint = _did_you_mean(name, [*BUILTIN, *public]) or _did_you_mean(path.name, beside)
+    hint = did_you_mean(name, [*BUILTIN, *public]) or did_you_mean(path.name, beside)
     return (
         f"there is no behavior {name!r}{hint}. {known}Or give a CAA folder (datasets/<behavior>), a .json or a .jsonl"
     )
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _warn_left_out(name: str, counts: Mapping[str, tuple[int, int]]) -> None:
@@ -279,6 +274,6 @@ def _check_columns(dataset: Any, wanted: Sequence[str]) -> None:
     missing = [column for column in wanted if names is not None and column not in names]  # None: not known in a stream
     if missing:
         raise ValueError(
-            f"the dataset has no column {missing[0]!r}{_did_you_mean(missing[0], names)}; it has {', '.join(names)}. "
+            f"the dataset has no column {missing[0]!r}{did_you_mean(missing[0], names)}; it has {', '.join(names)}. "
             "Say which are meant: question=..., positive=..., negative=..."
         )

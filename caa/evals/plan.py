@@ -12,7 +12,7 @@ from typing import Any
 from caa.callables import lasting_name
 from caa.data.behaviors import Behavior, Question
 from caa.data.chat import ChatFormat
-from caa.runs.rows import OWN, TASKS, Cell, VectorRef
+from caa.runs.rows import OWN, QUESTIONS, TASKS, Cell, VectorRef
 from caa.steering.intervention import Intervention
 from caa.steering.operators import Operator, add
 from caa.steering.scopes import Scope, after_prompt
@@ -20,8 +20,6 @@ from caa.steering.settings import Setting
 from caa.vectors.vector import SteeringVector, random_like
 
 AXES = ("layers", "multipliers", "finetunes", "tasks", "system_prompts")
-QUESTION_KINDS = {"ab": "ab_questions", "open": "open_questions"}
-"""Task -> what a behavior calls its questions."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ class GridPlan:
         """What a task asks, each question once; ValueError if that is nothing."""
         if task == "facts" and not self.facts:
             raise ValueError('the task "facts" needs questions: give facts=[Question(...), ...], or leave it out')
-        questions = self.facts if task == "facts" else self.behavior.require(QUESTION_KINDS[task])
+        questions = self.facts if task == "facts" else self.behavior.require(QUESTIONS[task])
         return list({question.id: question for question in questions}.values())
 
     def cells(self) -> list[Cell]:

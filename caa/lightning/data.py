@@ -13,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from caa.data.behaviors import Behavior, Question
 from caa.models.batching import by_length
+from caa.runs.rows import QUESTIONS
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class CAADataModule(LightningDataModule):
         """The pairs, or what a task asks, each question once; ValueError if the behavior has none."""
         if task == "pairs":
             return list(self.behavior.require("pairs"))
-        questions = self.facts if task == "facts" else self.behavior.require(f"{task}_questions")
+        questions = self.facts if task == "facts" else self.behavior.require(QUESTIONS[task])
         return list({question.id: question for question in questions}.values())
 
     @property

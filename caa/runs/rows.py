@@ -15,6 +15,8 @@ from caa.files import append_lines, read_lines
 
 TASKS = ("ab", "open", "facts")
 """What a grid asks: see `Cell.task`."""
+QUESTIONS = {"ab": "ab_questions", "open": "open_questions"}
+"""Task -> the field of a `Behavior` that holds its questions; those of "facts" belong to no behavior."""
 
 
 VectorKind = Literal["own", "reread", "other", "random"]
