@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from caa.data.behaviors import Behavior
 from caa.judges.config import JudgeConfig
-from caa.models.names import EMBEDDED, model_path
+from caa.models.names import EMBEDDED, adapter_base, model_path
 from caa.runs.rows import QUESTIONS, TASKS
 from caa.suggestions import did_you_mean
 from caa.vectors.vector import SteeringVector
@@ -46,6 +46,8 @@ def model_config(name: str) -> Any:
     close = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.8)
     if close and name not in EMBEDDED and not Path(name).exists():  # the Hub has no such name, and is slow to say so
         raise ValueError(f"no model {name!r}, did you mean {close[0]!r}?")
+    if base := adapter_base(name):
+        return model_config(base)
     try:
         return AutoConfig.from_pretrained(model_path(name)).get_text_config()
     except (OSError, ValueError) as error:

@@ -15,10 +15,11 @@ import docstring_parser
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 from tiny import tiny_lora, tiny_model
 
 import caa
-from caa import SteeringVector
+from caa import SteeringVector, load_model
 from caa.cli import COMMANDS, command_parser, main
 from caa.cli.parsing import parse
 from caa.data.sources import load_facts
@@ -229,6 +230,29 @@ def vector(tmp_path) -> Path:
     direction = torch.randn(192, generator=torch.Generator().manual_seed(0))
     SteeringVector({1: 100 * direction, 2: direction}, Provenance(behavior="refusal")).save(path)
     return path
+
+
+def test_a_grid_on_the_folder_of_an_adapter_asks_its_base_and_the_adapter(tmp_path, vector):
+    model, _ = load_model("tiny-chat")
+    config = LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    lora = get_peft_model(model, config)
+    lora.peft_config["default"].base_model_name_or_path = "tiny-chat"
+    lora.save_pretrained(tmp_path / "mine", save_embedding_layers=False)
+    options = ["--tasks", "ab", "--limit", "2", "--multipliers", "0"]
+    arguments = [
+        "grid",
+        "refusal",
+        str(vector),
+        "2",
+        str(tmp_path / "run"),
+        "--model",
+        str(tmp_path / "mine"),
+        *options,
+    ]
+    assert main(arguments) == 0
+    scores = {row.cell.finetune: row.score for row in read_rows(tmp_path / "run" / "rows.jsonl")}
+    assert scores.keys() == {None, "mine"}
+    assert scores[None] != scores["mine"]
 
 
 def complaints(arguments, capsys) -> list[str]:

@@ -26,9 +26,8 @@ def test_the_notebook_keeps_its_outputs_and_no_path_of_a_machine():
     nbformat.validate(notebook)
     assert sum(map(bool, shown(notebook))) >= 6
     text = NOTEBOOK.read_text(encoding="utf-8")
-    assert str(Path.home()) not in text
-    assert str(NOTEBOOK.parents[1]) not in text
-    assert tempfile.gettempdir() not in text
+    for folder in ("/home/", "/root/", "/tmp/", "/Users/", tempfile.gettempdir(), str(NOTEBOOK.parents[1])):
+        assert folder not in text
 
 
 @pytest.mark.slow

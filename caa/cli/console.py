@@ -26,6 +26,14 @@ def load_wrapper(model: str, adapters: Mapping[str, Path], dtype: str, device: s
     return wrapper, tokenizer
 
 
+def finetunes_of(model: str, adapters: Mapping[str, Path]) -> tuple[str | None, ...]:
+    """What `load_wrapper` can run: the base, the adapter whose folder was named as the model, and the other ones."""
+    from caa.models.names import adapter_base, adapter_name
+
+    own = [adapter_name(model)] if adapter_base(model) else []
+    return None, *own, *adapters
+
+
 def console() -> Any:
     from rich.console import Console
 

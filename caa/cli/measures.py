@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from caa.cli.console import Dtype, console, load_wrapper, print_summary, print_tables, refuse_to_overwrite
+from caa.cli.console import Dtype, console, finetunes_of, load_wrapper, print_summary, print_tables, refuse_to_overwrite
 from caa.judges.config import OFFLINE, JudgeConfig
 
 PAIRWISE = "pairwise"
@@ -181,7 +181,7 @@ def lm_eval_(
     wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
     name = (direction.source.behavior if direction else "") or "no vector"
     settings: dict[Cell, tuple[Intervention, ...]] = {}
-    for finetune in (None, *(adapters or {})):
+    for finetune in finetunes_of(model, adapters or {}):
         for multiplier in multipliers if direction else (0.0,):
             cell = Cell(name, "", finetune, layer or 0, multiplier)
             settings[cell] = (Intervention(direction, layer or 0, multiplier),) if direction and multiplier else ()

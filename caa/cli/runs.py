@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from caa.cli.console import Dtype, console, load_wrapper, print_summary, print_tables
+from caa.cli.console import Dtype, console, finetunes_of, load_wrapper, print_summary, print_tables
 from caa.cli.parsing import UsageError
 from caa.data.sources import load_facts
 from caa.judges.config import OFFLINE, JudgeConfig
@@ -206,7 +206,7 @@ def grid(
         direction,
         layers,
         multipliers or (-1.0, 0.0, 1.0),
-        (None, *finetunes),
+        finetunes_of(model, finetunes),
         tasks,
         facts=questions,
         random_controls=random_controls,

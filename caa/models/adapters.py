@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from caa.hashing import tensors_digest
 from caa.models.adapter_state import LAYERWISE, active_adapters, check_unmerged, held_adapters
 from caa.models.fingerprint import fingerprint, float16_hint, has_fingerprint
+from caa.models.names import ADAPTER_CONFIG as CONFIG
 from caa.models.names import model_name
 from caa.models.restore import WriteGuard, undone_on_error
 
 PROVENANCE = "caa.json"
 """Beside an adapter that this project trained: what it was taught, on which base, with which data."""
-CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initializations of a LoRA that leave the rest of the base's weights in place of them."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from caa.models.adapter_state import held_adapters
-from caa.models.adapters import CONFIG, load_adapter
-from caa.models.names import EMBEDDED, model_path
+from caa.models.adapters import load_adapter
+from caa.models.names import EMBEDDED, adapter_base, adapter_name, model_path
 
 _WHICH_FILES = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "gguf_file")
 """Arguments of `from_pretrained` that a tokenizer needs too."""
@@ -24,11 +23,8 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto", **kwargs
     those that say which files to take go to the tokenizer's too. The folder of an adapter gives its base wearing the
     adapter, which has the folder's name. ValueError, with the way out, for what is no model.
     """
-    path = Path(model_path(name))
-    if (path / "steering.json").is_file():
-        raise ValueError(f"{name} is a steered adapter and no model: load it with SteeringWrapper.from_pretrained")
-    if (path / CONFIG).is_file() and not (path / "config.json").is_file():
-        return _load_with_adapter(path, dtype, device, kwargs)
+    if base := adapter_base(name):
+        return _load_with_adapter(Path(name), base, dtype, device, kwargs)
     model, tokenizer = _load_plain(name, dtype, device, kwargs)
     if held := held_adapters(model):
         raise ValueError(
@@ -68,24 +64,15 @@ def _unmark_quantized(model: Any) -> None:
         del model.config.quantization_config
 
 
-def _load_with_adapter(folder: Path, dtype: str, device: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
-    """The base that an adapter's config names, wearing it; the tokenizer beside the adapter, if there is one."""
-    try:
-        base = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / CONFIG} is damaged ({error}); download or save it again") from error
-    if not base:
-        raise ValueError(
-            f"{folder} is an adapter that does not say its base: load the base, and then the adapter with "
-            "SteeringWrapper(model).load_adapter(folder, name)"
-        )
+def _load_with_adapter(folder: Path, base: str, dtype: str, device: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    """The base wearing the adapter; the tokenizer beside the adapter, if there is one."""
     try:
         model, tokenizer = load_model(base, dtype=dtype, device=device, **arguments)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{folder} is an adapter, and its base cannot be loaded: {error}") from error
     if (folder / "tokenizer_config.json").is_file():
         tokenizer = load_tokenizer(str(folder))
-    return load_adapter(model, folder, folder.resolve().name.replace(".", "-")), tokenizer
+    return load_adapter(model, folder, adapter_name(folder)), tokenizer
 
 
 def load_tokenizer(name: str, **kwargs: Any) -> Any:
