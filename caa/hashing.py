@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHORT = 16
-"""Hex digits that tell things of one run apart; files are told apart by all 64."""
+SHORT, WHOLE = 16, 64
+"""Hex digits: 16 tell things of one run apart, all 64 are for what nobody may have changed."""
 
 
-def bytes_digest(content: bytes) -> str:
-    """16 hex digits of SHA-256."""
-    return hashlib.sha256(content).hexdigest()[:SHORT]
+def bytes_digest(content: bytes, digits: int = SHORT) -> str:
+    """The first hex digits of SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:digits]
 
 
-def text_digest(text: str) -> str:
-    """16 hex digits of a text in UTF-8."""
-    return bytes_digest(text.encode())
+def text_digest(text: str, digits: int = SHORT) -> str:
+    """Hex digits of a text in UTF-8."""
+    return bytes_digest(text.encode(), digits)
 
 
-def json_digest(value: Any, *, sort_keys: bool = False) -> str:
-    """16 hex digits of what json makes of a value: lists, dicts, texts and numbers."""
-    return text_digest(json.dumps(value, sort_keys=sort_keys))
+def json_digest(value: Any, *, sort_keys: bool = False, digits: int = SHORT) -> str:
+    """Hex digits of what json makes of a value: lists, dicts, texts and numbers."""
+    return text_digest(json.dumps(value, sort_keys=sort_keys), digits)
 
 
 def lines_digest(values: Iterable[Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -10,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from reprlib import Repr
 from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from caa.hashing import text_digest
 
 # How nrimsky/CAA ends a question: "Choices:" on a line of its own, then each option on a new one, as " (A) Yes".
 _HEADING = re.compile(r"^[ \t]*Choices:[ \t]*$", re.MULTILINE)
@@ -30,7 +31,7 @@ def question_id(*parts: str) -> str:
     >>> question_id("Would you wait?") == question_id("Would you wait?"), len(question_id("Would you wait?"))
     (True, 12)
     """
-    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]
+    return text_digest("\x1f".join(parts), digits=12)
 
 
 def options(text: str) -> dict[str, str]:

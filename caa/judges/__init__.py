@@ -5,8 +5,9 @@ The names of the room, imported when they are first used: `from caa import judge
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from caa.lazy import lazy_names
 
 if TYPE_CHECKING:
     from caa.judges.base import Judge as Judge
@@ -40,14 +41,5 @@ _HOME = {
 }
 __all__ = sorted(_HOME)
 
-
 if not TYPE_CHECKING:  # else a type checker would take any name for one of these
-
-    def __getattr__(name: str) -> Any:
-        if name not in _HOME:
-            raise AttributeError(f"caa.judges has no {name!r}; it has {', '.join(__all__)}")
-        return getattr(importlib.import_module(f"caa.judges.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+    __getattr__, __dir__ = lazy_names(__name__, _HOME)

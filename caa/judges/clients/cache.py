@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from pathlib import Path
 from typing import Any
 
 from caa.files import append_lines, read_lines
+from caa.hashing import json_digest
 
 CACHE = "judge.jsonl"
 """The file's name in a run's folder."""
@@ -20,7 +20,7 @@ def request_key(*parts: Any) -> str:
     >>> request_key({"model": "m", "temperature": 0}) == request_key({"temperature": 0, "model": "m"})
     True
     """
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return json_digest(parts, sort_keys=True, digits=32)
 
 
 class ReplyCache:

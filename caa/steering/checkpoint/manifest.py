@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from caa.hashing import file_digest
+from caa.hashing import WHOLE, file_digest, json_digest
 
 CARD = "README.md"
 """Made to be read and edited, so it is not hashed."""
@@ -66,4 +65,4 @@ def _lies_in(folder: Path, name: str) -> bool:
 
 
 def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return json_digest(manifest, sort_keys=True, digits=WHOLE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from caa.files import replacing
+from caa.hashing import WHOLE, bytes_digest
 from caa.vectors.formats.content import Content, check_unlayered, flat, from_zero
 from caa.vectors.vector import Provenance, SteeringVector
 
@@ -179,7 +179,7 @@ def _numbers(tensor: Any, path: str | Path) -> Tensor:
 def _hash(source: str, vector: SteeringVector) -> str:
     """64 hex digits of the provenance, the layers and their numbers."""
     pieces = (f"{layer}".encode() + v.contiguous().numpy().tobytes() for layer, v in vector.directions.items())
-    return hashlib.sha256(source.encode() + b"".join(pieces)).hexdigest()
+    return bytes_digest(source.encode() + b"".join(pieces), WHOLE)
 
 
 def _source(stated: str, path: str | Path) -> Provenance:
