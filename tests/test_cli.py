@@ -197,6 +197,7 @@ def test_extract_generate_grid_report(tmp_path, capsys):
     """From a behavior to its tables; what is there already is neither written over nor asked again."""
     vector, run = tmp_path / "vector.safetensors", tmp_path / "run"
     assert main(["extract", "myopic_reward", str(vector), "--layers", "1,2"]) == 0
+    assert str(vector) in capsys.readouterr().out, "a path is shown as it is, not as markup"
     assert SteeringVector.load(vector).source.behavior == "myopic_reward"
     assert main(["extract", "myopic_reward", str(vector)]) == 1, "a vector was overwritten"
     assert main(["generate", "Would you wait?", "--vector", str(vector), "--layer", "2", "--multiplier", "2"]) == 0

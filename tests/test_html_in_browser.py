@@ -22,7 +22,8 @@ PHONE = {"width": 390, "height": 844}
 def said(cell: Cell, n: int) -> str:
     if (cell.finetune, cell.multiplier) == ("positive", 1.0) and n < 2:
         return (LONG, UNBROKEN)[n]
-    return f"{HOSTILE} {cell.finetune} {cell.layer} {cell.multiplier} {cell.vector} {n}"
+    vector = "-".join(filter(None, (cell.vector.kind, cell.vector.name)))
+    return f"{HOSTILE} {cell.finetune or 'base'} {cell.layer} {cell.multiplier} {vector} {n}"
 
 
 def open_rows(name: str, layer: int) -> Iterator[Row]:
@@ -175,9 +176,9 @@ def test_a_point_and_a_cell_lead_to_their_answers_beside_the_unsteered_ones(w):
     pick(w, "curve-task", "open")
     w.page.locator('#by-multiplier [data-tip^="positive, layer 2, multiplier -1"]').click()
     assert focused(w, "innerText") == "Answers of any two settings"
-    assert [text.split("> ")[-1] for text in answers(w)[:2]] == ["positive 2 0.0 caa 0", "positive 2 -1.0 caa 0"]
+    assert [text.split("> ")[-1] for text in answers(w)[:2]] == ["positive 2 0.0 own 0", "positive 2 -1.0 own 0"]
     w.page.locator("tr:has(th.control) [data-place]").first.click()
-    assert [text.split("> ")[-1] for text in answers(w)[:2]] == ["none 2 0.0 caa 0", "none 2 -1.0 random-0 0"]
+    assert [text.split("> ")[-1] for text in answers(w)[:2]] == ["base 2 0.0 own 0", "base 2 -1.0 random-0 0"]
     pick(w, "behavior", HOSTILE)
     w.page.go_back()
     w.page.wait_for_url(lambda url: "#" not in url)
@@ -185,18 +186,18 @@ def test_a_point_and_a_cell_lead_to_their_answers_beside_the_unsteered_ones(w):
 
 
 def test_answers_of_any_two_settings(w):
-    assert [text.split("> ")[-1] for text in answers(w)[:2]] == ["none 2 0.0 caa 0", "none 2 1.0 caa 0"]
+    assert [text.split("> ")[-1] for text in answers(w)[:2]] == ["base 2 0.0 own 0", "base 2 1.0 own 0"]
     pick(w, "b-finetune", "positive")
     pick(w, "b-multiplier", "-1")
-    assert answers(w)[1].endswith("positive 2 -1.0 caa 0")
+    assert answers(w)[1].endswith("positive 2 -1.0 own 0")
     pick(w, "b-vector", "random-0")
     assert answers(w)[1].endswith("positive 2 -1.0 random-0 0")
     pick(w, "a-multiplier", "+1")
-    assert answers(w)[0].endswith("none 2 1.0 caa 0")
+    assert answers(w)[0].endswith("base 2 1.0 own 0")
     assert w.page.locator("#a-layer").is_disabled(), "one layer is no choice"
     assert w.page.locator("#count").inner_text() == "3 questions: none x +1 beside positive x -1, random-0"
     pick(w, "behavior", HOSTILE)
-    assert answers(w)[0].endswith("none 2 0.0 caa 0")
+    assert answers(w)[0].endswith("base 2 0.0 own 0")
     assert not w.troubles
 
 
@@ -238,7 +239,7 @@ def test_keys_alone_reach_everything(w):
     press("Tab")
     assert focused(w, "id") == "behavior"
     press("ArrowDown")
-    assert answers(w)[0].endswith("none 2 0.0 caa 0"), "the behavior changed"
+    assert answers(w)[0].endswith("base 2 0.0 own 0"), "the behavior changed"
     assert not w.troubles
 
 

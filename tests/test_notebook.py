@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
 
 
 def shown(notebook: Any) -> list[list[str]]:
-    """For each cell the kinds of its outputs, the richest of each; what libraries warn of is left out."""
+    """For each cell the kinds of its outputs, the richest of each; what libraries warn of is left out.
+
+    A text that is printed in pieces is one output: how it is cut depends on when the kernel sends it.
+    """
     kinds = []
     for cell in notebook.cells:
         outputs = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
-        kinds.append([max(output.get("data", {output.output_type: ""})) for output in outputs])
+        richest = [max(output.get("data", {output.output_type: ""})) for output in outputs]
+        kinds.append([kind for kind, _ in groupby(richest)])
     return kinds
 
 

@@ -40,6 +40,11 @@ def console() -> Any:
     return Console()
 
 
+def say(text: str) -> None:
+    """Print text as it is: names and paths are data, not markup, and a terminal breaks its lines."""
+    console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_answer(
     title: str, wrapper: Any, tokenizer: Any, prompt: str, system: str | None, max_new_tokens: int
 ) -> None:
@@ -67,7 +72,7 @@ def print_summary(run: Path) -> None:
     from caa.judges.summary import judge_summary
 
     if summary := judge_summary(run):
-        console().print(f"\njudge: {summary}", markup=False, highlight=False, soft_wrap=True)
+        say(f"\njudge: {summary}")
 
 
 def print_as(made: Sequence[Table], format: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from caa.cli.console import console
+from caa.cli.console import say
 from caa.data.chat import ChatFormat
 from caa.extraction.norms import multiplier_of, stream_norms
 from caa.steering.wrapper import SteeringWrapper
@@ -27,19 +27,18 @@ def suited_multiplier(
     stated = [vector.source.checks.get(RECOMMENDED.format(layer)) for layer in layers]
     recommended = [multiplier for multiplier in stated if multiplier is not None]
     if len(recommended) == len(layers):
-        _say(min(recommended, key=abs), "as the vector's provenance recommends")
+        _say_multiplier(min(recommended, key=abs), "as the vector's provenance recommends")
         return min(recommended, key=abs)
     chat = ChatFormat.of(tokenizer)
     ids = [chat.encode(prompt) for prompt in prompts]
     with wrapper.finetune(None):
         norms = stream_norms(wrapper.model, chat.tokenizer, ids, layers)
     multiplier = min(float(f"{multiplier_of(vector, layer, DOSE, norms):.2g}") for layer in layers)
-    _say(
+    _say_multiplier(
         multiplier, f"a push of {DOSE:g} times the length of the residual stream at layer {', '.join(map(str, layers))}"
     )
     return multiplier
 
 
-def _say(multiplier: float, reason: str) -> None:
-    text = f"multiplier {multiplier:g}: {reason}; another by --multiplier or --multipliers"
-    console().print(text, markup=False, highlight=False, soft_wrap=True)
+def _say_multiplier(multiplier: float, reason: str) -> None:
+    say(f"multiplier {multiplier:g}: {reason}; another by --multiplier or --multipliers")

@@ -85,7 +85,7 @@ def print_work(works: Sequence[Work], note: str, out: Path) -> None:
     from rich import box
     from rich.table import Table
 
-    from caa.cli.console import console
+    from caa.cli.console import console, say
 
     table = Table("task", box=box.SIMPLE_HEAD)
     for column in ("behaviors", "questions", "cells", "rows", "there already", "forward passes, about"):
@@ -97,7 +97,7 @@ def print_work(works: Sequence[Work], note: str, out: Path) -> None:
     console().print(table)
     missing = sum(work.rows - work.present for work in works)
     text = f"{missing:,} rows would be added to {out}. {note}No model was loaded, nothing was asked."
-    console().print(text, markup=False, highlight=False, soft_wrap=True)
+    say(text)
 
 
 _SUMMED = ("questions", "cells", "rows", "present", "passes")

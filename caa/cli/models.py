@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from caa.cli.console import Dtype, console, load_wrapper, print_answer
+from caa.cli.console import Dtype, load_wrapper, print_answer, say
 
 
 def generate(
@@ -113,7 +113,7 @@ def play(
     wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
     chat = ChatFormat(tokenizer, arguments=template_arguments or {})
     with serving(Session(wrapper, chat, directions, out), port, max_new_tokens) as address:
-        console().print(f"The playground is at {address} until Ctrl+C", markup=False, soft_wrap=True)
+        say(f"The playground is at {address} until Ctrl+C")
         Event().wait()
 
 
@@ -147,4 +147,4 @@ def export(
     wrapper = SteeringWrapper.from_pretrained(steered_folder(source), dtype=dtype, device=device)
     tokenizer = load_tokenizer(model_name(wrapper.model))
     TARGETS[to](rescoped(wrapper, scope), tokenizer, out)
-    console().print(f"{out} holds a {to} export; README.md there says how to load it", markup=False, soft_wrap=True)
+    say(f"{out} holds a {to} export; README.md there says how to load it")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from caa.cli.console import console, print_as
+from caa.cli.console import print_as, say
 
 
 def report(run: Path, format: Literal["html", "md", "terminal", "csv", "latex"] = "html") -> None:
@@ -22,7 +22,7 @@ def report(run: Path, format: Literal["html", "md", "terminal", "csv", "latex"] 
 
     if format in ("html", "md"):
         path = html.write_html(run) if format == "html" else appendix.write_appendix(run)
-        console().print(f"{path} is the report", markup=False, highlight=False, soft_wrap=True)
+        say(f"{path} is the report")
     else:
         print_as(tables.write_report(run), format)
 
@@ -45,7 +45,7 @@ def figures(run: Path, out: Path | None = None, behavior: str | None = None, bas
     from caa.gallery import Gallery
 
     for path in Gallery(run, behavior, base).save(out or run / "figures"):
-        console().print(str(path), markup=False, highlight=False, soft_wrap=True)
+        say(str(path))
 
 
 def published(
@@ -87,4 +87,4 @@ def data(name: str) -> None:
         lines = [f"the public datasets are in {sources.download_caa()}; use them as caa:NAME"]
     else:
         lines = sources.describe(sources.load_behavior(name))
-    console().print("\n".join(lines), markup=False, highlight=False)
+    say("\n".join(lines))

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from caa.cli.console import Dtype, console, finetunes_of, load_wrapper, print_summary, print_tables
+from caa.cli.console import Dtype, finetunes_of, load_wrapper, print_summary, print_tables, say
 from caa.cli.parsing import UsageError
 from caa.data.sources import load_facts
 from caa.judges.config import OFFLINE, JudgeConfig
@@ -59,12 +59,12 @@ def run(list: bool = False, figures: bool = True, dry_run: bool = False, **exper
     print_tables(job.run())
     print_summary(job.out)
     text = f"\nTables, rows, vectors and adapters are in {job.out}; `caa report {job.out}` makes a page of them."
-    console().print(text, markup=False, highlight=False, soft_wrap=True)
+    say(text)
     if figures and find_spec("matplotlib"):
         from caa.gallery import Gallery
 
         paths = Gallery(job.out).save(job.out / "figures")
-        console().print(f"{len(paths)} files of figures are in {job.out / 'figures'}", markup=False, soft_wrap=True)
+        say(f"{len(paths)} files of figures are in {job.out / 'figures'}")
     return None
 
 
@@ -105,7 +105,7 @@ def demo(
     loaded = load_behavior(behavior)
     command = f'caa generate "{loaded.open_questions[0].text}" --steered {out / "steered" / loaded.name}'
     text = f"\nRows, tables and adapters are in {out}. The steered adapter reloads with\n  {command}"
-    console().print(text, markup=False, highlight=False, soft_wrap=True)
+    say(text)
 
 
 def finetune(
@@ -137,7 +137,7 @@ def finetune(
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     chat = ChatFormat(tokenizer, arguments=template_arguments or {})
     path = teach(loaded, chat, load_behavior(behavior), direction, out, training)
-    console().print(f"{path} holds the adapter")
+    say(f"{path} holds the adapter")
 
 
 def grid(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from caa.cli.console import Dtype, console, load_wrapper, refuse_to_overwrite
+from caa.cli.console import Dtype, console, load_wrapper, refuse_to_overwrite, say
 
 
 def extract_(
@@ -57,7 +57,7 @@ def extract_(
     vector = find(wrapper.model, chat, pairs, layers, behavior=subject.name, progress=True, **options)
     vector.save(out)
     norms = "  ".join(f"{layer}: {norm:.2f}" for layer, norm in vector.norms().items())
-    console().print(f"{out}: {subject.name}, {len(pairs)} pairs, norm by layer  {norms}")
+    say(f"{out}: {subject.name}, {len(pairs)} pairs, norm by layer  {norms}")
 
 
 def import_(
@@ -80,7 +80,7 @@ def import_(
     vector.save(out)
     norms = "  ".join(f"{layer}: {norm:.2f}" for layer, norm in vector.norms().items())
     message = f"{out}: {vector.source.history[-1]}, norm by layer  {norms}"
-    console().print(message, markup=False, highlight=False)
+    say(message)
 
 
 def inspect(path: Path, model: str | None = None) -> None:
@@ -102,6 +102,6 @@ def inspect(path: Path, model: str | None = None) -> None:
     console().print(facts)
     for name, norms in finding.norms.items():
         shown = "  ".join(f"{layer}: {norm:.3f}" for layer, norm in norms.items())
-        console().print(Text(f"{name} by layer  {shown}"))
+        say(f"{name} by layer  {shown}")
     for fits, why in finding.verdicts:
-        console().print(Text(f"{'fits' if fits else 'does NOT fit'}: {why}"))
+        say(f"{'fits' if fits else 'does NOT fit'}: {why}")
