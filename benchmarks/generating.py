@@ -15,7 +15,7 @@ from benchmarks.report import Claim, Report
 from benchmarks.subjects import Size, Subject
 from caa import Intervention, Question, SteeringWrapper
 from caa.data.chat import ChatFormat
-from caa.steering.settings import Setting
+from caa.steering.intervention import Setting
 
 PLAIN, STEERED = "model.generate", "wrapper.generate, steered"
 TABLE, NINE, ONE_BY_ONE = "caa, multipliers as rows", "nine runs, batched", "nine runs, one question at a time"

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.batches import batches, rendered
 from benchmarks.subjects import Subject
 from caa import Intervention, Question, SteeringWrapper
-from caa.steering.settings import Setting
+from caa.steering.intervention import Setting
 
 
 def probabilities(logits: Tensor, answers: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.subjects import Subject
 from caa import Question, SteeringWrapper
 from caa.evals.tasks import answer_open, score_choices
-from caa.steering.settings import Setting
+from caa.steering.intervention import Setting
 
 
 def all_at_once(subject: Subject, questions: Sequence[Question], settings: Sequence[Setting]) -> Tensor:

@@ -16,7 +16,7 @@ from benchmarks.ours import all_at_once
 from benchmarks.report import Report
 from benchmarks.subjects import Size, Subject, random_llama, subject
 from caa import load_model
-from caa.steering.settings import Setting
+from caa.steering.intervention import Setting
 
 MULTIPLIERS = (-1.0, 1.0, 2.0)
 CELLS, QUESTIONS, TOKENS, WIDTH = AXES = ("layers x multipliers", "questions", "tokens of a prompt", "width")

@@ -13,7 +13,7 @@ import torch
 from caa import ContrastPair, Question, SteeringVector, extract, load_behavior, load_model
 from caa.data.chat import ChatFormat
 from caa.data.sources import BUILTIN
-from caa.steering.settings import Setting, sweep
+from caa.steering.intervention import Setting, sweep
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from caa.models.blocks import decoder_blocks, model_width
 from caa.models.capabilities import can_branch, can_expand, can_pad
 from caa.models.targets import linear_targets
 from caa.steering.generation import generate_settings
+from caa.steering.intervention import Setting, sweep
 from caa.steering.scopes import everywhere
 from caa.steering.scoring import Continued, log_probabilities
-from caa.steering.settings import Setting, sweep
 
 SECONDS = 120
 PROMPTS = [[30, 41, 52, 63, 34, 45, 56, 67, 38], [71, 32, 43, 54, 65], [48, 59, 70]]

@@ -8,7 +8,7 @@ import torch
 from caa import Intervention, SteeringWrapper, extract, load_behavior, load_model
 from caa.data.chat import ChatFormat
 from caa.evals.tasks import answer_open, score_choices
-from caa.steering.settings import sweep
+from caa.steering.intervention import sweep
 from caa.training.config import FinetuneConfig
 from caa.training.sft import finetune
 

@@ -11,10 +11,9 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from caa.reports.by_cell import scores_by_cell
 from caa.reports.tables import finetune_tables, to_csv, to_latex, to_markdown, to_terminal
 from caa.reports.tables.effects import effect_matrix, interactions, steering_effects
-from caa.runs.rows import OWN, Cell, Row, VectorRef
+from caa.runs.rows import OWN, Cell, Row, VectorRef, scores_by_cell
 
 BASE = {None: 0.4, "positive": 0.6}
 

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from caa import SteeringWrapper, extract, load_behavior, load_model
 from caa.data.sources import BUILTIN
 from caa.evals.tasks import score_choices
-from caa.steering.settings import sweep
+from caa.steering.intervention import sweep
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "recipes" / "embedded"))

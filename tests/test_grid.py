@@ -27,10 +27,9 @@ from caa.judges.exemplar import ExemplarJudge
 from caa.models.adapters import adapter_hash
 from caa.reports.tables import finetune_tables
 from caa.runs.rows import OWN, Cell, Row, VectorRef, append_rows, read_rows
-from caa.steering.intervention import Intervention
+from caa.steering.intervention import Intervention, sweep
 from caa.steering.operators import Targeted, ablate
 from caa.steering.scopes import everywhere
-from caa.steering.settings import sweep
 
 RANDOM = [VectorRef("random", str(seed)) for seed in range(3)]
 TOKENIZER = tiny_tokenizer()

@@ -27,9 +27,9 @@ from caa.lightning.module import CAAModule
 from caa.models.blocks import decoder_blocks
 from caa.reports.tables import write_report
 from caa.runs.rows import append_rows, read_rows
+from caa.steering.intervention import sweep
 from caa.steering.operators import add_keeping_norm
 from caa.steering.scopes import everywhere
-from caa.steering.settings import sweep
 from caa.training.callback import SteeringCallback, prompt_lengths
 from caa.vectors.vector import Provenance
 

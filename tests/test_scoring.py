@@ -14,9 +14,9 @@ from caa.models.batching import by_tokens, in_batches, pad
 from caa.models.blocks import decoder_blocks
 from caa.models.capabilities import can_branch, can_expand, can_pad, can_repeat_cache
 from caa.steering.generation import generate_settings
+from caa.steering.intervention import sweep, together
 from caa.steering.scopes import everywhere
 from caa.steering.scoring import Continued, log_probabilities
-from caa.steering.settings import sweep, together
 
 MIXED = pytest.mark.filterwarnings("ignore:.*asked row by row")
 

@@ -15,7 +15,7 @@ from caa.data.chat import ChatFormat
 from caa.evals.tasks import ChoiceScore, answer_open, render_choices, score_choices
 from caa.models.batching import pad
 from caa.models.blocks import decoder_blocks, position_inputs
-from caa.steering.settings import sweep
+from caa.steering.intervention import sweep
 
 TOKENIZER = tiny_tokenizer()
 ASKED = [

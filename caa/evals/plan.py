@@ -13,10 +13,9 @@ from caa.callables import lasting_name
 from caa.data.behaviors import Behavior, Question
 from caa.data.chat import ChatFormat
 from caa.runs.rows import OWN, QUESTIONS, TASKS, Cell, VectorRef
-from caa.steering.intervention import Intervention
+from caa.steering.intervention import Intervention, Setting
 from caa.steering.operators import Operator, add
 from caa.steering.scopes import Scope, after_prompt
-from caa.steering.settings import Setting
 from caa.vectors.vector import SteeringVector, random_like
 
 AXES = ("layers", "multipliers", "finetunes", "tasks", "system_prompts")

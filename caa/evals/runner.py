@@ -16,7 +16,7 @@ from caa.evals.tasks import ChoiceScore, answer_open, score_choices
 from caa.judges.base import Judge, Verdict, judge_all
 from caa.models.batching import by_length
 from caa.runs.rows import Cell, Row, append_rows, choice_evidence, read_rows
-from caa.steering.settings import Setting
+from caa.steering.intervention import Setting
 from caa.steering.wrapper import SteeringWrapper
 
 MOST_SHOWN = 4

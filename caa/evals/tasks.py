@@ -19,8 +19,8 @@ from caa.data.chat import ChatFormat, check_length
 from caa.models.batching import in_batches, pad
 from caa.models.blocks import context_length, evaluating
 from caa.steering.generation import generate_settings
+from caa.steering.intervention import Setting
 from caa.steering.scoring import Continued, log_probabilities
-from caa.steering.settings import Setting
 from caa.steering.wrapper import SteeringWrapper
 
 RAREST = 1e-290

@@ -20,9 +20,8 @@ from caa.data.chat import check_length, common_prefix
 from caa.extraction.sites import Site, check_site, site_modules
 from caa.hashing import lines_digest
 from caa.models.adapter_state import check_readable
-from caa.models.batching import in_batches, pad
+from caa.models.batching import branched, in_batches, pad
 from caa.models.blocks import check_layer, context_length, decoder, decoder_blocks, evaluating, position_inputs
-from caa.models.branching import branched
 from caa.models.capabilities import can_branch
 from caa.models.hooks import reading
 

@@ -10,7 +10,7 @@ import torch
 from caa.data.behaviors import Question
 from caa.data.chat import ChatFormat
 from caa.runs.rows import Cell, Row, choice_evidence
-from caa.steering.settings import Setting
+from caa.steering.intervention import Setting
 from caa.steering.wrapper import SteeringWrapper
 
 

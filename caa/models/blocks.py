@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from caa.models.batching import position_ids
 from caa.models.hooks import Call, RepeatedBlocks, stream_of, tracing
+from caa.models.positions import position_ids
 
 
 def base_model(model: Any) -> Any:

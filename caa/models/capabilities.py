@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from caa.models.batching import pad
+from caa.models.batching import branched, pad
 from caa.models.blocks import (
     base_model,
     decoder,
@@ -22,7 +22,6 @@ from caa.models.blocks import (
     position_inputs,
     text_config,
 )
-from caa.models.branching import branched
 from caa.models.hooks import expanding, writing
 
 

@@ -53,6 +53,15 @@ class TokenClock:
         return self._positions[:: rows // prompts], self._last_prompt
 
 
+def position_ids(attention_mask: Int[Tensor, "row position"]) -> Int[Tensor, "row position"]:
+    """The position of each token among the real ones of its row; pads get position 0.
+
+    >>> position_ids(torch.tensor([[0, 1, 1]]))
+    tensor([[0, 0, 1]])
+    """
+    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+
 def one_each(values: Tensor, prompts: int, noun: str) -> Tensor:
     """Values given once for all or once for each prompt, as [prompt, ...].
 

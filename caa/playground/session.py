@@ -21,9 +21,8 @@ from caa.extraction.norms import dose, multiplier_of, stream_norms
 from caa.models.blocks import check_layer, context_length, decoder_blocks, model_width
 from caa.models.names import EMBEDDED, model_name
 from caa.playground.streaming import Answer, Step, generated, spoken
-from caa.steering.intervention import Intervention
+from caa.steering.intervention import Intervention, together
 from caa.steering.scopes import SCOPES
-from caa.steering.settings import together
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from itertools import product
 
-from caa.reports.by_cell import means_by_cell, require_one, require_rows
 from caa.reports.naming import signed
-from caa.runs.rows import OWN, Row, VectorRef
+from caa.reports.statistics import means_by_cell
+from caa.runs.rows import OWN, Row, VectorRef, require_one, require_rows
 
 _Means = Mapping[tuple[int, str, float], float]
 """(layer, behavior, multiplier) -> mean score."""

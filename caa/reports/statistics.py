@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from caa.runs.rows import Cell, Row
+
 # 5,000 resamples place the ends of a 95 % interval to about 4 % of a standard error: finer than two printed decimals.
 RESAMPLES = 5_000
 # The smallest p-value is 1 / 10,000: below 5 % also after the correction over a table of 500 numbers.
@@ -205,3 +207,11 @@ def corrected(p_values: Sequence[float]) -> list[float]:
     known = [p for p in p_values if not math.isnan(p)]
     adjusted = iter(false_discovery_control(known) if known else [])
     return [p if math.isnan(p) else float(next(adjusted)) for p in p_values]
+
+
+def means_by_cell(rows: Iterable[Row]) -> dict[Cell, Estimate]:
+    """Cell -> its mean over questions with a 95 % interval, in order of appearance."""
+    scores: dict[Cell, list[float | None]] = {}
+    for row in rows:
+        scores.setdefault(row.cell, []).append(row.score)
+    return {cell: mean_interval(values) for cell, values in scores.items()}

@@ -160,3 +160,43 @@ def read_rows(path: str | Path) -> list[Row]:
 def append_rows(path: str | Path, rows: Iterable[Row]) -> int:
     """Append rows, on the disk when this returns, so that a job killed right afterwards loses nothing; how many."""
     return append_lines(path, [row.to_json() for row in rows])
+
+
+# By cell.
+
+TEXT = "text"
+"""Where a row's evidence keeps the model's answer. Rows of A/B questions and of facts have none."""
+
+
+def scores_by_cell(rows: Iterable[Row]) -> dict[Cell, dict[str, float | None]]:
+    """Cell -> question -> score, in order of appearance."""
+    scores: dict[Cell, dict[str, float | None]] = {}
+    for row in rows:
+        scores.setdefault(row.cell, {})[row.question] = row.score
+    return scores
+
+
+def texts_by_cell(rows: Iterable[Row]) -> dict[Cell, list[str]]:
+    """Cell -> the answers written in it; cells without any are left out."""
+    texts: dict[Cell, list[str]] = {}
+    for row in rows:
+        if TEXT in row.evidence:
+            texts.setdefault(row.cell, []).append(str(row.evidence[TEXT]))
+    return texts
+
+
+def require_rows(rows: Iterable[Row]) -> list[Row]:
+    """The rows as a list; ValueError if there are none."""
+    listed = list(rows)
+    if not listed:
+        raise ValueError("there are no rows to make a table of. Run the grid first: it writes them to rows.jsonl.")
+    return listed
+
+
+def require_one(rows: Iterable[Row], field: str) -> None:
+    """ValueError if the rows' cells differ in this field."""
+    values = sorted({str(getattr(row.cell, field)) for row in rows})
+    if len(values) > 1:
+        raise ValueError(
+            f"this needs the rows of one {field}, these are of {', '.join(map(repr, values))}: select first"
+        )

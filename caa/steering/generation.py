@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from caa.models.adapter_state import check_readable
 from caa.models.blocks import input_device, takes
 from caa.models.capabilities import can_pad, can_repeat_cache, repeat_cache
-from caa.steering.settings import Setting, leaves_prompt, together
+from caa.steering.intervention import Setting, leaves_prompt, together
 from caa.steering.wrapper import SteeringWrapper
 
 

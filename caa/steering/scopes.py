@@ -16,8 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from caa.models.batching import position_ids
-from caa.models.positions import one_each
+from caa.models.positions import one_each, position_ids
 
 Scope = Callable[[Tensor, Tensor], Tensor]
 """(positions int [row, position], last_prompt int [row, 1]) -> bool [row, position]."""

@@ -13,13 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa.models.adapter_state import check_readable
-from caa.models.batching import in_batches
+from caa.models.batching import branched, in_batches
 from caa.models.blocks import base_model, decoder_blocks, evaluating, input_device, takes
-from caa.models.branching import branched
 from caa.models.capabilities import can_branch, can_expand, can_pad
 from caa.models.hooks import expanding
-from caa.steering.intervention import Intervention
-from caa.steering.settings import Setting, leaves_prompt, together
+from caa.steering.intervention import Intervention, Setting, leaves_prompt, together
 from caa.steering.wrapper import SteeringWrapper
 
 MOST_COLUMNS = 512

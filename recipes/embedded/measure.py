@@ -26,7 +26,7 @@ from caa.extraction.norms import dose, stream_norms
 from caa.files import replacing
 from caa.judges import ExemplarJudge
 from caa.models.names import model_path
-from caa.steering.settings import sweep
+from caa.steering.intervention import sweep
 from caa.vectors.vector import random_like
 
 SEEDS = 20

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from caa.data.text_quality import degenerate_share, flaw
-from caa.reports.by_cell import texts_by_cell
 from caa.reports.naming import cell_name
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import Cell, Row, texts_by_cell
 
 # Measured on the published open-ended answers behind Table 4 of the CAA paper (2,277 texts, 45 cells; nrimsky/CAA).
 COLLAPSED_SHARE = 0.5

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from caa.reports.by_cell import scores_by_cell
 from caa.reports.diagnostics.collapse import collapse_warnings, fray_warnings
 from caa.reports.diagnostics.letters import letter_warnings
 from caa.reports.naming import cell_name
-from caa.runs.rows import Row
+from caa.runs.rows import Row, scores_by_cell
 
 FEW = 30
 """Questions in a cell, fewer of which tell little: with 30 a mean probability is known to about 0.1."""

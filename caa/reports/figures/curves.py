@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from caa.reports.by_cell import means_by_cell, scores_by_cell
 from caa.reports.figures.plot import COLORS, LAYER, Figure, legend, lines, panels, whole_steps
 from caa.reports.naming import SCORES, cell_fields, signed
-from caa.reports.statistics import mean_interval, paired_difference
-from caa.runs.rows import OWN, Cell, Row
+from caa.reports.statistics import mean_interval, means_by_cell, paired_difference
+from caa.runs.rows import OWN, Cell, Row, scores_by_cell
 
 if TYPE_CHECKING:
     import pandas as pd

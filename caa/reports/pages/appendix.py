@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
-from caa.reports.by_cell import TEXT
 from caa.reports.diagnostics.warnings import run_warnings
 from caa.reports.naming import signed
 from caa.reports.summaries import rerun_program, run_facts
@@ -16,7 +15,7 @@ from caa.reports.tables.formats import in_markdown, to_markdown
 from caa.reports.tables.layout import Table
 from caa.reports.tables.report import write_tables
 from caa.runs.folder import Run, read_run
-from caa.runs.rows import OWN, Cell, Row
+from caa.runs.rows import OWN, TEXT, Cell, Row
 
 APPENDIX = "report.md"
 SHOWN = 3

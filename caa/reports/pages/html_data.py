@@ -9,11 +9,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from caa.reports.by_cell import TEXT
 from caa.reports.naming import SCORES, finetune_name, highest_score, signed, vector_name
 from caa.reports.pages.tokens import shaded
 from caa.reports.tables.layout import Entry, Table
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import TEXT, Cell, Row
 
 
 def score_entries(tables: Iterable[Table]) -> list[Entry]:

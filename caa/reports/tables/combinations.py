@@ -6,12 +6,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from itertools import combinations
 
-from caa.reports.by_cell import scores_by_cell
 from caa.reports.naming import signed
 from caa.reports.statistics import Scores
 from caa.reports.tables.layout import Entry, Line, Table
 from caa.reports.tables.significance import difference, marked_where_sure
-from caa.runs.rows import OWN, Cell, Row
+from caa.runs.rows import OWN, Cell, Row, scores_by_cell
 
 WAYS = ("prompt", "finetune", "steering")
 _GROUPS = ("alone", "two", "all")

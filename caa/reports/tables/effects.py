@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from caa.reports.by_cell import scores_by_cell
 from caa.reports.naming import vector_name
 from caa.reports.statistics import Scores, differences, mean_interval, slopes, wrong_way
 from caa.reports.tables.layout import Entry, Quantity, Stub, Table
 from caa.reports.tables.pivot import merge_controls, table_of_entries
 from caa.reports.tables.significance import difference, marked_where_sure, tested
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import Cell, Row, scores_by_cell
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from caa.reports.by_cell import means_by_cell, require_one, require_rows
 from caa.reports.diagnostics.collapse import collapse_warnings, fray_warnings
 from caa.reports.naming import cell_fields, cell_name, usual_first
+from caa.reports.statistics import means_by_cell
 from caa.reports.tables.effects import effect_tables
 from caa.reports.tables.layout import Table
 from caa.reports.tables.pivot import table_of_rows
-from caa.runs.rows import Cell, Row
+from caa.runs.rows import Cell, Row, require_one, require_rows
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,9 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from caa.reports.by_cell import means_by_cell
 from caa.reports.naming import BASE, finetune_name, merged_random, usual_first, vector_name
-from caa.reports.statistics import Estimate
+from caa.reports.statistics import Estimate, means_by_cell
 from caa.reports.tables.layout import Column, Entry, Line, Quantity, Stub, Table, marked
 from caa.runs.rows import OWN, Cell, Row, VectorRef
 

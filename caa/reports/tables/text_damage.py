@@ -7,9 +7,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from caa.data.text_quality import compression_ratio, degenerate_share, distinct_share, repeated_share, words
-from caa.reports.by_cell import TEXT, means_by_cell, texts_by_cell
 from caa.reports.naming import cell_fields
-from caa.runs.rows import Row
+from caa.reports.statistics import means_by_cell
+from caa.runs.rows import TEXT, Row, texts_by_cell
 
 if TYPE_CHECKING:
     import pandas as pd
