@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from caa.hashing import file_digest
+from caa.models.gguf import GgufHeader, describe, read_header
 from caa.vectors.formats.content import NoLayerError
 from caa.vectors.formats.detect import READERS, as_vector, file_kind
 from caa.vectors.formats.folders import folder_kind
@@ -42,16 +43,15 @@ class Base:
 
 
 def inspect(path: str | Path, model: str | None = None) -> Finding:
-    """Look into a steering vector, a steered adapter, a PEFT adapter, a GGUF or torch.save vector, or a run's folder.
+    """Look into a vector of any tool, a steered adapter, a PEFT adapter, a model in a GGUF file, or a run's folder.
 
-    With `model`, an embedded model, a folder or a name on the Hub, compare it with that base: by its config, and by its
+    With `model`, named as `load_model` takes it, compare it with that base: by its config, and by its
     weights too where the artefact states a fingerprint. Nothing of the file is run. ValueError for anything else.
     """
-    path = Path(path)
-    if path.is_dir():
-        finding, base = _folder(path)
-    else:
-        finding, base = _file(path)
+    from caa.models.names import model_path
+
+    path = Path(model_path(str(path)))
+    finding, base = _folder(path) if path.is_dir() else _file(path)
     if model:
         finding.verdicts = list(verdicts(base, model))
     return finding
@@ -69,12 +69,22 @@ def _file(path: Path) -> tuple[Finding, Base]:
     kind = file_kind(path)
     if kind == "caa":
         return _vector(Finding("steering vector of caa"), SteeringVector.load(path))
+    if kind == "gguf" and (header := read_header(path)).of_architecture("block_count"):
+        return _model(header)
     if kind == "gguf":
         hint = model_hint(path)
         finding, base = _vector(Finding("GGUF control vector", {"model hint": hint}), read_gguf(path))
         base.model_type = hint
         return finding, base
     return _foreign(path, kind)
+
+
+def _model(header: GgufHeader) -> tuple[Finding, Base]:
+    """Compared with another model, it is asked whether vectors of the one could steer the other."""
+    layers = set(range(int(header.of_architecture("block_count"))))
+    return Finding("model in a GGUF file", dict(describe(header))), Base(
+        {int(header.of_architecture("embedding_length"))}, layers
+    )
 
 
 def _foreign(path: Path, kind: str) -> tuple[Finding, Base]:
@@ -218,12 +228,10 @@ def _product(shape: list[int]) -> int:
 
 def verdicts(base: Base, name: str) -> Iterator[tuple[bool, str]]:
     """Each point on which artefact and base agree or do not. The weights are read only if there is a fingerprint."""
-    from transformers import AutoConfig
-
-    from caa.models.names import model_path
+    from caa.models.loading import load_config
 
     try:
-        whole = AutoConfig.from_pretrained(model_path(name))
+        whole = load_config(name)
     except OSError as error:
         raise ValueError(f"there is no model {name!r} to compare with ({str(error).splitlines()[0]})") from error
     config = whole.get_text_config()

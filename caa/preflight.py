@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from caa.data.behaviors import Behavior
 from caa.judges.config import JudgeConfig
-from caa.models.names import EMBEDDED, adapter_base, model_path
+from caa.models.names import EMBEDDED, KINDS, PACKAGED, adapter_base
 from caa.runs.rows import QUESTIONS, TASKS
 from caa.suggestions import did_you_mean
 from caa.vectors.vector import SteeringVector
@@ -41,20 +41,18 @@ def refuse(problems: Iterable[str]) -> None:
 
 def model_config(name: str) -> Any:
     """The config of a model's text part, without its weights; ValueError, with a hint, for a name that has none."""
-    from transformers import AutoConfig
+    from caa.models.loading import load_config
 
-    close = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.8)
-    if close and name not in EMBEDDED and not Path(name).exists():  # the Hub has no such name, and is slow to say so
+    short = (*EMBEDDED, *PACKAGED)
+    close = difflib.get_close_matches(name, short, n=1, cutoff=0.8)
+    if close and name not in short and not Path(name).exists():  # the Hub has no such name, and is slow to say so
         raise ValueError(f"no model {name!r}, did you mean {close[0]!r}?")
     if base := adapter_base(name):
         return model_config(base)
     try:
-        return AutoConfig.from_pretrained(model_path(name)).get_text_config()
+        return load_config(name).get_text_config()
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no model {name!r}: neither a folder, nor embedded ({', '.join(EMBEDDED)}), nor to be had from the Hub "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+        raise ValueError(f"no model {name!r}: it is none of {KINDS} ({str(error).splitlines()[0]})") from error
 
 
 def model_problems(name: str, dtype: str = "auto", device: str = "auto", layers: Sequence[int] = ()) -> Iterator[str]:

@@ -48,6 +48,7 @@ NOT_RUN = {
     "curl http": "asks that server; test_serving.py",
     "vllm serve": "vLLM needs a GPU",
     "lm_eval --model": "needs a Python of lm-eval's own; tests/consumers run where there is one",
+    "--model smollm2": "needs the package that the model comes with; tests/test_gguf.py loads it where it is",
     "ControlVector.import_gguf": "needs a Python of repeng's own; tests/consumers run where there is one",
 }
 """What is in a command or block of Python -> why it is not run here."""

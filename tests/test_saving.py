@@ -352,7 +352,7 @@ def test_the_tokenizer_comes_from_the_same_files_as_the_model(base, monkeypatch)
 
 def test_an_unknown_model_says_where_it_was_looked_for():
     with pytest.raises(
-        ValueError, match=r"no model 'tiny-chta': neither a folder, nor embedded \(tiny-chat, tiny-base\)"
+        ValueError, match="no model 'tiny-chta': it is none of a folder, a GGUF file, tiny-chat, tiny-b"
     ):
         load_model("tiny-chta")
 

@@ -77,7 +77,7 @@ def damage(
         vector: a file that `caa extract` wrote.
         layer: the layer to steer (output of that block, counted from 0).
         doses: the relative doses to try.
-        model: an embedded model, a folder, or a name on the Hub.
+        model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
         adapter: a LoRA adapter to wear.
         facts: the questions that have nothing to do with it: facts (built in), or a file; see `caa grid --help`.
         limit: ask only the first questions of each kind; null asks all.
@@ -148,7 +148,7 @@ def lm_eval_(
     Args:
         tasks: names of tasks, as `lm-eval ls tasks` lists them.
         out: a new folder for rows and tables.
-        model: an embedded model, a folder, or a name on the Hub.
+        model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
         vector: a file that `caa extract` wrote; needs a layer.
         layer: the layer to steer (output of that block, counted from 0).
         multipliers: how often the vector is added.

@@ -34,7 +34,7 @@ def generate(
             out, 1 if not given.
         operator: what is done with the vector; see docs/applying.md.
         where: which tokens are steered.
-        model: an embedded model, a folder, or a name on the Hub.
+        model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
         adapter: a LoRA adapter to wear.
         steered: a steered adapter, in place of vector, layer, multiplier, model and adapter.
         system: a system prompt.
@@ -87,7 +87,7 @@ def play(
     """Talk to the unsteered and the steered model side by side, on a page that only this machine can open.
 
     Args:
-        model: an embedded model, a folder, or a name on the Hub.
+        model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
         vectors: files that `caa extract` wrote; without any, those of the built-in behaviors, found when they are
             picked.
         adapters: finetunes by name, e.g. --adapters.positive runs/x/positive.

@@ -92,7 +92,7 @@ def demo(
     Args:
         behavior: a built-in behavior (`caa data list` names them), or a path to one of your own.
         out: the run's folder; a stopped demo goes on where it was.
-        model: an embedded model, a folder, or a name on the Hugging Face Hub.
+        model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
         layer: the block whose output is steered, counted from 0; null chooses it on validation questions.
         multipliers: how often the vector is added; those of the embedded models are long.
         limit: ask only the first questions of each task, as a trial.
@@ -124,7 +124,7 @@ def finetune(
         behavior: a built-in behavior, or a path to one of your own.
         direction: positive teaches the behavior, negative its opposite.
         out: the adapter's folder; a stopped finetune goes on where it was.
-        model: an embedded model, a folder, or a name on the Hub.
+        model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
         training: the settings; those that suit the model's size if not given.
         template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
@@ -167,7 +167,7 @@ def grid(
         vector: a file that `caa extract` wrote.
         layers: the layers to steer, one at a time (outputs of these blocks, counted from 0).
         out: the run's folder; a stopped grid goes on where it was.
-        model: an embedded model, a folder, or a name on the Hub.
+        model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
         adapters: finetunes by name, e.g. --adapters.positive runs/x/positive; the base is always asked.
         multipliers: how often the vector is added; if not given, 0 and, both ways, a push of a quarter of the length
             of the residual stream.

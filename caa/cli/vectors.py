@@ -27,7 +27,7 @@ def extract_(
     Args:
         behavior: a built-in behavior, or a path to one of your own.
         out: the file to write (safetensors).
-        model: an embedded model, a folder, or a name on the Hub.
+        model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
         layers: the layers to keep (outputs of these blocks, counted from 0); all if not given.
         adapter: a LoRA adapter that the model wears while it is read.
         method: how the direction is found; see docs/finding.md.
@@ -88,7 +88,7 @@ def inspect(path: Path, model: str | None = None) -> None:
 
     Args:
         path: a vector of ours or of another tool, a steered adapter, a PEFT adapter, or a run's folder.
-        model: a base to compare it with: an embedded model, a folder, or a name on the Hub.
+        model: a base to compare it with: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
     """
     from rich.table import Table as Grid
     from rich.text import Text

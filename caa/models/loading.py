@@ -1,4 +1,4 @@
-"""A model's name in, the model and its tokenizer out: from the Hub, from a folder, or one of the embedded ones."""
+"""A model's name in, the model and its tokenizer out: from the Hub, a folder, a GGUF file, or one of the embedded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 from caa.models.adapter_state import held_adapters
 from caa.models.adapters import load_adapter
-from caa.models.names import EMBEDDED, adapter_base, adapter_name, model_path
+from caa.models.gguf import GgufHeader, load_gguf_config, mend_model, mend_tokenizer, read_header, require_gguf
+from caa.models.names import KINDS, adapter_base, adapter_name, model_files
 
 _WHICH_FILES = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "gguf_file")
 """Arguments of `from_pretrained` that a tokenizer needs too."""
@@ -38,30 +39,44 @@ def _load_plain(name: str, dtype: str, device: str, arguments: dict[str, Any]) -
     from transformers import AutoModelForCausalLM
 
     on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-    path = model_path(name)
+    path, files = _files(name, arguments)
     try:
-        tokenizer = load_tokenizer(path, **{key: arguments[key] for key in _WHICH_FILES if key in arguments})
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        tokenizer = load_tokenizer(name, **{key: arguments[key] for key in _WHICH_FILES if key in arguments})
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype="float32" if on_cpu and dtype == "auto" else dtype,
             device_map=None if on_cpu else device,
-            **arguments,
+            **_gguf_arguments(path, files, arguments) | files | arguments,
         )
     except OSError as error:
-        embedded, reason = ", ".join(EMBEDDED), str(error).splitlines()[0]
-        raise ValueError(
-            f"no model {name!r}: neither a folder, nor embedded ({embedded}), nor to be had from the Hub ({reason})"
-        ) from error
-    if "gguf_file" in arguments:
-        _unmark_quantized(model)
+        raise ValueError(f"no model {name!r}: it is none of {KINDS} ({str(error).splitlines()[0]})") from error
+    if not files:
+        return loaded.eval(), tokenizer
+    model, info = loaded
+    mend_model(model, _gguf_header(path, files | arguments), info["missing_keys"])
+    model.config.name_or_path = f"{path}/{files['gguf_file']}"
     return model.eval(), tokenizer
 
 
-def _unmark_quantized(model: Any) -> None:
-    """A GGUF's weights are plain numbers once they are loaded, though transformers says that they are quantized."""
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+def _files(name: str, arguments: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """As `model_files` says, unless the arguments name the file."""
+    return (name, {"gguf_file": arguments["gguf_file"]}) if "gguf_file" in arguments else model_files(name)
+
+
+def _gguf_arguments(path: str, files: dict[str, str], arguments: dict[str, Any]) -> dict[str, Any]:
+    """To be told what the file lacks. The config, which would be read once more, is not for another revision's file."""
+    if not files:
+        return {}
+    config = {} if arguments else {"config": load_gguf_config(path, files["gguf_file"])}
+    return config | {"output_loading_info": True}
+
+
+def load_config(name: str) -> Any:
+    """A model's config, without its weights; OSError or ValueError for a name that has none."""
+    from transformers import AutoConfig
+
+    path, files = model_files(name)
+    return load_gguf_config(path, files["gguf_file"]) if files else AutoConfig.from_pretrained(path)
 
 
 def _load_with_adapter(folder: Path, base: str, dtype: str, device: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
@@ -79,7 +94,28 @@ def load_tokenizer(name: str, **kwargs: Any) -> Any:
     """A model's tokenizer, ready for batches: texts are padded on the left, as generation needs it."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_path(name), padding_side="left", **kwargs)
+    path, files = _files(name, kwargs)
+    if files:
+        tokenizer = _gguf_tokenizer(path, files | kwargs)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **kwargs)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _gguf_tokenizer(path: str, arguments: dict[str, Any]) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    require_gguf()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path, padding_side="left", **arguments)
+    mend_tokenizer(tokenizer, str(_gguf_header(path, arguments).fields.get("tokenizer.ggml.pre", "")))
+    return tokenizer
+
+
+def _gguf_header(path: str, arguments: dict[str, Any]) -> GgufHeader:
+    """Of a file in a folder, or in the cache of the Hub, where `from_pretrained` has put it."""
+    from transformers.utils.hub import cached_file
+
+    which = {key: arguments[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in arguments}
+    return read_header(str(cached_file(path, arguments["gguf_file"], **which)))
