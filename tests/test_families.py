@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from families import verdict_of
+from families import by_hand, verdict_of
 from tiny import tiny_model
 from tiny_configs import tiny
 
-from caa import SteeringWrapper
-from caa.models.blocks import decoder_blocks, model_width
+from caa import Intervention, SteeringVector, SteeringWrapper
+from caa.models.batching import pad
+from caa.models.blocks import context_length, decoder_blocks, first_position, model_width
 from caa.models.targets import linear_targets
 
 RIGHT = [
@@ -39,6 +42,22 @@ def test_a_family_is_asked_rightly(model_type):
 def test_a_family_without_one_stream_is_refused_before_anything_is_read(model_type):
     with pytest.raises(TypeError, match=REFUSED[model_type]):
         SteeringWrapper(tiny(model_type))
+
+
+@pytest.mark.parametrize("pad_token_id", [1, 5])
+def test_generate_counts_positions_from_where_the_forward_pass_does(pad_token_id):
+    model = tiny("roberta", pad_token_id=pad_token_id)
+    ids, mask = pad([[30, 41, 52, 63], [34, 45]], pad_token_id, side="left")
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
+    wrapper = SteeringWrapper(model, Intervention(SteeringVector({1: torch.ones(32)}), 1, 2.0))
+    written = wrapper.generate(ids, mask, output_logits=True, suppress_tokens=[pad_token_id], **options)
+    wrapper.unsteer()
+    assert first_position(model) == pad_token_id + 1
+    assert context_length(model, SimpleNamespace(model_max_length=10**30)) == 256 - first_position(model)
+    for row, prompt in enumerate(([30, 41, 52, 63], [34, 45])):
+        text = [*prompt, *written.sequences[row, 4:-1].tolist()]
+        expected = by_hand(model, text, {1: torch.full((32,), 2.0)}, len(prompt) - 1)[len(prompt) - 1 :]
+        torch.testing.assert_close(torch.stack(written.logits, dim=1)[row], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_an_encoder_is_called_one():

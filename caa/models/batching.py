@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caa.models.blocks import input_device
+from caa.models.blocks import first_position, input_device
 from caa.models.positions import position_ids
 
 Result = TypeVar("Result")
@@ -114,7 +114,8 @@ class Branched:
 
     def inputs(self, model: Any) -> dict[str, Tensor]:
         """What the model takes, on its device."""
-        named = {"input_ids": self.ids, "position_ids": self.positions, "attention_mask": self.mask(model.dtype)}
+        positions = self.positions + first_position(model)
+        named = {"input_ids": self.ids, "position_ids": positions, "attention_mask": self.mask(model.dtype)}
         device = input_device(model)
         return {name: tensor.to(device) for name, tensor in named.items()}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -58,8 +58,9 @@ class _Stack:
     """d_model of the stream."""
     repeated: bool = False
     """Whether blocks run more than once in a pass."""
-    takes_positions: bool = True
-    """Whether `position_ids` from 0 on are what it makes itself of a row without pads; RoBERTa's begin higher."""
+    first_position: int | None = 0
+    """What it counts the tokens of a row without pads from: 0, or the number behind its pad token's (RoBERTa). None
+    where it counts otherwise or takes no `position_ids`."""
 
 
 _STACKS: WeakKeyDictionary[nn.Module, _Stack] = WeakKeyDictionary()
@@ -113,7 +114,7 @@ def _by_behavior(base: Any) -> _Stack:
     width = _check_stream(base, run)
     names = tuple(dict.fromkeys(call.name for call in run))
     owner, repeated = _owner(calls, ids, names[0]), len(run) > len(names)
-    return _Stack(owner, names, width, repeated, _counts_from_0(base.get_submodule(owner), ids))
+    return _Stack(owner, names, width, repeated, _first_position(base, owner, ids))
 
 
 @torch.no_grad()
@@ -182,18 +183,25 @@ def _owner(calls: Sequence[Call], ids: Tensor, block: str) -> str:
 
 
 @torch.no_grad()
-def _counts_from_0(owner: Any, ids: Tensor) -> bool:
-    """Whether positions from 0 on, given or not, make no difference."""
-    if "position_ids" not in inspect.signature(owner.forward).parameters:
-        return False
+def _first_position(base: Any, owner_name: str, ids: Tensor) -> int | None:
+    """The first of the positions which, given or not, make no difference."""
+    owner: Any = base.get_submodule(owner_name)
+    if not _takes_positions(owner):
+        return None
+    padding = getattr(text_config(base), "pad_token_id", None)
     positions = torch.arange(_COLUMNS, device=ids.device).expand_as(ids)
-    try:
-        with evaluating(owner), torch.compiler.set_stance("force_eager"):
-            own = _tensors(owner(input_ids=ids))[0].float()
-            counted = _tensors(owner(input_ids=ids, position_ids=positions))[0].float()
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
-        return True
-    return bool((own - counted).norm() <= max(1e-3, 4 * torch.finfo(owner.dtype).eps) * own.norm())
+    refusals = suppress(TypeError, ValueError, RuntimeError, IndexError, AttributeError)
+    with evaluating(owner), torch.compiler.set_stance("force_eager"), refusals:
+        own = _tensors(owner(input_ids=ids))[0].float()
+        for first in (0,) if padding is None else (0, padding + 1):
+            counted = _tensors(owner(input_ids=ids, position_ids=positions + first))[0].float()
+            if (own - counted).norm() <= max(1e-3, 4 * torch.finfo(base.dtype).eps) * own.norm():
+                return first
+    return None
+
+
+def _takes_positions(owner: nn.Module) -> bool:
+    return "position_ids" in inspect.signature(owner.forward).parameters
 
 
 def _check_stream(base: Any, run: Sequence[Call]) -> int:
@@ -233,7 +241,8 @@ def _by_structure(base: Any, reason: str = "") -> _Stack:
         )
     place = next(name for name, module in base.named_modules() if module is owner)
     prefix = f"{place}." if place else ""
-    return _Stack(place, tuple(f"{prefix}{names[0]}.{layer}" for layer in range(len(lists[names[0]]))), width)
+    blocks = tuple(f"{prefix}{names[0]}.{layer}" for layer in range(len(lists[names[0]])))
+    return _Stack(place, blocks, width, first_position=0 if _takes_positions(owner) else None)
 
 
 # What a model is like.
@@ -275,8 +284,8 @@ def model_width(model: Any) -> int:
 
 def context_length(model: Any, tokenizer: Any) -> int:
     """How many tokens the model reads: as many as it has positions, or fewer, where its tokenizer says so."""
-    positions = getattr(text_config(model), "max_position_embeddings", None)
-    return int(min(positions or sys.maxsize, tokenizer.model_max_length))
+    positions = getattr(text_config(model), "max_position_embeddings", None) or sys.maxsize
+    return int(min(positions - first_position(model), tokenizer.model_max_length))
 
 
 def check_layer(model: Any, layer: int) -> None:
@@ -286,10 +295,20 @@ def check_layer(model: Any, layer: int) -> None:
         raise ValueError(f"there is no layer {layer}: this model has layers 0 to {depth - 1} (block outputs, from 0)")
 
 
+def first_position(model: Any) -> int:
+    """The position of a text's first token: 0, but RoBERTa and its kin count from the number behind their pad's."""
+    return _stack(model).first_position or 0
+
+
 def position_inputs(model: Any, attention_mask: Int[Tensor, "row position"]) -> dict[str, Tensor]:
     """`position_ids` for a padded batch, where the family takes them: GPT-2 and others are wrong without."""
-    accepted = "position_ids" in inspect.signature(decoder(model).forward).parameters
-    return {"position_ids": position_ids(attention_mask)} if accepted and _stack(model).takes_positions else {}
+    first = _stack(model).first_position
+    return {} if first is None else {"position_ids": position_ids(attention_mask) + first}
+
+
+def generation_inputs(model: Any, attention_mask: Int[Tensor, "row position"]) -> dict[str, Tensor]:
+    """`position_ids` for transformers' `generate` where it counts from 0 and the model's own forward pass does not."""
+    return position_inputs(model, attention_mask) if first_position(model) else {}
 
 
 def keeps_place(model: Any) -> bool:

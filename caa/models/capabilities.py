@@ -16,6 +16,7 @@ from caa.models.blocks import (
     decoder,
     decoder_blocks,
     evaluating,
+    generation_inputs,
     input_device,
     keeps_place,
     ordinary_ids,
@@ -189,7 +190,8 @@ def _written(model: Any, ids: Tensor, mask: Tensor, **options: Any) -> tuple[Ten
         "use_cache": True,
     } | options
     options |= {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
-    result = model.generate(ids.to(device), attention_mask=mask.to(device), **options)
+    mask = mask.to(device)
+    result = model.generate(ids.to(device), attention_mask=mask, **generation_inputs(model, mask), **options)
     return result.sequences[:, ids.shape[1] :], torch.stack(result.logits, dim=1)
 
 

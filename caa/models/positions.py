@@ -15,10 +15,12 @@ class TokenClock:
 
     It hears what the decoder is given. The first pass over a text (empty cache) is the prompt, unless `prompt_lengths`
     says where the prompt ends; later passes continue it. Positions come from `position_ids`, else from the attention
-    mask, else from the cache's length: never from the shape of what happens to be passed this time.
+    mask, else from the cache's length: never from the shape of what happens to be passed this time. `first_position` is
+    what `position_ids` give a text's first token; here it has position 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_position: int = 0) -> None:
+        self._first = first_position
         self.prompt_lengths: Int[Tensor, " prompt"] | None = None
         """Set by whoever knows how many tokens of each prompt there are; None to let the first pass decide."""
         self._positions: Int[Tensor, "row position"] | None = None
@@ -37,7 +39,9 @@ class TokenClock:
         seen = cache.get_seq_length() if cache is not None else 0
         mask = inputs.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        self._positions = _positions(tokens, inputs.get("position_ids"), mask, seen)
+        places = inputs.get("position_ids")
+        places = None if places is None else (places - self._first).clamp(min=0)  # pads may stand before the first
+        self._positions = _positions(tokens, places, mask, seen)
         if self.prompt_lengths is not None:
             self._last_prompt = self.prompt_lengths.to(tokens.device)[:, None] - 1
         elif seen == 0:

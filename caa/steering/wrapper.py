@@ -20,6 +20,8 @@ from caa.models.blocks import (
     check_layer,
     decoder,
     decoder_blocks,
+    first_position,
+    generation_inputs,
     keeps_place,
     model_width,
     position_inputs,
@@ -51,10 +53,10 @@ class SteeringWrapper(nn.Module):
     def __init__(self, model: Any, *interventions: Intervention) -> None:
         super().__init__()
         self.model = model
-        self._clock = TokenClock()
         self._steering: dict[ExitStack, tuple[Intervention, ...]] = {}
         self._hooks = ExitStack()
         decoder_blocks(model)
+        self._clock = TokenClock(first_position(model))
         if interventions:
             self.steer(*interventions)
 
@@ -208,6 +210,7 @@ class SteeringWrapper(nn.Module):
         self._warn_of_pads(mask)
         if self._steering and not keeps_place(self.model):
             kwargs.setdefault("use_cache", False)
+        kwargs = {**generation_inputs(self.model, mask), **kwargs}
         with self._prompts(mask.sum(1)):
             return self.model.generate(input_ids=input_ids, attention_mask=mask, **kwargs)
 
