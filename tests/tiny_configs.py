@@ -74,23 +74,41 @@ _SIZES: list[tuple[str, Any]] = [
     (r"add_cross_attention|use_cache_", False),
 ]
 _TWO_KINDS = {"layer_types": ["mamba", "attention"] * 2}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_DOTS3 = {"head_dim": 16}
+_QWEN4 = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 64,
+    "indexer_compress_ratio": 2,
+}
 _FIXED: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
+    "blt": {"encoder_config": {"hidden_size_global": 32}, "decoder_config": {"hidden_size_global": 32}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
     "granitemoehybrid": _TWO_KINDS,
     "hrm_text": {"num_layers_per_stack": 2, "H_cycles": 1, "L_cycles": 1, "num_hidden_layers": 4},
-    "hunyuan_v1_dense": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
-    "hunyuan_v1_moe": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "xlnet": {"d_head": 8},
     "xlstm": {"embedding_dim": 32},
-    "dots1": {"n_routed_experts": 4},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "longcat_flash": {"qk_head_dim": 16},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "ministral": {"head_dim": 8},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note": {"text_config": _DOTS3},
+    "dots3_note_text": _DOTS3,
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 4, "max_seq_len": 256},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 4, "max_seq_len": 256, "attn_config": {"attn_pdrop": 0}},
+    "qwen4_exp": {"text_config": _QWEN4},
+    "qwen4_exp_text": _QWEN4,
     "reformer": {
         "is_decoder": True,
         "axial_pos_embds": False,
@@ -100,6 +118,19 @@ _FIXED: dict[str, dict[str, Any]] = {
         "attention_head_size": 8,
     },
     "xlm": {"causal": True, "is_encoder": True, "emb_dim": 32},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16, "num_key_value_heads": 4},
+    "zamba2": {
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "num_key_value_heads": 4,
+        "mamba_headdim": 8,
+        "kv_channels": 16,
+        "num_query_groups": 4,
+        "hybrid_layer_ids": [1, 3],
+        "mamba_ngroups": 1,
+    },
+    "zaya": {"num_experts_per_tok": 1},
 }
 _SKIPPED = {"patch_size", "num_lm_layers"}
 
@@ -113,7 +144,13 @@ def tiny_config(model_type: str, **fixed: Any) -> Any:
     """The type's own config with every size that has a known name made small."""
     config_class = transformers.CONFIG_MAPPING[model_type]
     values = _shrunk(config_class().to_dict())
-    return config_class(**values | _FIXED.get(model_type, {}) | fixed)
+    return config_class(**_merged(_merged(values, _FIXED.get(model_type, {})), fixed))
+
+
+def _merged(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """The values with the others in their places, those of inner configs one by one."""
+    inner = {name: value for name, value in others.items() if name.endswith("config") and name in values}
+    return values | others | {name: _merged(values[name], value) for name, value in inner.items()}
 
 
 def _shrunk(values: dict[str, Any]) -> dict[str, Any]:
