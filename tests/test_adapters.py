@@ -127,6 +127,7 @@ def test_one_bit_in_the_base_is_seen_and_put_back():
         lambda: torch._foreach_mul_([weight.data], 1.5),
         lambda: torch.add(before, 1, out=weight.data),
         lambda: setattr(weight, "data", before * 2),
+        lambda: setattr(weight, "data", weight.data.t()),
         lambda: weight.detach().numpy().__setitem__((0, 0), 1.0) or weight.data.copy_(before + 1),
     ):
         with WriteGuard(model) as guard:

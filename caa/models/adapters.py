@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,8 @@ def load_adapter(model: nn.Module, path: str | Path, name: str) -> nn.Module:
     _check_name(model, name)
     try:
         with undone_on_error(model) as guard:  # PEFT puts its layers in before it looks whether the weights fit them
-            with _landing(model) as landed:
-                worn = _put_on(model, folder, name)
+            with _landing(model) as landed, _reading_unwatched(guard):
+                worn: nn.Module = _put_on(model, folder, name)
             _check_base_kept(folder, guard)
             _check_filled(folder, worn, name, guard, landed[-1])
             return worn
@@ -161,7 +162,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 # Put on, and proved
 
 
-def _put_on(model: Any, folder: Path, name: str) -> nn.Module:
+def _put_on(model: Any, folder: Path, name: str) -> Any:
     from peft import PeftModel
 
     if held_adapters(model) and not isinstance(model, PeftModel):
@@ -175,12 +176,11 @@ def _put_on(model: Any, folder: Path, name: str) -> nn.Module:
         warnings.filterwarnings("ignore", ".*(missing adapter keys|lora_bias=True)")
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), adapter_name=name)
+            model.set_adapter(name, inference_mode=True)
         else:
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
-    model.set_adapter(name, inference_mode=True)
     model.peft_config[name]._caa_record = _read_record(folder)
-    worn: nn.Module = model.eval()
-    return worn
+    return model
 
 
 def _check_base_kept(folder: Path, guard: WriteGuard) -> None:
@@ -203,6 +203,26 @@ def _landing(model: nn.Module) -> Iterator[list[Any]]:
         handle.remove()
 
 
+@contextmanager
+def _reading_unwatched(guard: WriteGuard) -> Iterator[None]:
+    """Reading the file and listing the model write into nothing, and are most of the operations of a load."""
+    from peft import PeftModel, peft_model
+
+    with ExitStack() as stack:
+        for owner, name in ((peft_model, "load_peft_weights"), (PeftModel, "state_dict")):
+            if hasattr(owner, name):  # where another version calls it otherwise, it is watched
+                stack.enter_context(patch.object(owner, name, _unwatched(getattr(owner, name), guard)))
+        yield
+
+
+def _unwatched(read: Callable[..., Any], guard: WriteGuard) -> Callable[..., Any]:
+    def unwatched(*args: Any, **options: Any) -> Any:
+        with guard.paused():
+            return read(*args, **options)
+
+    return unwatched
+
+
 def _check_filled(folder: Path, worn: Any, name: str, guard: WriteGuard, landed: Any) -> None:
     """Every tensor of the file has its place, and every parameter of the adapter comes from the file."""
     if landed.unexpected_keys:
@@ -222,12 +242,12 @@ def _unfilled(worn: Any, missing: list[str], name: str, guard: WriteGuard) -> li
     """The adapter's own tensors that no tensor of the file was written to; some have several names."""
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
-    if not missing:
-        return []
     marks = (PEFT_TYPE_TO_PREFIX_MAPPING[worn.peft_config[name].peft_type], "modules_to_save.", "trainable_tokens_")
-    tensors = worn.state_dict(keep_vars=True)
-    filled = {id(tensor) for key, tensor in tensors.items() if key not in missing}
     own = [key for key in missing if name in key.split(".") and any(mark in key for mark in marks)]
+    if not own:
+        return []
+    tensors, absent = worn.state_dict(keep_vars=True), set(missing)
+    filled = {id(tensor) for key, tensor in tensors.items() if key not in absent}
     return [key for key in own if id(tensors[key]) not in filled and not guard.knows(tensors[key])]
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,40 +43,39 @@ def remember(model: Any) -> Callable[[], None]:
     It brings back the modules that PEFT replaced, `forward` methods that TRL patched, hooks, training modes, gradient
     checkpointing, `requires_grad`, and the settings in `config` and `generation_config`.
     """
+    modules = list(model.modules())
     configs = [model.config, model.config.get_text_config(), getattr(model, "generation_config", None)]
-    memories = [_Memory.of(owner) for owner in [*model.modules(), *configs] if owner is not None]
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    memories = [(owner, dict(vars(owner))) for owner in [*modules, *configs] if owner is not None]
+    collections = [
+        value for _, attributes in memories for value in attributes.values() if isinstance(value, (dict, set))
+    ]
+    contents = [(collection, collection.copy()) for collection in collections if collection]
+    trainable = [(parameter, parameter.requires_grad) for _, _, parameter in _tensors_in(modules, buffers=False)]
 
     def restore() -> None:
-        for memory in memories:
-            memory.restore()
+        for owner, attributes in memories:
+            vars(owner).clear()
+            vars(owner).update(attributes)
+        # In place, not replaced: whoever registered a hook holds on to the dictionary that it is in.
+        for collection in collections:
+            collection.clear()
+        for collection, content in contents:
+            collection.update(content)
         for parameter, requires_grad in trainable:
             parameter.requires_grad = requires_grad
 
     return restore
 
 
-@dataclass(frozen=True)
-class _Memory:
-    """The attributes of a module or config, and what was in those that are dictionaries or sets."""
-
-    owner: Any
-    attributes: dict[str, Any]
-    contents: list[tuple[Any, Any]]
-
-    @classmethod
-    def of(cls, owner: Any) -> _Memory:
-        attributes = dict(vars(owner))
-        collections = [value for value in attributes.values() if isinstance(value, (dict, set))]
-        return cls(owner, attributes, [(collection, copy.copy(collection)) for collection in collections])
-
-    def restore(self) -> None:
-        vars(self.owner).clear()
-        vars(self.owner).update(self.attributes)
-        # In place, not replaced: whoever registered a hook holds on to the dictionary that it is in.
-        for collection, content in self.contents:
-            collection.clear()
-            collection.update(content)
+def _tensors_in(modules: Iterable[Any], *, buffers: bool) -> Iterator[tuple[int, str, Tensor]]:
+    """Each parameter (and buffer) once, with the place of its module among the modules and its name there."""
+    seen: set[int] = set()
+    for place, module in enumerate(modules):
+        named = chain(module._parameters.items(), module._buffers.items() if buffers else ())
+        for name, tensor in named:
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield place, name, tensor
 
 
 class WriteGuard(TorchDispatchMode):
@@ -91,13 +88,25 @@ class WriteGuard(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._model = model
-        tensors = chain(model.named_parameters(), model.named_buffers())
-        self._tensors = {name: (tensor, tensor.data) for name, tensor in tensors}
-        self._parts = [(name, part) for name, (_, data) in self._tensors.items() for part in plain_parts(data)]
+        names, modules = zip(*model.named_modules(), strict=True)
+        self._tensors = [
+            _Located.of(f"{names[place]}.{name}".lstrip("."), tensor)
+            for place, name, tensor in _tensors_in(modules, buffers=True)
+        ]
         self._by_storage: dict[int, list[Tensor]] = {}
-        for _, part in self._parts:
-            self._by_storage.setdefault(_storage(part), []).append(part)
+        for located in self._tensors:
+            for part in located.parts:
+                self._by_storage.setdefault(_storage(part), []).append(part)
         self._before: dict[int, Tensor] = {}
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """See nothing for a while: for what cannot write into the model."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            self.__enter__()  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -120,14 +129,25 @@ class WriteGuard(TorchDispatchMode):
 
     def changed(self) -> list[str]:
         """The names of parameters and buffers that are not bit for bit what they were, or are not there any more."""
-        named = dict(chain(self._model.named_parameters(), self._model.named_buffers()))
-        here = {id(tensor) for tensor in named.values()}
-        changed = {name for name, part in self._parts if not same_bits(part, self._before.get(id(part), part))}
-        for name, (tensor, data) in self._tensors.items():
-            now = tensor if id(tensor) in here else named.get(name)
-            if now is None or not _same_numbers(data, now.data):
-                changed.add(name)
-        return sorted(changed)
+        here = {id(tensor) for _, _, tensor in _tensors_in(self._model.modules(), buffers=True)}
+        return sorted(
+            located.name for located in self._tensors if self._is_changed(located, id(located.tensor) in here)
+        )
+
+    def _is_changed(self, located: _Located, here: bool) -> bool:
+        if self._before and any(not same_bits(part, self._before.get(id(part), part)) for part in located.parts):
+            return True
+        now = located.tensor if here else self._called(located.name)
+        return now is None or not located.is_same(now)
+
+    def _called(self, name: str) -> Tensor | None:
+        """The tensor that has this name now."""
+        owner, _, own = name.rpartition(".")
+        try:
+            tensor: Tensor | None = getattr(self._model.get_submodule(owner), own)
+        except AttributeError:
+            return None
+        return tensor
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether a tensor lies where one of the model's lay at the start."""
@@ -135,20 +155,38 @@ class WriteGuard(TorchDispatchMode):
 
     def restore(self) -> None:
         """Put back what was changed."""
-        for tensor, data in self._tensors.values():
-            if [_storage(part) for part in plain_parts(data)] != [_storage(part) for part in plain_parts(tensor.data)]:
-                tensor.data = data
-        for _, part in self._parts:
-            if id(part) in self._before:
-                part.copy_(self._before[id(part)])
+        for located in self._tensors:
+            if located.places != _places(located.tensor):
+                located.tensor.data = located.data
+            for part in located.parts:
+                if id(part) in self._before:
+                    part.copy_(self._before[id(part)])
 
 
-def _same_numbers(old: Tensor, new: Tensor) -> bool:
-    """Whether two tensors share their memory, or hold the same bits in other places."""
-    parts = plain_parts(old), plain_parts(new)
-    if [_storage(part) for part in parts[0]] == [_storage(part) for part in parts[1]]:
-        return True
-    return len(parts[0]) == len(parts[1]) and all(map(same_bits, *parts))
+class _Located(NamedTuple):
+    """A tensor, and where in memory its numbers lie."""
+
+    name: str
+    tensor: Tensor
+    data: Tensor
+    """The same numbers: keeps their memory from being given to others."""
+    parts: list[Tensor]
+    places: list[Any]
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> _Located:
+        return cls(name, tensor, tensor.data, plain_parts(tensor.data), _places(tensor))
+
+    def is_same(self, now: Tensor) -> bool:
+        """Whether a tensor lies at the same place, or holds the same bits at another one."""
+        if self.places == _places(now):
+            return True
+        parts = plain_parts(now.data)
+        return len(parts) == len(self.parts) and all(map(same_bits, self.parts, parts))
+
+
+def _places(tensor: Tensor) -> list[Any]:
+    return [(_storage(part), part.storage_offset(), part.shape, part.stride()) for part in plain_parts(tensor)]
 
 
 def _storage(tensor: Tensor) -> int:
