@@ -48,7 +48,7 @@ def shown(table, width: int = 110, color: bool = False) -> str:
 
 def alone(table):
     """Without the tables below it, which have tests of their own (test_effects.py)."""
-    return replace(table, below=())
+    return replace(table, below=(), warnings=())
 
 
 def means(table) -> list[list[str]]:
@@ -103,7 +103,7 @@ def test_csv_holds_the_data_and_not_the_layout(small):
     lines = list(csv.DictReader(io.StringIO(to_csv(small))))
     assert len(lines) == 4
     cell = "behavior=refusal task=ab finetune=none layer=13 multiplier=-1.0 system_prompt= vector=caa"
-    numbers = "mean=0.2 low=0.2 high=0.2 n=2 unjudged=0 quantity=score p="
+    numbers = "mean=0.2 low=0.2 high=0.2 n=2 unjudged=0 quantity=score p= coverage=1.0 balanced=False note="
     assert [f"{name}={value}" for name, value in lines[0].items()] == f"{cell} {numbers}".split()
     assert (lines[2]["mean"], lines[2]["low"], lines[2]["n"], lines[2]["unjudged"]) == ("0.4", "", "1", "1")
 
@@ -202,7 +202,9 @@ def test_missing_cells_are_dashes_and_unjudged_cells_question_marks():
     assert means(table) == [["0.20", "0.80", "0.40"], ["0.30", "?", "-"]]
     assert marks(table)[1] == ["", "", "-"], "one number is neither highest nor lowest"
     assert "| sycophancy | 0.30 | ? (100%?) | - |" in to_markdown(table)
-    assert to_csv(alone(table)).splitlines()[-1] == "sycophancy,ab,none,13,1.0,,caa,,,,0,2,score,"
+    assert to_csv(alone(table)).splitlines()[-1] == (
+        "sycophancy,ab,none,13,1.0,,caa,,,,0,2,score,,0.0,False,0 of 2 answers have a score"
+    )
 
 
 @pytest.mark.parametrize(("scores", "spread"), [((0.0, 1.0), "±.50"), ((0.0, 1.99), "±1.0"), ((0.0, 10.0), "±5.0")])
@@ -275,9 +277,9 @@ def test_the_caption_says_how_much_probability_the_two_answers_had():
 def test_collapsed_and_frayed_cells_stand_below_their_table():
     rows = rows_of(Cell("b", "open", "negative"), *[0.0] * 9, text="BBBBB")
     rows += [Row(Cell("b", "open"), f"q{i}", 5.0, {"text": f"We see {i}. BABABABBBA"}) for i in range(9)]
-    notes = "\n".join(finetune_tables(rows)[0].notes)
-    assert "b (open), finetune negative, layer 0, multiplier 0 has collapsed" in notes
-    assert "b (open), finetune none, layer 0, multiplier 0 frays" in notes
+    warnings = "\n".join(finetune_tables(rows)[0].warnings)
+    assert "b (open), finetune negative, layer 0, multiplier 0 has collapsed" in warnings
+    assert "b (open), finetune none, layer 0, multiplier 0 frays" in warnings
 
 
 HOSTILE = r"a|b [red]c[/red] 50%_x_ & #1 $2 {y} \z ~^ <i> *d* `e`"
@@ -292,7 +294,7 @@ def hostile():
 
 def test_names_are_not_markup_in_the_terminal(hostile):
     text = shown(hostile, 200)
-    assert text.count(HOSTILE) == 5, "behavior, finetune and model; behavior and finetune below"
+    assert text.count(HOSTILE) == 7, "behavior, finetune and model; behavior and finetune below and in the warning"
 
 
 def test_names_are_not_markup_in_markdown(hostile):
@@ -301,9 +303,9 @@ def test_names_are_not_markup_in_markdown(hostile):
     assert len(re.findall(r"(?<!\\)\|", above)) == 4, "three cells"
     assert len(re.findall(r"(?<!\\)\|", below)) == 5, "four cells"
     escaped = r"a\|b \[red\]c\[/red\] 50%\_x\_ \& \#1 \$2 {y} \\z \~^ \<i\> \*d\* \`e\`"
-    assert text.count(escaped) == 8, "behavior, model, and the finetune over each of two columns; below, of three"
+    assert text.count(escaped) == 10, "behavior, model, finetune over each of two columns; below, of three; warning"
     page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
-    assert html.unescape(re.sub(r"</?(t[dhr]|p|li)[^>]*>", "", page)).count(HOSTILE) == 8, (
+    assert html.unescape(re.sub(r"</?(t[dhr]|p|li)[^>]*>", "", page)).count(HOSTILE) == 10, (
         "a reader sees the names as they are"
     )
 
@@ -313,7 +315,7 @@ def test_names_are_not_markup_in_latex(hostile):
         r"a\textbar{}b {[}red]c{[}/red] 50\%\_x\_ \& \#1 \$2 \{y\} \textbackslash{}z "
         r"\textasciitilde{}\textasciicircum{} \textless{}i\textgreater{} {*}d{*} `e`"
     )
-    assert to_latex(hostile).count(escaped) == 5
+    assert to_latex(hostile).count(escaped) == 7
 
 
 def test_every_latex_line_has_as_many_cells_as_columns(seven):

@@ -27,7 +27,9 @@ def best_layer(rows: Iterable[Row]) -> int:
     for field in ("task", "system_prompt"):
         require_one(own, field)
     means = {
-        (c.layer, c.behavior, c.multiplier): estimate.mean for c, estimate in means_by_cell(own).items() if estimate.n
+        (c.layer, c.behavior, c.multiplier): estimate.mean
+        for c, estimate in means_by_cell(own).items()
+        if estimate.enough_scores
     }
     top = _largest_both_ways({multiplier for _, _, multiplier in means})
     layers = sorted({layer for layer, _, _ in means})
@@ -47,14 +49,17 @@ def _require_all(means: _Means, layers: Iterable[int], behaviors: Collection[str
     for layer, behavior, multiplier in product(layers, sorted(behaviors), (-top, top)):
         if (layer, behavior, multiplier) not in means:
             place = f"at layer {layer}, multiplier {signed(multiplier)}"
-            raise ValueError(f"{behavior!r} was not asked {place}; finish the sweep")
+            raise ValueError(
+                f"{behavior!r} was not asked {place}, or its judge could read too few of the answers; finish the "
+                "sweep, or choose by A/B questions"
+            )
 
 
 def _control_effects(rows: Iterable[Row], top: float) -> dict[tuple[int, str], float]:
     """(layer, behavior) -> mean size of what vectors other than the behavior's own do to its score."""
     means: dict[tuple[int, str, VectorRef], dict[float, float]] = {}
     for cell, estimate in means_by_cell(row for row in rows if row.cell.vector != OWN).items():
-        if cell.finetune is None and abs(cell.multiplier) == top and estimate.n:
+        if cell.finetune is None and abs(cell.multiplier) == top and estimate.enough_scores:
             means.setdefault((cell.layer, cell.behavior, cell.vector), {})[cell.multiplier] = estimate.mean
     sizes: dict[tuple[int, str], list[float]] = {}
     for (layer, behavior, _), by_sign in means.items():

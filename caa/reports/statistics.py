@@ -14,6 +14,9 @@ RESAMPLES = 5_000
 # The smallest p-value is 1 / 10,000: below 5 % also after the correction over a table of 500 numbers.
 SIGN_FLIPS = 9_999
 
+# With fewer, those that a judge could read are a choice of its own, and their mean says little about the others.
+LEAST_COVERAGE = 0.5
+
 Scores = Mapping[str, float | None]
 """Question id -> its score, None where the judge could not tell."""
 
@@ -42,6 +45,20 @@ class Estimate:
         """In [0, 1]; 0 where nothing was asked."""
         return self.unjudged / max(self.n + self.unjudged, 1)
 
+    @property
+    def coverage(self) -> float:
+        """The share of what was asked that has a score, in [0, 1]; 0 where nothing was asked.
+
+        >>> mean_interval([1.0, None, None, None]).coverage
+        0.25
+        """
+        return self.n / max(self.n + self.unjudged, 1)
+
+    @property
+    def enough_scores(self) -> bool:
+        """Whether the mean may be compared: at least `LEAST_COVERAGE` of what was asked has a score."""
+        return self.n > 0 and self.coverage >= LEAST_COVERAGE
+
 
 def mean_interval(values: Iterable[float | None], confidence: float = 0.95, seed: int = 0) -> Estimate:
     """The mean of one score per question, with a percentile bootstrap interval over the questions.
@@ -62,6 +79,48 @@ def mean_interval(values: Iterable[float | None], confidence: float = 0.95, seed
     mean = math.fsum(scores) / len(scores) if scores else math.nan
     low, high = _ends(scores, confidence, seed)
     return Estimate(mean, low, high, len(scores), len(values) - len(scores))
+
+
+def balanced_interval(groups: Sequence[Sequence[float | None]], confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """The mean of the groups' means, in which each group weighs alike, with a bootstrap interval within the groups.
+
+    Of the questions that (A) matches and those that (B) matches it is the letter-balanced score: a liking for a letter
+    raises the one mean as much as it lowers the other. nan, of 0 scores, if a group has none.
+
+    >>> balanced_interval([[1.0, 1.0, 1.0], [0.0]])
+    Estimate(mean=0.5, low=0.5, high=0.5, n=4, unjudged=0)
+    """
+    known = [[float(v) for v in group if v is not None and not math.isnan(v)] for group in groups]
+    total = sum(map(len, groups))
+    if not known or not all(known):
+        return Estimate(math.nan, math.nan, math.nan, 0, total)
+    n = sum(map(len, known))
+    mean = math.fsum(math.fsum(group) / len(group) for group in known) / len(known)
+    low, high = _balanced_ends(known, confidence, seed) if n > len(known) else (math.nan, math.nan)
+    return Estimate(mean, low, high, n, total - n)
+
+
+def _balanced_ends(groups: Sequence[Sequence[float]], confidence: float, seed: int) -> tuple[float, float]:
+    import numpy as np
+
+    rng, parts = np.random.default_rng(seed), 10  # in parts, as above
+    means = []
+    for _ in range(parts):
+        drawn = [rng.choice(np.array(group), (RESAMPLES // parts, len(group))).mean(1) for group in groups]
+        means.append(np.mean(drawn, axis=0))
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def balanced_values(groups: Sequence[Sequence[float | None]]) -> list[float]:
+    """The scores of all groups, weighed so that their mean is the mean of the groups' means: for a test of it.
+
+    >>> balanced_values([[1.0, 1.0, 1.0], [3.0]])
+    [0.6666666666666666, 0.6666666666666666, 0.6666666666666666, 6.0]
+    """
+    known = [[v for v in group if v is not None and not math.isnan(v)] for group in groups]
+    n = sum(map(len, known))
+    return [value * n / (len(known) * len(group)) for group in known for value in group]
 
 
 def _ends(scores: list[float], confidence: float, seed: int) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from caa.reports.diagnostics.letters import letter_facts
+from caa.reports.diagnostics.warnings import run_warnings
 from caa.reports.naming import cell_fields, signed, usual_first
 from caa.runs.folder import Run
 from caa.runs.rows import Row, VectorRef
@@ -31,6 +32,12 @@ def run_facts(run: Run) -> dict[str, str]:
     if sources := _vector_sources(notes.get("vectors", {})):
         facts["vectors"] = "; ".join(f"{source} ({', '.join(names)})" for source, names in sources.items())
     return facts
+
+
+def warnings_of(run: Run) -> list[str]:
+    """What a reader has to know before believing any number of this run."""
+    captions = run.captions
+    return run_warnings(run.rows, captions.get("judge_accuracy", {}), captions.get("off_topic", {}))
 
 
 def _vector_sources(vectors: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:

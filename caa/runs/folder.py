@@ -40,8 +40,13 @@ class Run:
             return {}
         try:
             notes = self.record["notes"]
-            accuracy = _judge_accuracy(self.record["settings"]["behaviors"])
-            return {"model": notes.get("model", ""), "judge_accuracy": accuracy, "doses": dict(notes.get("doses", {}))}
+            behaviors = self.record["settings"]["behaviors"]
+            return {
+                "model": notes.get("model", ""),
+                "judge_accuracy": _of_judges(behaviors, "accuracy"),
+                "off_topic": _of_judges(behaviors, "off_topic"),
+                "doses": dict(notes.get("doses", {})),
+            }
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(_broken(self.folder / RECORD, error)) from error
 
@@ -52,11 +57,11 @@ class Run:
         return self.folder / name
 
 
-def _judge_accuracy(behaviors: Mapping[str, Any]) -> dict[str, float]:
-    """Behavior -> accuracy of its judge, where it was judged and the judge could be checked."""
+def _of_judges(behaviors: Mapping[str, Any], quality: str) -> dict[str, float]:
+    """Behavior -> such a number of its judge, where it was judged and the judge could be checked."""
     judges = {behavior: tasks.get("open", {}).get("judge") for behavior, tasks in behaviors.items()}
-    known = {behavior: judge["accuracy"] for behavior, judge in judges.items() if judge}
-    return {behavior: accuracy for behavior, accuracy in known.items() if accuracy is not None}
+    known = {behavior: judge.get(quality) for behavior, judge in judges.items() if judge}
+    return {behavior: share for behavior, share in known.items() if share is not None}
 
 
 def read_run(folder: str | Path) -> Run:

@@ -176,6 +176,14 @@ def scores_by_cell(rows: Iterable[Row]) -> dict[Cell, dict[str, float | None]]:
     return scores
 
 
+def coverage_by_behavior(rows: Iterable[Row]) -> dict[str, float]:
+    """Behavior -> the share of its rows that have a score, in [0, 1]."""
+    scored: dict[str, list[bool]] = {}
+    for row in rows:
+        scored.setdefault(row.cell.behavior, []).append(row.score is not None)
+    return {behavior: sum(flags) / len(flags) for behavior, flags in scored.items()}
+
+
 def texts_by_cell(rows: Iterable[Row]) -> dict[Cell, list[str]]:
     """Cell -> the answers written in it; cells without any are left out."""
     texts: dict[Cell, list[str]] = {}

@@ -30,7 +30,10 @@ def heat_table(table: Table, name: str) -> Figure:
     if not entries or {entry.quantity for entry in entries} != {"score"}:
         raise ValueError(f"a heat table shows scores, and {table.title!r} holds none or something else")
     task = entries[0].cell.task
-    values = [[entry.estimate.mean if entry else math.nan for entry in line.entries] for line in table.lines]
+    values = [
+        [math.nan if entry is None or entry.unread else entry.estimate.mean for entry in line.entries]
+        for line in table.lines
+    ]
     across = [header for _, group in table.groups for header in group]
     down = [f"  {line.name}" if line.control else line.name for line in table.lines]
     picture, [axes] = panels(2.2 + 0.85 * len(across), 1.6 + 0.45 * len(down))
@@ -54,7 +57,7 @@ def _records(table: Table) -> list[dict[str, Any]]:
 
 
 def _text(entry: Entry | None) -> str:
-    return f"{entry.text}{_SIGN[entry.mark]}\n{entry.spread}" if entry else MISSING
+    return f"{entry.text}{_SIGN[entry.mark]}\n{entry.spread} {entry.unjudged}".rstrip(" ") if entry else MISSING
 
 
 def _finetunes(axes: Any, table: Table) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
-from caa.reports.diagnostics.warnings import run_warnings
 from caa.reports.naming import signed
-from caa.reports.summaries import rerun_program, run_facts
+from caa.reports.summaries import rerun_program, run_facts, warnings_of
 from caa.reports.tables.formats import in_markdown, to_markdown
 from caa.reports.tables.layout import Table
 from caa.reports.tables.report import write_tables
@@ -35,11 +35,11 @@ def write_appendix(run_folder: str | Path) -> Path:
 
 def to_appendix(run: Run, tables: Sequence[Table]) -> str:
     """What was run, warnings, tables, figures, the first answers, how to run it again. Sections without content go."""
-    warnings = run_warnings(run.rows, run.captions.get("judge_accuracy", {}))
+    warnings = warnings_of(run)
     sections = {
         "What was run": [f"- **{name}**: {in_markdown(value)}" for name, value in run_facts(run).items()],
         "Warnings": [f"- {in_markdown(warning)}" for warning in warnings] or ["None."],
-        "Tables": [to_markdown(table) for table in tables],
+        "Tables": [to_markdown(replace(table, warnings=())) for table in tables],  # they stand above, all together
         "Figures": [_picture(path) for path in sorted(run.figures.glob("*.png"))],
         "Answers": list(_answers(run.rows)),
         "Run it again": [fenced(rerun_program(run), "python")],

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from caa.reports.diagnostics.warnings import run_warnings
 from caa.reports.naming import highest_score
 from caa.reports.pages.html_data import (
     answers,
@@ -22,7 +20,7 @@ from caa.reports.pages.html_data import (
     token_files,
 )
 from caa.reports.pages.template import template
-from caa.reports.summaries import rerun_program, run_facts
+from caa.reports.summaries import rerun_program, run_facts, warnings_of
 from caa.reports.tables.layout import Entry, Table
 from caa.reports.tables.report import write_tables
 from caa.runs.folder import Run, read_run
@@ -51,7 +49,7 @@ def to_html(run: Run, tables: Sequence[Table]) -> str:
         title=run.folder.resolve().name,
         model=run.model,
         facts=run_facts(run),
-        warnings=run_warnings(run.rows, run.captions.get("judge_accuracy", {})),
+        warnings=warnings_of(run),
         tables=[part for table in tables for part in (table, *table.below)],
         point_numbers={entry: number for number, entry in enumerate(points)},
         color_share=color_share,
@@ -68,7 +66,7 @@ def to_html(run: Run, tables: Sequence[Table]) -> str:
 
 
 def color_share(entry: Entry) -> str:
-    """How deep a score's cell is colored, in percent; empty for differences and for what was not measured."""
-    if entry.quantity != "score" or math.isnan(entry.estimate.mean):
+    """How deep a score's cell is colored, in percent; empty for differences and for what too few scores stand for."""
+    if entry.quantity != "score" or entry.unread:
         return ""
     return f"{100 * min(max(entry.estimate.mean / highest_score(entry.cell.task), 0.0), 1.0):.0f}"

@@ -51,7 +51,8 @@ def exact_numbers(entry: Entry) -> str:
     interval = "" if math.isnan(estimate.low) else f", 95 % interval {estimate.low:.3f} to {estimate.high:.3f}"
     unjudged = f", {estimate.unjudged} without a score" if estimate.unjudged else ""
     p = "" if entry.p is None else f", p = {entry.p:.2g}"
-    return f"{estimate.mean:.3f}{interval}, {estimate.n} questions{unjudged}{p}"
+    unread = f"; neither marked nor tested, for only {entry.unread}" if entry.unread else ""
+    return f"{estimate.mean:.3f}{interval}, {estimate.n} questions{unjudged}{p}{unread}"
 
 
 def answers(rows: Iterable[Row]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from itertools import combinations
 from caa.reports.naming import signed
 from caa.reports.statistics import Scores
 from caa.reports.tables.layout import Entry, Line, Table
+from caa.reports.tables.pivot import unread_notes
 from caa.reports.tables.significance import difference, marked_where_sure
 from caa.runs.rows import OWN, Cell, Row, scores_by_cell
 
@@ -43,7 +44,8 @@ def _table(scores: Mapping[Cell, Scores], task: str, layer: int, direction: str)
     columns = tuple((_GROUPS[len(mix) - 1], " + ".join(mix)) for mix in mixes)
     title = f"Prompting, finetuning, steering by {signed(multiplier)} and their combinations, {direction}: {task}"
     bold = f"differs from 0, also after correction over the {len(changes)} tests of this table (sign flips, 5 %)."
-    return Table(f"{title}; layer {layer}", "behavior", columns, lines, (_NOTE,), bold)
+    notes = (_NOTE, *unread_notes(changes.values()))
+    return Table(f"{title}; layer {layer}", "behavior", columns, lines, notes, bold)
 
 
 def _changes(

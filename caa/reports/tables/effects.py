@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from caa.reports.diagnostics.letters import uneven_letters
 from caa.reports.naming import vector_name
-from caa.reports.statistics import Scores, differences, mean_interval, slopes, wrong_way
+from caa.reports.statistics import Scores, differences, slopes, wrong_way
 from caa.reports.tables.layout import Entry, Quantity, Stub, Table
 from caa.reports.tables.pivot import merge_controls, table_of_entries
-from caa.reports.tables.significance import difference, marked_where_sure, tested
+from caa.reports.tables.significance import Letters, averaged, difference, marked_where_sure, tested
 from caa.runs.rows import Cell, Row, scores_by_cell
 
 if TYPE_CHECKING:
@@ -31,18 +32,39 @@ _MEANING = (
     "(steered - unsteered) with the finetune, minus (steered - unsteered) without. 0: steering adds up with the "
     "finetune; above 0 at + and below 0 at -: the finetune makes steering stronger."
 )
+BALANCED = "Letter-balanced"
+_BALANCED_MEANING = (
+    "The mean of two means, over the questions that (A) matches and over those that (B) matches: a liking for a letter "
+    "moves them apart, and not this."
+)
 
 
-def effect_tables(rows: Iterable[Row], stub: Stub) -> tuple[Table, ...]:
+def effect_tables(rows: Iterable[Row], stub: Stub, letters: Letters | None = None) -> tuple[Table, ...]:
     """What steering does and how finetuning changes it; a table that nothing can be said in is left out.
 
     Args:
         rows: that agree in all but `stub`, finetune, multiplier and vector.
         stub: what the lines are.
+        letters: for letter-balanced means.
     """
+    scores, balanced = scores_by_cell(rows), f"{BALANCED}. " if letters else ""
+    effects, changes = steering_effects(scores, letters), interactions(scores, letters)
+    contents = [(_STEERING, effects, _SLOPE), (_INTERACTION, changes, _MEANING)]
+    return tuple(_table(balanced + title, entries, stub, note) for title, entries, note in contents if entries)
+
+
+def balanced_tables(rows: Iterable[Row], stub: Stub) -> tuple[Table, ...]:
+    """Letter-balanced scores, effects and interaction of the behaviors whose questions lean to a letter.
+
+    Nothing where (A) matches half of the questions, for there the plain mean is the balanced one.
+    """
+    letters = uneven_letters(rows := list(rows))
+    rows = [row for row in rows if (row.cell.behavior, row.question) in letters]
+    if not rows:
+        return ()
     scores = scores_by_cell(rows)
-    contents = [(_STEERING, steering_effects(scores), _SLOPE), (_INTERACTION, interactions(scores), _MEANING)]
-    return tuple(_table(title, entries, stub, note) for title, entries, note in contents if entries)
+    entries = merge_controls([averaged("score", cell, values, letters) for cell, values in scores.items()])
+    return table_of_entries(entries, BALANCED, stub, (_BALANCED_MEANING,)), *effect_tables(rows, stub, letters)
 
 
 def _table(title: str, entries: Sequence[Entry], stub: Stub, note: str) -> Table:
@@ -51,18 +73,19 @@ def _table(title: str, entries: Sequence[Entry], stub: Stub, note: str) -> Table
     return replace(table_of_entries(entries, title, stub, (note,)), bold=_SURE.format(tests))
 
 
-def steering_effects(scores: Mapping[Cell, Scores]) -> list[Entry]:
+def steering_effects(scores: Mapping[Cell, Scores], letters: Letters | None = None) -> list[Entry]:
     """For each steered cell its difference from multiplier 0; for each finetune its slope and its wrong-way share."""
-    entries = [tested("effect", cell, changes) for cell, changes in _effects(scores).items()]
+    entries = [tested("effect", cell, changes, letters) for cell, changes in _effects(scores).items()]
     for cell, by_question in _slopes(scores).items():
-        share = mean_interval(wrong_way(by_question).values())
-        entries += [tested("slope", cell, by_question), Entry(cell, share, quantity="wrong way")]
+        entries.append(tested("slope", cell, by_question, letters))
+        entries.append(averaged("wrong way", cell, wrong_way(by_question), letters))
     return entries
 
 
-def interactions(scores: Mapping[Cell, Scores]) -> list[Entry]:
+def interactions(scores: Mapping[Cell, Scores], letters: Letters | None = None) -> list[Entry]:
     """For each steered cell of a finetune: its effect minus the effect without a finetune, and the same for slopes."""
-    return [*_against_base("effect change", _effects(scores)), *_against_base("slope change", _slopes(scores))]
+    effects = _against_base("effect change", _effects(scores), letters)
+    return [*effects, *_against_base("slope change", _slopes(scores), letters)]
 
 
 def _effects(scores: Mapping[Cell, Scores]) -> dict[Cell, dict[str, float | None]]:
@@ -74,10 +97,10 @@ def _effects(scores: Mapping[Cell, Scores]) -> dict[Cell, dict[str, float | None
     }
 
 
-def _against_base(quantity: Quantity, values: Mapping[Cell, Scores]) -> list[Entry]:
+def _against_base(quantity: Quantity, values: Mapping[Cell, Scores], letters: Letters | None) -> list[Entry]:
     bases = {cell: replace(cell, finetune=None) for cell in values if cell.finetune is not None}
     return [
-        difference(quantity, cell, values[cell], values[base])
+        difference(quantity, cell, values[cell], values[base], letters)
         for cell, base in bases.items()
         if _share_questions(values, cell, base)
     ]
@@ -105,7 +128,8 @@ def effect_matrix(rows: Iterable[Row]) -> pd.DataFrame:
 
     A behavior's own vector stands under the behavior's name, any other under its own, so that rows of questions on
     "refusal" steered by the vector of "sycophancy" have `vector=VectorRef("other", "sycophancy")`. Random controls are
-    left out. Each number is the mean rise of a score per unit of the multiplier, nan where that was not asked.
+    left out. Each number is the mean rise of a score per unit of the multiplier, nan where that was not asked or where
+    too few answers have a score.
     ValueError if the rows are of more than one task, finetune, layer or system prompt.
     """
     import pandas as pd
@@ -115,7 +139,11 @@ def effect_matrix(rows: Iterable[Row]) -> pd.DataFrame:
     if len(settings) != 1:
         raise ValueError(f"a matrix is of one task, finetune, layer and system prompt, these rows are of {settings}")
     slope_entries = [entry for entry in steering_effects(scores) if entry.quantity == "slope"]
-    means = {(_vector_or_behavior(entry.cell), entry.cell.behavior): entry.estimate.mean for entry in slope_entries}
+    means = {
+        (_vector_or_behavior(entry.cell), entry.cell.behavior): entry.estimate.mean
+        for entry in slope_entries
+        if not entry.unread
+    }
     behaviors = list(dict.fromkeys(cell.behavior for cell in scores))
     steered_by = dict.fromkeys(vector for vector, _ in means)
     vectors = [

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from caa.reports.diagnostics.collapse import collapse_warnings, fray_warnings
+from caa.reports.diagnostics.letters import balanced_means
+from caa.reports.diagnostics.warnings import run_warnings
 from caa.reports.naming import cell_fields, cell_name, usual_first
 from caa.reports.statistics import means_by_cell
-from caa.reports.tables.effects import effect_tables
+from caa.reports.tables.effects import balanced_tables, effect_tables
 from caa.reports.tables.layout import Table
 from caa.reports.tables.pivot import table_of_rows
-from caa.runs.rows import Cell, Row, require_one, require_rows
+from caa.runs.rows import Cell, Row, coverage_by_behavior, require_one, require_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,10 +28,19 @@ _TASKS = {
 
 
 def summarize(rows: Iterable[Row]) -> pd.DataFrame:
-    """One line per cell: the cell's fields, then mean, low, high (95 % bootstrap), n and unjudged."""
+    """One line per cell: the cell's fields, then mean, low, high (95 % bootstrap), n, unjudged, coverage, balanced.
+
+    "balanced" is the letter-balanced mean, nan where the questions have no letters.
+    """
     import pandas as pd
 
-    return pd.DataFrame([{**cell_fields(cell), **asdict(mean)} for cell, mean in means_by_cell(rows).items()])
+    rows = list(rows)
+    balanced = balanced_means(rows)
+    records = []
+    for cell, mean in means_by_cell(rows).items():
+        more = {"coverage": mean.coverage, "balanced": balanced.get(cell, math.nan)}
+        records.append({**cell_fields(cell), **asdict(mean), **more})
+    return pd.DataFrame(records)
 
 
 def finetune_tables(
@@ -37,6 +48,7 @@ def finetune_tables(
     *,
     model: str = "",
     judge_accuracy: Mapping[str, float] | None = None,
+    off_topic: Mapping[str, float] | None = None,
     doses: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[Table]:
     """One table for each task, layer and system prompt: behaviors down, finetune x multiplier across.
@@ -49,9 +61,10 @@ def finetune_tables(
             other vector than the behavior's own a line of its own.
         model: what the caption says was steered.
         judge_accuracy: behavior -> cross-validated accuracy of the judge in [0, 1], for the caption of open questions.
+        off_topic: behavior -> share of texts about something else that the judge gives no score, likewise.
         doses: behavior -> layer (as text) -> relative dose of multiplier 1, for the caption.
     """
-    captions = _Captions(model, judge_accuracy or {}, doses or {})
+    captions = _Captions(model, judge_accuracy or {}, off_topic or {}, doses or {})
     rows_of: dict[tuple[str, int, str], list[Row]] = {}
     for row in require_rows(rows):
         rows_of.setdefault((row.cell.task, row.cell.layer, row.cell.system_prompt), []).append(row)
@@ -77,13 +90,16 @@ class _Captions:
     model: str = ""
     judge_accuracy: Mapping[str, float] = field(default_factory=dict)
     """Behavior -> share in [0, 1]."""
+    off_topic: Mapping[str, float] = field(default_factory=dict)
+    """Behavior -> share in [0, 1]."""
     doses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Behavior -> layer (as text) -> relative dose of multiplier 1."""
 
-    def notes(self, cell: Cell) -> list[str]:
+    def notes(self, rows: Sequence[Row]) -> list[str]:
+        cell = rows[0].cell
         model = f"Model: {self.model}. " if self.model else ""
         layer = f"Layer {cell.layer} is the output of block {cell.layer}, counted from 0."
-        return [f"{model}{layer}", *self._dose(str(cell.layer)), *(self._judge() if cell.task == "open" else [])]
+        return [f"{model}{layer}", *self._dose(str(cell.layer)), *(self._judge(rows) if cell.task == "open" else [])]
 
     def _dose(self, layer: str) -> list[str]:
         known = {behavior: by_layer[layer] for behavior, by_layer in self.doses.items() if layer in by_layer}
@@ -91,17 +107,29 @@ class _Captions:
         dose = "norm of what is added over that of the residual stream at the last prompt token"
         return [f"Relative dose of multiplier 1 ({dose}): {listed}."] if known else []
 
-    def _judge(self) -> list[str]:
-        listed = ", ".join(f"{behavior} {share:.2f}" for behavior, share in self.judge_accuracy.items())
-        return [f"Accuracy of the judge, cross-validated: {listed}."] if listed else []
+    def _judge(self, rows: Iterable[Row]) -> list[str]:
+        """How good it is, and how many of these answers it could read: the one says little without the other."""
+        known = {
+            "Accuracy of the judge, cross-validated": self.judge_accuracy,
+            "Share of texts about something else that the judge gives no score": self.off_topic,
+            "Coverage, the share of the answers here that the judge gave a score": coverage_by_behavior(rows),
+        }
+        listed = {name: ", ".join(f"{b} {share:.2f}" for b, share in shares.items()) for name, shares in known.items()}
+        return [f"{name}: {shares}." for name, shares in listed.items() if shares]
+
+    def of_judges(self, rows: Sequence[Row]) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Accuracies and shares of off-topic texts, where judged answers are shown."""
+        return (self.judge_accuracy, self.off_topic) if rows[0].cell.task == "open" else ({}, {})
 
 
 def _finetune_table(rows: list[Row], captions: _Captions) -> Table:
     cell = rows[0].cell
     prompt = f", system prompt {cell.system_prompt!r}" if cell.system_prompt else ""
-    notes = [*captions.notes(cell), *_mass_note(rows), *collapse_warnings(rows), *fray_warnings(rows)]
+    notes = [*captions.notes(rows), *_mass_note(rows)]
     title = f"{_TASKS.get(cell.task, cell.task)}; layer {cell.layer}{prompt}"
-    return replace(table_of_rows(rows, title, "behavior", notes), below=effect_tables(rows, "behavior"))
+    warnings = run_warnings(rows, *captions.of_judges(rows))
+    below = *effect_tables(rows, "behavior"), *balanced_tables(rows, "behavior")
+    return replace(table_of_rows(rows, title, "behavior", notes), warnings=tuple(warnings), below=below)
 
 
 def _mass_note(rows: Iterable[Row]) -> list[str]:

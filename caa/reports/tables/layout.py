@@ -34,6 +34,8 @@ class Entry:
     quantity: Quantity = "score"
     p: float | None = None
     """How likely so large a difference is by chance, corrected over its table; None for what is no difference."""
+    balanced: bool = False
+    """Whether questions that (A) matches weigh as much as those that (B) matches, however many there are of each."""
 
     @property
     def column(self) -> float | str:
@@ -62,6 +64,15 @@ class Entry:
         if self.quantity == "wrong way":
             return f"±{half:.0%}"
         return f"±{half:.1f}" if half >= 0.995 else f"±{half:.2f}".replace("0.", ".")
+
+    @property
+    def unread(self) -> str:
+        """Why this number is neither marked nor ranked nor tested; empty if it may be."""
+        estimate = self.estimate
+        if estimate.enough_scores:
+            return ""
+        kind = "answers have a score" if self.quantity == "score" else "questions have scores on all sides"
+        return f"{estimate.n} of {estimate.n + estimate.unjudged} {kind}"
 
     @property
     def unjudged(self) -> str:
@@ -94,6 +105,8 @@ class Table:
     notes: tuple[str, ...] = ()
     bold: str = ""
     """What an entry marked "sure" says; empty in a table that marks highest and lowest."""
+    warnings: tuple[str, ...] = ()
+    """What a reader has to know before believing these numbers."""
     below: tuple[Table, ...] = ()
     """Tables that are printed with this one, under it: what steering does, what finetuning changes about it."""
 
@@ -121,14 +134,20 @@ class Table:
         """All entries there are, line by line, without those of the tables below."""
         return [entry for line in self.lines for entry in line.entries if entry is not None]
 
+    @property
+    def remarks(self) -> list[str]:
+        """What stands below it, line by line: notes, then warnings."""
+        return [*self.notes, *(f"Warning: {warning}" for warning in self.warnings)]
+
 
 def marked(entries: tuple[Entry | None, ...]) -> tuple[Entry | None, ...]:
     """The same entries with the highest and the lowest score marked, ties too; none where all are equal.
 
-    What counts is the mean as printed: two numbers that look alike are marked alike.
+    What counts is the mean as printed: two numbers that look alike are marked alike. Entries with too few scores are
+    neither marked nor compared with.
     """
-    printed = {entry.text for entry in entries if entry and entry.estimate.n and entry.quantity == "score"}
+    printed = {entry.text for entry in entries if entry and not entry.unread and entry.quantity == "score"}
     if len(printed) < 2:
         return entries
     marks: dict[str, Mark] = {max(printed, key=float): "highest", min(printed, key=float): "lowest"}
-    return tuple(entry and replace(entry, mark=marks.get(entry.text, "")) for entry in entries)
+    return tuple(entry and replace(entry, mark="" if entry.unread else marks.get(entry.text, "")) for entry in entries)

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from caa.reports.naming import BASE, finetune_name, merged_random, usual_first, vector_name
-from caa.reports.statistics import Estimate, means_by_cell
+from caa.reports.naming import BASE, cell_name, finetune_name, merged_random, usual_first, vector_name
+from caa.reports.statistics import LEAST_COVERAGE, Estimate, means_by_cell
 from caa.reports.tables.layout import Column, Entry, Line, Quantity, Stub, Table, marked
 from caa.runs.rows import OWN, Cell, Row, VectorRef
 
@@ -26,7 +26,21 @@ def table_of_rows(rows: Iterable[Row], title: str, stub: Stub, notes: Iterable[s
 def table_of_entries(entries: Sequence[Entry], title: str, stub: Stub, notes: Iterable[str] = ()) -> Table:
     """One table of entries: scores with highest and lowest marked, differences as they are marked already."""
     columns = _columns(entries)
-    return Table(title, stub, columns, tuple(_lines(entries, columns, stub)), tuple(notes))
+    return Table(title, stub, columns, tuple(_lines(entries, columns, stub)), (*notes, *unread_notes(entries)))
+
+
+def unread_notes(entries: Iterable[Entry]) -> list[str]:
+    """Which numbers are neither marked nor tested because too few answers have a score; nothing if all may be."""
+    entries = list(entries)
+    unread = [entry for entry in entries if entry.unread]
+    if not unread:
+        return []
+    fewest = min(unread, key=lambda entry: entry.estimate.coverage)
+    return [
+        f"{len(unread)} of {len(entries)} numbers are neither marked nor ranked nor tested: the judge could read fewer "
+        f"than {LEAST_COVERAGE:.0%} of the answers behind them (the fewest: {fewest.unread}, "
+        f"{cell_name(fewest.cell)})."
+    ]
 
 
 def _column(entry: Entry) -> Column:
@@ -80,7 +94,7 @@ def _over_seeds(cell: Cell, seeds: Sequence[Entry]) -> Entry:
     mean = sum(means) / len(means) if means else math.nan
     low, high = (min(means), max(means)) if len(means) > 1 else (math.nan, math.nan)
     n, unjudged = sum(estimate.n for estimate in estimates), sum(estimate.unjudged for estimate in estimates)
-    return Entry(cell, Estimate(mean, low, high, n, unjudged), quantity=seeds[0].quantity)
+    return replace(seeds[0], cell=cell, estimate=Estimate(mean, low, high, n, unjudged), p=None, mark="")
 
 
 def _caption(entries: Iterable[Entry]) -> list[str]:

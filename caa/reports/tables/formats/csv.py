@@ -12,14 +12,21 @@ def to_csv(*tables: Table) -> str:
     """The data behind tables, not rounded: one line per entry with its cell, mean, low, high, n, unjudged, quantity, p.
 
     The lines of the tables below follow those of their table. p is corrected over its table. For a control over several
-    seeds, low and high are the lowest and highest mean of a seed.
+    seeds, low and high are the lowest and highest mean of a seed. "coverage" is the share of the answers that have a
+    score, "balanced" says whether letters weigh alike, "note" why an entry is neither marked nor tested. Each warning
+    is a line of quantity "warning", its text in "note".
     """
     import pandas as pd
 
     printed = [part for table in tables for part in (table, *table.below)]
     records = [_record(entry) for table in printed for entry in table.entries]
+    blank = dict.fromkeys(records[0] if records else (), "")  # not left out: pandas would make floats of all layers
+    warnings = [warning for table in printed for warning in table.warnings]
+    records += [{**blank, "quantity": "warning", "note": warning} for warning in warnings]
     return pd.DataFrame(records).to_csv(index=False, lineterminator="\n")
 
 
 def _record(entry: Entry) -> dict[str, object]:
-    return {**cell_fields(entry.cell), **asdict(entry.estimate), "quantity": entry.quantity, "p": entry.p}
+    numbers = {**asdict(entry.estimate), "quantity": entry.quantity, "p": entry.p}
+    more = {"coverage": entry.estimate.coverage, "balanced": entry.balanced, "note": entry.unread}
+    return {**cell_fields(entry.cell), **numbers, **more}

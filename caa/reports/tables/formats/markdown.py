@@ -23,7 +23,7 @@ def _table(table: Table, level: str) -> str:
         *(_row([_name(line), *map(_entry, line.entries)]) for line in table.lines),
     ]
     legend = f"**bold**: {table.bold}" if table.bold else f"**bold**: highest, _italic_: lowest of each {table.stub}."
-    notes = [legend, *map(in_markdown, table.notes)]
+    notes = [legend, *map(in_markdown, table.remarks)]
     return "\n".join([f"{level} {in_markdown(table.title)}", "", *lines, "", *(f"- {note}" for note in notes), ""])
 
 

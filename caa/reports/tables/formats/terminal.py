@@ -37,7 +37,7 @@ class TerminalTable:
         legend = f"*: {self.table.bold}" if self.table.bold else f"▲ highest, ▼ lowest of each {self.table.stub}."
         yield Text(f"\n{self.table.title}", style="bold")
         yield from self._pieces(console, options)
-        yield Text("\n".join([legend, *self.table.notes]))
+        yield Text("\n".join([legend, *self.table.remarks]))
         yield from map(TerminalTable, self.table.below)
 
     def _pieces(self, console: Console, options: ConsoleOptions) -> Iterable[RichTable]:
