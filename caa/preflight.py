@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from caa.data.behaviors import Behavior
+from caa.judges.build import kind_of
 from caa.judges.config import JudgeConfig
 from caa.models.names import EMBEDDED, KINDS, PACKAGED, adapter_base
 from caa.runs.rows import QUESTIONS, TASKS
@@ -21,8 +19,6 @@ from caa.vectors.vector import SteeringVector
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SPREAD = ("auto", "cpu", "balanced", "balanced_low_0", "sequential")
 """Devices that are there everywhere, and ways to spread a model over those that there are."""
-_PATIENCE = 3.0
-"""Seconds that a judge's server has to take up a connection."""
 
 
 class ProblemsError(ValueError):
@@ -109,43 +105,9 @@ def behavior_problems(
 
 def judge_problems(judge: JudgeConfig, behavior: Behavior) -> Iterator[str]:
     """Of a judge of one behavior's answers: what it lacks, and whether its server takes up a connection at all."""
-    if judge.kind == "exemplar":
-        from caa.judges.exemplar import FOLDS
-
-        if len({pair.id for pair in behavior.contrasts_in_words()}) < FOLDS:
-            yield (
-                f"behavior {behavior.name!r} has too few answers in words for the exemplar judge, which needs them to "
-                f"{FOLDS} questions: add open_pairs, choose another judge, or leave the task open out"
-            )
-        return
-    if judge.kind != "embedding" and not behavior.rubric.strip():
-        yield f'behavior {behavior.name!r} has no "rubric" that says to a judge of kind {judge.kind} what to look for'
+    yield from kind_of(judge.kind).problems(judge, behavior)
     if judge.kind == "local":
         yield from model_problems(judge.model)
-    elif judge.kind == "endpoint" or judge.base_url:
-        yield from _server_problems(judge)
-    elif not find_spec("sentence_transformers"):
-        yield "an embedding judge without a server needs sentence-transformers: pip install 'caa[embed]'"
-
-
-def _server_problems(judge: JudgeConfig) -> Iterator[str]:
-    if not find_spec("openai"):
-        yield "a judge behind a server needs openai: pip install 'caa[judge]'"
-    url = judge.base_url or os.environ.get("OPENAI_BASE_URL", "")
-    if not url and not os.environ.get(judge.key_variable, "").strip():
-        yield (
-            f"the judge has no key: put one into the environment variable {judge.key_variable}, or give the base_url "
-            "of a server of your own"
-        )
-    behind_proxy = any(os.environ.get(name) for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"))
-    if not url or behind_proxy:
-        return
-    parts = urlsplit(url)
-    address = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection(address, timeout=_PATIENCE).close()
-    except OSError as error:
-        yield f"the judge's server at {url} takes up no connection ({error}); start it, or correct base_url"
 
 
 def vector_problems(vector: SteeringVector, layers: Sequence[int], model: str) -> Iterator[str]:

@@ -258,6 +258,8 @@ class Behavior:
     description: str = ""
     system_prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """ "positive" / "negative" -> system prompts that ask for the behavior or its opposite."""
+    phrases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """ "positive" / "negative" -> phrases that show the behavior or its opposite, for a judge that looks for them."""
     title: str = ""
     """The name as a table prints it."""
     left_out: dict[str, int] = field(default_factory=dict)
@@ -271,6 +273,8 @@ class Behavior:
             )
         if unknown := sorted(set(self.system_prompts) - {"positive", "negative"}):
             raise ValueError(f"system prompts are 'positive' or 'negative'; {self.name!r} has some that are {unknown}")
+        if unknown := sorted(set(self.phrases) - {"positive", "negative"}):
+            raise ValueError(f"phrases are 'positive' or 'negative'; {self.name!r} has some that are {unknown}")
 
     def require(self, part: str) -> tuple[Any, ...]:
         """The named part, or an error that says what this behavior has."""

@@ -42,7 +42,7 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "ab_questions": records.question,
     "open_questions": records.question,
 }
-_ABOUT = ("name", "title", "description", "rubric", "system_prompts")
+_ABOUT = ("name", "title", "description", "rubric", "system_prompts", "phrases")
 
 
 def load_behavior(name_or_path: str | Path) -> Behavior:
@@ -221,6 +221,7 @@ def _build(name: str, parts: Mapping[str, tuple[Any, str]], about: Mapping[str, 
         rubric=about.get("rubric", ""),
         description=about.get("description", ""),
         system_prompts={side: (p,) if isinstance(p, str) else tuple(p) for side, p in prompts.items()},
+        phrases={side: tuple(phrases) for side, phrases in about.get("phrases", {}).items()},
         title=about.get("title", ""),
         left_out={part: count for part, count in left_out.items() if count},
     )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from caa.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from caa.judges.agreement import agreement as agreement
+    from caa.judges.agreement import judged_again as judged_again
     from caa.judges.base import Judge as Judge
     from caa.judges.base import Verdict as Verdict
     from caa.judges.base import judge_all as judge_all
@@ -19,12 +21,18 @@ if TYPE_CHECKING:
     from caa.judges.config import JudgeConfig as JudgeConfig
     from caa.judges.embedding import EmbeddingJudge as EmbeddingJudge
     from caa.judges.exemplar import ExemplarJudge as ExemplarJudge
+    from caa.judges.kinds.phrases import PhraseJudge as PhraseJudge
+    from caa.judges.kinds.sentiment import SentimentJudge as SentimentJudge
     from caa.judges.pairwise import PairwiseJudge as PairwiseJudge
     from caa.judges.pairwise import against_unsteered as against_unsteered
     from caa.judges.rating import RatingJudge as RatingJudge
     from caa.judges.summary import judge_summary as judge_summary
 
 _HOME = {
+    "agreement": "agreement",
+    "judged_again": "agreement",
+    "PhraseJudge": "kinds.phrases",
+    "SentimentJudge": "kinds.sentiment",
     "Judge": "base",
     "Verdict": "base",
     "judge_all": "base",

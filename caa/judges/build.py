@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Protocol, cast
 
 from caa.data.behaviors import Behavior
 from caa.judges.base import Judge
 from caa.judges.clients.protocol import Asker
-from caa.judges.config import JudgeConfig
-from caa.judges.embedding import Embed, EmbeddingJudge
-from caa.judges.exemplar import ExemplarJudge
-from caa.judges.rating import RatingJudge
+from caa.judges.config import JudgeConfig, judge_kinds
+from caa.judges.embedding import Embed
+
+
+class Kind(Protocol):
+    """A file of `caa.judges.kinds`."""
+
+    def make(
+        self, config: JudgeConfig, behavior: Behavior, folder: str | Path, others: Sequence[Behavior]
+    ) -> Judge: ...
+
+    def problems(self, config: JudgeConfig, behavior: Behavior) -> Iterator[str]: ...
+
+
+def kind_of(name: str) -> Kind:
+    """The file of `caa.judges.kinds` that knows how to make judges of this kind."""
+    return cast(Kind, import_module(f"caa.judges.kinds.{name}"))
 
 
 def make_judge(config: JudgeConfig, behavior: Behavior, folder: str | Path, others: Sequence[Behavior] = ()) -> Judge:
@@ -19,29 +34,20 @@ def make_judge(config: JudgeConfig, behavior: Behavior, folder: str | Path, othe
 
     The exemplar judge learns from `others` what is off topic; no other judge needs them.
     """
-    if config.kind == "exemplar":
-        return ExemplarJudge.fit(behavior, others)
-    if config.kind == "embedding":
-        return EmbeddingJudge.fit(behavior, make_embedder(config, folder))
-    return RatingJudge(behavior, make_asker(config, folder), "expected" if config.kind == "local" else config.reply)
+    return kind_of(config.kind).make(config, behavior, folder, others)
 
 
 def make_asker(config: JudgeConfig, folder: str | Path) -> Asker:
     """The model that an endpoint judge or a local judge asks; one can serve all behaviors, and comparisons too."""
-    if config.kind == "endpoint":
-        from caa.judges.clients.endpoint import EndpointModel
-
-        return EndpointModel(config, folder)
-    if config.kind != "local":
-        raise ValueError(f"an {config.kind} judge asks no model; kinds that do are endpoint and local")
-    from caa.judges.clients.local import LocalModel
-    from caa.models.loading import load_model
-
-    return LocalModel(*load_model(config.model), template=config.template, batch_size=config.batch_size)
+    asker = getattr(kind_of(config.kind), "asker", None)
+    if asker is None:
+        asking = [name for name in judge_kinds() if hasattr(kind_of(name), "asker")]
+        raise ValueError(f"an {config.kind} judge asks no model; kinds that do are {' and '.join(asking)}")
+    return cast(Asker, asker(config, folder))
 
 
 def make_embedder(config: JudgeConfig, folder: str | Path) -> Embed:
     """The embedding that `config` names: of its server if it has one, else of sentence-transformers."""
-    from caa.judges.clients.embeddings import EndpointEmbedder, SentenceEmbedder
+    from caa.judges.kinds.embedding import embedder
 
-    return EndpointEmbedder(config, folder) if config.base_url else SentenceEmbedder(config.model, config.batch_size)
+    return embedder(config, folder)

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from caa.suggestions import did_you_mean
+
+_ASKING = ("endpoint", "local", "embedding")
 _SECRETS = ("api_key", "authorization", "extra_headers", "headers")
+
+
+def judge_kinds() -> list[str]:
+    """The kinds that there are: the files of `caa.judges.kinds`.
+
+    >>> judge_kinds()
+    ['embedding', 'endpoint', 'exemplar', 'local', 'phrases', 'sentiment']
+    """
+    return sorted(module.name for module in iter_modules([str(Path(__file__).parent / "kinds")]))
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
     """The settings of one judge. The key of an endpoint is read from the environment, and is in no setting."""
 
-    kind: Literal["exemplar", "endpoint", "local", "embedding"] = "exemplar"
+    kind: str = "exemplar"
     """exemplar: the offline classifier. endpoint: a model behind an OpenAI-compatible server. local: a model of Hugging
-    Face in this process. embedding: closeness to the behavior's own answers."""
+    Face in this process. embedding: closeness to the behavior's own answers. phrases: the behavior's phrases, found in
+    the answer. sentiment: the feeling of its words."""
     model: str = ""
-    """Its name at the endpoint, a folder, a name on the Hub, or an embedded model; none for the exemplar judge."""
+    """Its name at the endpoint, a folder, a name on the Hub, or an embedded model; none where no model is asked."""
     base_url: str | None = None
     """Such as http://localhost:8000/v1; None is the environment's OPENAI_BASE_URL, else OpenAI. An embedding judge has
     an endpoint if this is given, else it is a model of sentence-transformers."""
@@ -48,10 +63,11 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         counts = {"concurrency": self.concurrency, "max_tokens": self.max_tokens, "batch_size": self.batch_size}
         wrong = [f"{name} must be at least 1" for name, count in counts.items() if count < 1]
-        if self.kind != "exemplar" and not self.model:
-            wrong.append(
-                f"an {self.kind} judge needs a model" if self.kind[0] == "e" else "a local judge needs a model"
-            )
+        if self.kind not in (kinds := judge_kinds()):
+            hint = did_you_mean(self.kind, kinds)
+            wrong.append(f"there is no kind of judge {self.kind!r}{hint}; there are {', '.join(kinds)}")
+        if self.kind in _ASKING and not self.model:
+            wrong.append(f"{'an' if self.kind[0] == 'e' else 'a'} {self.kind} judge needs a model")
         if self.retries < 0 or self.timeout <= 0:
             wrong.append("retries must be 0 or more, and timeout positive")
         if secret := [name for name in self.request if name.lower() in _SECRETS]:

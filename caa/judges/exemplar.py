@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caa.data.behaviors import Behavior, ContrastPair, Question
 from caa.data.text_quality import flaw
 from caa.judges.base import Verdict
+from caa.judges.off_topic import off_topic_share
 
 MATCHING, OPPOSITE, OFF_TOPIC = "matching", "opposite", "off topic"
 FOLDS = 5
@@ -26,6 +27,8 @@ class ExemplarJudge:
     accuracy: float
     """Balanced accuracy at telling matching from opposite answers to questions it was not fitted on; 0.5 is chance."""
     classifier: Any = field(repr=False)
+    off_topic: float | None = None
+    """Of texts about something else, of no behavior, the share that it gives no score."""
 
     @classmethod
     def fit(cls, behavior: Behavior, others: Sequence[Behavior] = (), seed: int = 0) -> ExemplarJudge:
@@ -34,7 +37,13 @@ class ExemplarJudge:
         "Off topic" is learnt from the answers of `others` and from the behavior's own with their words shuffled.
         """
         exemplars = _exemplars(behavior, others, random.Random(seed))
-        return cls(behavior.name, _accuracy(*exemplars, seed), _classifier().fit(*exemplars[:2]))
+        judge = cls(behavior.name, _accuracy(*exemplars, seed), _classifier().fit(*exemplars[:2]))
+        return replace(judge, off_topic=off_topic_share(judge))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How good it is on texts about something else, for the run's record."""
+        return {"off_topic": self.off_topic}
 
     def __call__(self, question: Question, answer: str) -> Verdict:
         if wrong := flaw(answer):

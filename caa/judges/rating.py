@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +48,12 @@ class RatingJudge:
         for i, reply in zip(prompts, self.ask(list(prompts.values())), strict=True):
             verdicts[i] = Verdict(None, f"refused: {reply.refused}") if reply.refused else read(reply)
         return [verdicts[i] for i in range(len(answers))]
+
+
+def rubric_problems(kind: str, behavior: Behavior) -> Iterator[str]:
+    """A behavior without a rubric, which a judge of this kind is told."""
+    if not behavior.rubric.strip():
+        yield f'behavior {behavior.name!r} has no "rubric" that says to a judge of kind {kind} what to look for'
 
 
 def _written(reply: Reply) -> Verdict:
