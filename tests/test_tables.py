@@ -261,7 +261,9 @@ def test_the_caption_says_what_was_measured(seven):
     notes = "\n".join(seven.notes)
     assert "20 questions per cell" in notes
     assert "Model: tiny-chat. Layer 13 is the output of block 13, counted from 0." in notes
-    assert "Accuracy of the judge, cross-validated: ai_coordination 0.93, corrigibility 0.93" in notes
+    assert (
+        "Accuracy of the judge, on answers that it was not fitted on: ai_coordination 0.93, corrigibility 0.93" in notes
+    )
     assert "95 % interval (bootstrap over questions)" in notes
 
 
@@ -370,7 +372,7 @@ def test_a_report_writes_three_files_and_returns_the_tables(run):
     markdown = (run / "tables.md").read_text(encoding="utf-8")
     assert markdown == "\n".join(map(to_markdown, tables))
     assert "Model: tiny-chat" in markdown
-    assert "Accuracy of the judge, cross-validated: refusal 0.88." in markdown
+    assert "Accuracy of the judge, on answers that it was not fitted on: refusal 0.88." in markdown
     assert (run / "tables.csv").read_text(encoding="utf-8").count("behavior,task") == 1, "one header for all tables"
     assert (run / "tables.tex").read_text(encoding="utf-8").count(r"\begin{tabular}") == 2
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from caa.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from caa.judges.agreement import agreement as agreement
-    from caa.judges.agreement import judged_again as judged_again
+    from caa.judges.agreements import agreement as agreement
+    from caa.judges.agreements import judged_again as judged_again
     from caa.judges.base import Judge as Judge
     from caa.judges.base import Verdict as Verdict
     from caa.judges.base import judge_all as judge_all
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from caa.judges.summary import judge_summary as judge_summary
 
 _HOME = {
-    "agreement": "agreement",
-    "judged_again": "agreement",
+    "agreement": "agreements",
+    "judged_again": "agreements",
     "PhraseJudge": "kinds.phrases",
     "SentimentJudge": "kinds.sentiment",
     "Judge": "base",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from caa.data.behaviors import Behavior
 from caa.judges.base import Judge
@@ -14,6 +14,7 @@ from caa.judges.config import JudgeConfig, judge_kinds
 from caa.judges.embedding import Embed
 
 
+@runtime_checkable
 class Kind(Protocol):
     """A file of `caa.judges.kinds`."""
 

@@ -21,7 +21,12 @@ def judge_kinds() -> list[str]:
     >>> judge_kinds()
     ['embedding', 'endpoint', 'exemplar', 'local', 'phrases', 'sentiment']
     """
-    return sorted(module.name for module in iter_modules([str(Path(__file__).parent / "kinds")]))
+    return sorted(module.name for module in iter_modules(kinds_path()))
+
+
+def kinds_path() -> list[str]:
+    """Where their files are."""
+    return [str(Path(__file__).parent / "kinds")]
 
 
 @dataclass(frozen=True)

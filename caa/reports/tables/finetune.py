@@ -110,7 +110,7 @@ class _Captions:
     def _judge(self, rows: Iterable[Row]) -> list[str]:
         """How good it is, and how many of these answers it could read: the one says little without the other."""
         known = {
-            "Accuracy of the judge, cross-validated": self.judge_accuracy,
+            "Accuracy of the judge, on answers that it was not fitted on": self.judge_accuracy,
             "Share of texts about something else that the judge gives no score": self.off_topic,
             "Coverage, the share of the answers here that the judge gave a score": coverage_by_behavior(rows),
         }
