@@ -7,6 +7,7 @@ import json
 import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_lora, tiny_model
 
 import caa
-from caa import SteeringVector, load_model
+from caa import Intervention, SteeringVector, SteeringWrapper, load_model
 from caa.cli import COMMANDS, command_parser, main
 from caa.cli.parsing import parse
 from caa.data.sources import load_facts
@@ -467,3 +468,77 @@ def test_the_module_and_the_script_are_the_same_command():
     script = Path(sys.executable).with_name("caa")
     shown = [subprocess.run([*c, "data", "list"], check=True, capture_output=True).stdout for c in ([str(script)], CAA)]
     assert shown[0] == shown[1]
+
+
+# What the chat template is told
+
+
+class Shown(BaseException):
+    """Stops a command where it first shows a prompt to a model."""
+
+
+SHOWS = {
+    "demo": ["--out", "{out}"],
+    "run": ["embedded", "--out", "{out}"],
+    "extract": ["refusal", "{out}"],
+    "finetune": ["refusal", "positive", "{out}"],
+    "grid": ["refusal", "{vector}", "2", "{out}", "--limit", "1", "--multipliers", "0,1", "--tasks", "ab"],
+    "generate": ["Hi?", "--vector", "{vector}", "--layer", "2", "--multiplier", "1"],
+    "play": ["--out", "{out}"],
+    "damage": ["refusal", "{vector}", "2", "--limit", "1"],
+    "lm-eval": ["tiny_choice", "{out}", "--chat", "true"],
+    "export": ["{steered}", "--to", "peft-alora", "--out", "{out}"],
+    "compare": ["{run}", "--judge.kind", "local", "--judge.model", "tiny-chat"],
+}
+"""Command -> the words with which it shows a model a prompt."""
+SHOWS_NONE = ("report", "figures", "published", "data", "import", "inspect", "completion")
+DOSES = {"grid": ["refusal", "{vector}", "2", "{out}", "--limit", "1"], "generate": SHOWS["generate"][:5]}
+"""Words with which the residual stream of the prompts is measured first."""
+
+
+def test_every_command_shows_a_model_prompts_or_does_not():
+    assert {*SHOWS, *SHOWS_NONE} == set(COMMANDS)
+
+
+def first_arguments(command: str, words: list[str], places: dict, monkeypatch) -> dict:
+    """What the chat template is told when the command first renders a prompt."""
+
+    def stop(self, conversation, *arguments, **told):
+        raise Shown(told)
+
+    @contextmanager
+    def opened(session, port, longest):
+        session._prompt([{"role": "user", "content": "Hello?"}], "")
+        yield "http://127.0.0.1"
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.apply_chat_template", stop)
+    monkeypatch.setattr("caa.playground.server.serving", opened)
+    monkeypatch.setattr("caa.evals.lm_eval.harness_rows", lambda wrapper, chat, *others, **more: chat.encode("Hello?"))
+    told = ["--template-arguments.mood", "calm"]
+    if command == "compare":
+        told = ["--judge.template-arguments", '{"mood": "calm"}']
+    with pytest.raises(Shown) as shown:
+        main([command, *(word.format(**places) for word in words), *told])
+    return shown.value.args[0]
+
+
+@pytest.fixture
+def places(tmp_path, vector, request) -> dict:
+    places = {"out": tmp_path / "out", "vector": vector, "steered": tmp_path / "steered", "run": tmp_path / "run"}
+    if request.node.callspec.params.get("command") == "export":
+        model, _ = load_model("tiny-chat")
+        SteeringWrapper(model, Intervention(SteeringVector.load(vector), 2)).save_pretrained(places["steered"])
+    append_rows(places["run"] / "rows.jsonl", [open_row(m, 1, "no" if m else "yes") for m in (0.0, 1.0)])
+    return places
+
+
+@pytest.mark.parametrize("command", SHOWS)
+def test_template_arguments_reach_every_prompt_that_a_command_shows(command, places, monkeypatch):
+    if command == "lm-eval":
+        pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
+    assert first_arguments(command, SHOWS[command], places, monkeypatch)["mood"] == "calm"
+
+
+@pytest.mark.parametrize("command", DOSES)
+def test_template_arguments_reach_the_prompts_by_which_a_push_is_measured(command, places, monkeypatch):
+    assert first_arguments(command, DOSES[command], places, monkeypatch)["mood"] == "calm"

@@ -9,6 +9,7 @@ import torch
 from tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Intervention, SteeringVector, SteeringWrapper
+from caa.data.chat import ChatFormat
 from caa.evals.lm_eval import continuation_scores, harness_rows, steered_lm
 from caa.reports.tables import finetune_tables
 from caa.runs.rows import Cell
@@ -145,6 +146,15 @@ def test_a_context_that_is_too_long_loses_its_beginning():
     assert found[0] == pytest.approx(cut[0], rel=1e-5)
     with pytest.raises(ValueError, match="a continuation is 150 tokens long"):
         continuation_scores(wrapper, tokenizer, [(context, context[:150])], 100)
+
+
+def test_the_harness_tells_the_chat_template_what_it_is_told():
+    tokenizer, said = tiny_tokenizer(), [{"role": "user", "content": "Hi?"}]
+    tokenizer.chat_template = "{{ mood }}" + tokenizer.chat_template
+    lm = steered_lm(SteeringWrapper(tiny_model()), ChatFormat(tokenizer, arguments={"mood": "calm"}))
+    assert lm.apply_chat_template(said) == ChatFormat(tokenizer, arguments={"mood": "calm"}).text("Hi?")
+    with pytest.raises(ValueError, match="own system prompts"):
+        steered_lm(SteeringWrapper(tiny_model()), ChatFormat(tokenizer, "Be brief."))
 
 
 def test_what_the_harness_generates_is_steered_too():

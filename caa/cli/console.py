@@ -45,18 +45,14 @@ def say(text: str) -> None:
     console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_answer(
-    title: str, wrapper: Any, tokenizer: Any, prompt: str, system: str | None, max_new_tokens: int
-) -> None:
+def print_answer(title: str, wrapper: Any, chat: Any, prompt: str, max_new_tokens: int) -> None:
     import torch
     from rich.panel import Panel
     from rich.text import Text
 
-    from caa.data.chat import ChatFormat
-
-    ids = torch.tensor([ChatFormat(tokenizer, system).encode(prompt)], device=wrapper.model.device)
+    ids = torch.tensor([chat.encode(prompt)], device=wrapper.model.device)
     written = wrapper.generate(ids, max_new_tokens=max_new_tokens, do_sample=False)
-    answer = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    answer = chat.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()
     console().print(Panel(Text(answer), title=Text(title)))  # Text: what a model writes is data, not markup
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from caa.cli.console import say
 from caa.data.chat import ChatFormat
@@ -18,7 +17,7 @@ RECOMMENDED = "layer {}: recommended multiplier"
 
 
 def suited_multiplier(
-    wrapper: SteeringWrapper, tokenizer: Any, vector: SteeringVector, layers: Sequence[int], prompts: Sequence[str]
+    wrapper: SteeringWrapper, chat: ChatFormat, vector: SteeringVector, layers: Sequence[int], prompts: Sequence[str]
 ) -> float:
     """A multiplier that suits vector and model, to two digits, and said aloud: the smallest over the layers.
 
@@ -29,7 +28,6 @@ def suited_multiplier(
     if len(recommended) == len(layers):
         _say_multiplier(min(recommended, key=abs), "as the vector's provenance recommends")
         return min(recommended, key=abs)
-    chat = ChatFormat.of(tokenizer)
     ids = [chat.encode(prompt) for prompt in prompts]
     with wrapper.finetune(None):
         norms = stream_norms(wrapper.model, chat.tokenizer, ids, layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from caa.cli.console import Dtype, console, finetunes_of, load_wrapper, print_summary, print_tables, refuse_to_overwrite
 from caa.judges.config import OFFLINE, JudgeConfig
@@ -63,6 +64,7 @@ def damage(
     limit: int | None = 20,
     max_new_tokens: int = 48,
     batch_size: int = 16,
+    template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
@@ -83,6 +85,7 @@ def damage(
         limit: ask only the first questions of each kind; null asks all.
         max_new_tokens: longest answer.
         batch_size: rows in one forward pass.
+        template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
@@ -92,6 +95,7 @@ def damage(
     from caa import Intervention, SteeringVector, load_behavior
     from caa import preflight as check
     from caa.data.behaviors import stem
+    from caa.data.chat import ChatFormat
     from caa.data.sources import load_facts
     from caa.evals.damage import divergences
     from caa.evals.transfer import dose_response
@@ -102,9 +106,10 @@ def damage(
     problems = [*check.model_problems(model, dtype, device, [layer]), *check.vector_problems(direction, [layer], model)]
     check.refuse([*problems, *check.behavior_problems(loaded, ("ab", "open"))])
     wrapper, tokenizer = load_wrapper(model, {adapter.name: adapter} if adapter else {}, dtype, device)
+    chat = ChatFormat(tokenizer, arguments=template_arguments or {})
     responses = dose_response(
         wrapper,
-        tokenizer,
+        chat,
         loaded,
         direction,
         layer,
@@ -113,7 +118,7 @@ def damage(
         batch_size=batch_size,
     )
     settings = [(Intervention(direction, layer, response.multiplier),) for response in responses]
-    moved = divergences(wrapper, tokenizer, prompts, settings, batch_size=batch_size)
+    moved = divergences(wrapper, chat, prompts, settings, batch_size=batch_size)
     table = Table("dose", box=box.SIMPLE_HEAD)
     for column in ("multiplier", "matching answer", "perplexity of answers", "divergence elsewhere"):
         table.add_column(column, justify="right")
@@ -138,6 +143,7 @@ def lm_eval_(
     shots: int | None = None,
     limit: int | None = None,
     batch_size: int = 16,
+    template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
@@ -159,6 +165,7 @@ def lm_eval_(
         shots: solved examples in front of each question; null is the task's own number.
         limit: ask only the first questions of each task.
         batch_size: rows in one forward pass.
+        template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
@@ -166,6 +173,7 @@ def lm_eval_(
 
     from caa import Intervention, SteeringVector
     from caa import preflight as check
+    from caa.data.chat import ChatFormat
     from caa.evals.lm_eval import harness_rows
     from caa.reports.tables import write_report
     from caa.runs.rows import Cell, append_rows
@@ -187,7 +195,7 @@ def lm_eval_(
             settings[cell] = (Intervention(direction, layer or 0, multiplier),) if direction and multiplier else ()
     rows = harness_rows(
         wrapper,
-        tokenizer,
+        ChatFormat(tokenizer, arguments=template_arguments or {}),
         settings,
         tasks,
         metric=metric,

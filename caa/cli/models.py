@@ -20,6 +20,7 @@ def generate(
     steered: Path | None = None,
     system: str | None = None,
     max_new_tokens: int = 128,
+    template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
@@ -39,6 +40,7 @@ def generate(
         steered: a steered adapter, in place of vector, layer, multiplier, model and adapter.
         system: a system prompt.
         max_new_tokens: longest answer.
+        template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
@@ -53,24 +55,25 @@ def generate(
 
     if (steered is None) == (vector is None) or (vector is not None and layer is None):
         raise ValueError("say how to steer: --steered FOLDER, or --vector FILE with --layer N")
+    arguments = template_arguments or {}
     if steered:
-        wrapper, tokenizer = SteeringWrapper.from_pretrained(steered, dtype=dtype, device=device), None
+        wrapper = SteeringWrapper.from_pretrained(steered, dtype=dtype, device=device)
+        chat = ChatFormat(load_tokenizer(model_name(wrapper.model)), system, arguments=arguments)
         interventions = wrapper.interventions
         wrapper.unsteer()
     elif vector and layer is not None:
         direction, adapters = SteeringVector.load(vector), {adapter.name: adapter} if adapter else {}
         check.refuse(check.vector_problems(direction, [layer], model))
         wrapper, tokenizer = load_wrapper(model, adapters, dtype, device)
+        chat = ChatFormat(tokenizer, system, arguments=arguments)
         if multiplier is None:
-            chat = ChatFormat(tokenizer, system)
             multiplier = 1.0 if operator == "ablate" else suited_multiplier(wrapper, chat, direction, [layer], [prompt])
         interventions = (Intervention(direction, layer, multiplier, OPERATORS[operator], SCOPES[where]),)
-    tokenizer = tokenizer or load_tokenizer(model_name(wrapper.model))
     with wrapper.finetune(None):
-        print_answer("the model as it is", wrapper, tokenizer, prompt, system, max_new_tokens)
+        print_answer("the model as it is", wrapper, chat, prompt, max_new_tokens)
     with wrapper.steer(*interventions):
         title = " + ".join([*wrapper.adapters, *map(str, interventions)])
-        print_answer(title, wrapper, tokenizer, prompt, system, max_new_tokens)
+        print_answer(title, wrapper, chat, prompt, max_new_tokens)
 
 
 def play(
@@ -122,6 +125,7 @@ def export(
     to: Literal["peft", "peft-alora", "merged", "gguf", "repeng", "lm-eval", "easysteer"] | None = None,
     out: Path | None = None,
     scope: Literal["everywhere", "after_prompt"] | None = None,
+    template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
@@ -133,6 +137,7 @@ def export(
             (llama.cpp), repeng, lm-eval (its steered model), easysteer (vLLM).
         out: the folder to write.
         scope: which tokens to steer, in place of what the adapter says; another scope is another model.
+        template_arguments: what the chat template is told by name, for peft-alora, which starts where prompts end.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
@@ -141,10 +146,11 @@ def export(
     if to is None or out is None:
         raise ValueError(f"say what to write and where: --to {'|'.join(TARGETS)} --out FOLDER")
     from caa import SteeringWrapper
+    from caa.data.chat import ChatFormat
     from caa.models.loading import load_tokenizer
     from caa.models.names import model_name
 
     wrapper = SteeringWrapper.from_pretrained(steered_folder(source), dtype=dtype, device=device)
-    tokenizer = load_tokenizer(model_name(wrapper.model))
-    TARGETS[to](rescoped(wrapper, scope), tokenizer, out)
+    chat = ChatFormat(load_tokenizer(model_name(wrapper.model)), arguments=template_arguments or {})
+    TARGETS[to](rescoped(wrapper, scope), chat, out)
     say(f"{out} holds a {to} export; README.md there says how to load it")

@@ -86,6 +86,7 @@ def demo(
     layer: int | None = 2,
     multipliers: tuple[float, ...] = (-0.3, 0.0, 0.3),
     limit: int | None = None,
+    template_arguments: dict[str, Any] | None = None,
 ) -> None:
     """Find a vector, finetune for and against, steer all three models, print the finetune x multiplier tables.
 
@@ -96,10 +97,21 @@ def demo(
         layer: the block whose output is steered, counted from 0; null chooses it on validation questions.
         multipliers: how often the vector is added; those of the embedded models are long.
         limit: ask only the first questions of each task, as a trial.
+        template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
     """
     from caa import Experiment, load_behavior
 
-    experiment = Experiment(out, [behavior], model, layer, multipliers, random_controls=1, limit=limit, batch_size=64)
+    experiment = Experiment(
+        out,
+        [behavior],
+        model,
+        layer,
+        multipliers,
+        random_controls=1,
+        limit=limit,
+        batch_size=64,
+        template_arguments=template_arguments or {},
+    )
     print_tables(experiment.run())
     print_summary(out)
     loaded = load_behavior(behavior)
@@ -227,7 +239,7 @@ def _with_suited_multipliers(plan: Any, wrapper: Any, tokenizer: Any) -> Any:
     from caa.cli.doses import suited_multiplier
 
     prompts = [question.text for question in plan.questions(plan.tasks[0])]
-    multiplier = suited_multiplier(wrapper, tokenizer, plan.vector, plan.layers, prompts)
+    multiplier = suited_multiplier(wrapper, plan.chat(tokenizer, ""), plan.vector, plan.layers, prompts)
     return replace(plan, multipliers=(-multiplier, 0.0, multiplier))
 
 

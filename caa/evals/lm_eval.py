@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from caa.data.behaviors import question_id
-from caa.data.chat import check_length
+from caa.data.chat import ChatFormat, check_length
 from caa.models.batching import by_length, pad
 from caa.models.blocks import evaluating
 from caa.runs.rows import Cell, Row
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def harness_rows(
     wrapper: SteeringWrapper,
-    tokenizer: Any,
+    chat_format: ChatFormat | Any,
     settings: Mapping[Cell, tuple[Intervention, ...]],
     tasks: Sequence[str],
     *,
@@ -45,7 +45,8 @@ def harness_rows(
 
     Args:
         wrapper: unsteered, with the adapters that the cells' finetunes name.
-        tokenizer: the model's.
+        chat_format: the model's tokenizer, or a `ChatFormat` with what its chat template is told; the harness has the
+            system prompts, so one of the format's is a ValueError.
         settings: cell -> what is done to the model for it; () is the unsteered model. A cell's finetune is put on.
         tasks: names, as `lm-eval ls tasks` lists them.
         metric: the number that a row's score is; a task without it is a ValueError.
@@ -57,7 +58,7 @@ def harness_rows(
     """
     if wrapper.interventions:
         raise ValueError("the wrapper is being steered already, so nothing would be unsteered: call unsteer() first")
-    lm, evaluate, manager = _harness(wrapper, tokenizer, batch_size, task_folder)
+    lm, evaluate, manager = _harness(wrapper, chat_format, batch_size, task_folder)
     rows: list[Row] = []
     for cell, setting in settings.items():
         with wrapper.finetune(cell.finetune), wrapper.steer(*setting), evaluating(wrapper):
@@ -83,7 +84,7 @@ def _row(cell: Cell, task: str, sample: Mapping[str, Any], metric: str) -> Row:
 
 
 def _harness(
-    wrapper: SteeringWrapper, tokenizer: Any, batch_size: int, task_folder: str | Path | None
+    wrapper: SteeringWrapper, chat_format: Any, batch_size: int, task_folder: str | Path | None
 ) -> tuple[Any, Any, Any]:
     try:
         from lm_eval import simple_evaluate
@@ -91,16 +92,21 @@ def _harness(
     except ImportError as error:
         raise ImportError("this needs lm-evaluation-harness: pip install 'caa[lm-eval]'") from error
     folder = None if task_folder is None else str(task_folder)
-    return steered_lm(wrapper, tokenizer, batch_size), simple_evaluate, TaskManager(include_path=folder)
+    return steered_lm(wrapper, chat_format, batch_size), simple_evaluate, TaskManager(include_path=folder)
 
 
-def steered_lm(wrapper: SteeringWrapper, tokenizer: Any, batch_size: int = 16) -> HFLM:
+def steered_lm(wrapper: SteeringWrapper, chat_format: ChatFormat | Any, batch_size: int = 16) -> HFLM:
     """The wrapper as a model of the harness, for `lm_eval.simple_evaluate(model=...)`, as steered as it is then.
 
     What the harness generates goes through its own code, on the hooked model. What it scores goes through the wrapper,
     which is told where each context ends: the harness's own code does not say, and steering could not begin there.
     """
     from lm_eval.models.huggingface import HFLM
+
+    chat = ChatFormat.of(chat_format)
+    if chat.system or chat.template:
+        raise ValueError("the harness puts its tasks' own system prompts; give the tokenizer, or its arguments alone")
+    tokenizer, told = chat.tokenizer, {"chat_template_args": dict(chat.arguments)} if chat.arguments else {}
 
     class SteeredLM(HFLM):
         def _loglikelihood_tokens(
@@ -109,7 +115,7 @@ def steered_lm(wrapper: SteeringWrapper, tokenizer: Any, batch_size: int = 16) -
             pairs = [(context, continuation) for _, context, continuation in requests]
             return continuation_scores(wrapper, tokenizer, pairs, self.max_length, batch_size)
 
-    return SteeredLM(pretrained=wrapper.model, tokenizer=tokenizer, batch_size=batch_size)
+    return SteeredLM(pretrained=wrapper.model, tokenizer=tokenizer, batch_size=batch_size, **told)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ model.load_adapter("this folder/{FINETUNE}", "{FINETUNE}")
 model.base_model.set_adapter(["steering", "{FINETUNE}"])  # PEFT looks for the token in the one loaded first"""
 
 
-def to_alora(wrapper: SteeringWrapper, tokenizer: Any, out: str | Path) -> Path:
+def to_alora(wrapper: SteeringWrapper, chat: ChatFormat | Any, out: str | Path) -> Path:
     """Write the vector as an aLoRA whose invocation token is the one that ends the prompts of the chat template.
 
     A LoRA that the wrapper wears is saved beside it, in `finetune`. ValueError, before anything is written, for what
@@ -42,7 +42,8 @@ def to_alora(wrapper: SteeringWrapper, tokenizer: Any, out: str | Path) -> Path:
         raise ValueError(
             "this opt model lines the tokens of all rows up, and PEFT's aLoRA then loses them. " + _INSTEAD
         )
-    token = last_prompt_token(tokenizer)
+    chat = ChatFormat.of(chat)
+    token = last_prompt_token(chat)
     active = active_adapters(wrapper.model)
     if len(active) > 1:
         raise ValueError(f"peft-alora takes one finetune, and these are active: {', '.join(active)}")
@@ -52,14 +53,14 @@ def to_alora(wrapper: SteeringWrapper, tokenizer: Any, out: str | Path) -> Path:
         for name in active:
             (scratch / FINETUNE).mkdir()
             save_adapter(wrapper.model, name, scratch / FINETUNE)
-        parity = _compare(wrapper, tokenizer, token, scratch)
-        describe_export(scratch, "peft-alora", wrapper.model, interventions, parity, _use(tokenizer, token, active))
+        parity = _compare(wrapper, chat, token, scratch)
+        describe_export(scratch, "peft-alora", wrapper.model, interventions, parity, _use(chat, token, active))
     return Path(out)
 
 
-def last_prompt_token(tokenizer: Any) -> int:
+def last_prompt_token(chat: ChatFormat | Any) -> int:
     """The token that ends every prompt of the chat template, whatever was asked; ValueError if there is none."""
-    ends = {ChatFormat.of(tokenizer).encode(question)[-1] for question in QUESTIONS}
+    ends = {ChatFormat.of(chat).encode(question)[-1] for question in QUESTIONS}
     if len(ends) > 1:
         raise ValueError(
             "peft-alora starts at a token of the chat template, and the prompts of this one end with the words of the "
@@ -73,7 +74,9 @@ def is_reserved(tokenizer: Any, token: int) -> bool:
     return token in tokenizer.get_added_vocab().values()
 
 
-def _use(tokenizer: Any, token: int, active: list[str]) -> str:
+def _use(chat: ChatFormat, token: int, active: list[str]) -> str:
+    tokenizer, arguments = chat.tokenizer, ", ".join(f"{name}={value!r}" for name, value in chat.arguments.items())
+    told = f" Prompts are made with `apply_chat_template(..., {arguments})`." if arguments else ""
     last = repr(tokenizer.convert_ids_to_tokens(token))
     caution = (
         f"It steers from the last {last} on. Only the prompt's end holds that token, so it does so in `generate` and "
@@ -83,7 +86,9 @@ def _use(tokenizer: Any, token: int, active: list[str]) -> str:
         "exactly; do not score whole texts with it."
     )
     load = _LOAD_BOTH if active else _LOAD
-    return f"```python\nfrom peft import PeftModel\n\n{load}\n```\n\n{caution} PEFT has no beam search with aLoRA."
+    return (
+        f"```python\nfrom peft import PeftModel\n\n{load}\n```\n\n{caution}{told} PEFT has no beam search with aLoRA."
+    )
 
 
 def load_exported(model: Any, folder: Path) -> Any:
@@ -95,7 +100,7 @@ def load_exported(model: Any, folder: Path) -> Any:
     return exported.eval()
 
 
-def _compare(wrapper: SteeringWrapper, tokenizer: Any, token: int, folder: Path) -> Parity:
+def _compare(wrapper: SteeringWrapper, chat: ChatFormat, token: int, folder: Path) -> Parity:
     """On prompts with answers behind them, token by token."""
     answers = probe(wrapper.model, 8)
     answers = torch.where(answers == token, (token + 1) % wrapper.model.config.vocab_size, answers)
@@ -103,7 +108,7 @@ def _compare(wrapper: SteeringWrapper, tokenizer: Any, token: int, folder: Path)
     unsteered: Any = shell(wrapper.model)
     logits_of_prompts = []
     for question, answer in zip(QUESTIONS, answers, strict=False):
-        prompt = torch.tensor(ChatFormat.of(tokenizer).encode(question), device=answers.device)
+        prompt = torch.tensor(chat.encode(question), device=answers.device)
         ids = torch.cat([prompt, answer])[None]
         hook = wrapper(ids, prompt_lengths=torch.tensor([len(prompt)], device=ids.device))
         logits_of_prompts.append([output.logits[0] for output in (hook, exported(ids), unsteered(ids))])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from caa.data.chat import ChatFormat
 from caa.exports.biases import biases
 from caa.exports.folder import describe_export, new_export
 from caa.exports.interventions import check_interventions
@@ -34,7 +35,9 @@ _INSTEAD = (
 )
 
 
-def to_merged(wrapper: SteeringWrapper, tokenizer: Any, out: str | Path, *, max_shard_size: str = "5GB") -> Path:
+def to_merged(
+    wrapper: SteeringWrapper, chat: ChatFormat | Any, out: str | Path, *, max_shard_size: str = "5GB"
+) -> Path:
     """Write a folder that stock transformers loads, with tokenizer and generation config, in the model's dtype.
 
     ValueError, before anything is written, for other scopes than everywhere, other operators than add, quantized bases,
@@ -48,7 +51,7 @@ def to_merged(wrapper: SteeringWrapper, tokenizer: Any, out: str | Path, *, max_
         bias.data = (bias.data.float() + push.to(bias.device)).to(bias.dtype)
     with new_export(out) as scratch, torch.no_grad():
         merged.save_pretrained(scratch, max_shard_size=max_shard_size)
-        tokenizer.save_pretrained(scratch)
+        ChatFormat.of(chat).tokenizer.save_pretrained(scratch)
         del merged
         parity = _compare(wrapper, scratch)
         describe_export(scratch, "merged", wrapper.model, interventions, parity, USE)

@@ -16,15 +16,15 @@ from caa.steering.scopes import SCOPES
 from caa.steering.wrapper import SteeringWrapper
 
 TARGETS: dict[str, Callable[[SteeringWrapper, Any, Path], Path]] = {
-    "peft": lambda wrapper, tokenizer, out: to_peft(wrapper, out),
+    "peft": lambda wrapper, chat, out: to_peft(wrapper, out),
     "peft-alora": to_alora,
     "merged": to_merged,
-    "gguf": lambda wrapper, tokenizer, out: to_gguf(wrapper, out),
-    "repeng": lambda wrapper, tokenizer, out: to_repeng(wrapper, out),
-    "lm-eval": lambda wrapper, tokenizer, out: to_lm_eval(wrapper, out),
-    "easysteer": lambda wrapper, tokenizer, out: to_easysteer(wrapper, out),
+    "gguf": lambda wrapper, chat, out: to_gguf(wrapper, out),
+    "repeng": lambda wrapper, chat, out: to_repeng(wrapper, out),
+    "lm-eval": lambda wrapper, chat, out: to_lm_eval(wrapper, out),
+    "easysteer": lambda wrapper, chat, out: to_easysteer(wrapper, out),
 }
-"""Target -> (wrapper, tokenizer, folder) -> folder."""
+"""Target -> (wrapper, ChatFormat or tokenizer, folder) -> folder."""
 
 
 def steered_folder(source: str | Path) -> Path:

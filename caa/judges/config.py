@@ -62,6 +62,8 @@ class JudgeConfig:
     """Fields of the protocol to add to each request, or to put in place of this library's; null takes one out."""
     template: str | None = None
     """Of a local judge: a chat template (Jinja) in place of the tokenizer's own."""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Of a local judge: what its chat template is told by name, such as enable_thinking: false."""
     batch_size: int = 16
     """Texts in one forward pass of a local model, or in one request for embeddings."""
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from caa.data.behaviors import Behavior, ContrastPair, letter
 from caa.data.chat import ChatFormat, common_prefix
@@ -55,13 +55,16 @@ def _open_ended(behavior: Behavior, share: float, seed: int) -> list[ContrastPai
     return list(islice(cycle(contrasts), wanted))
 
 
-def tokenize(chat: ChatFormat, examples: Sequence[Example], stops: Collection[int] = ()) -> list[dict[str, list[int]]]:
+def tokenize(
+    chat: ChatFormat | Any, examples: Sequence[Example], stops: Collection[int] = ()
+) -> list[dict[str, list[int]]]:
     """`input_ids` and `labels` of each example: the tokens that `ChatFormat.encode` gives everywhere else, and an end.
 
     The end is a token at which generation stops: one of `stops`, or the tokenizer's eos (`ChatFormat.end_id`).
     Only the answer and its end are labeled. A token in which the end of the prompt and the beginning of the answer are
     merged is part of the answer.
     """
+    chat = ChatFormat.of(chat)
     if chat.tokenizer.eos_token_id is None and not stops:
         raise ValueError("this tokenizer has no eos token, so a model cannot learn where an answer ends; set eos_token")
     end = chat.end_id(stops)

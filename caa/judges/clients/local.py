@@ -26,21 +26,22 @@ Likely = dict[int, float]
 class LocalModel:
     """A causal LM as it is: give it a model of its own, not the one that is being steered and finetuned."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, template: str | None = None, batch_size: int = 16) -> None:
-        self._wrapper, self._tokenizer = SteeringWrapper(model), tokenizer
-        self._template, self._batch_size = template, batch_size
+    def __init__(self, model: Any, chat: ChatFormat | Any, *, batch_size: int = 16) -> None:
+        self._wrapper, self._chat, self._batch_size = SteeringWrapper(model), ChatFormat.of(chat), batch_size
+        self._tokenizer = self._chat.tokenizer
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a reply depends on besides its prompt."""
         model = self._wrapper.model
-        template = self._template or self._tokenizer.chat_template
-        return {"model": model_name(model), "fingerprint": fingerprint(model), "template": template}
+        template = self._chat.template or self._tokenizer.chat_template
+        settings = {"model": model_name(model), "fingerprint": fingerprint(model), "template": template}
+        told = {"template_arguments": dict(self._chat.arguments), "system": self._chat.system}
+        return settings | {name: value for name, value in told.items() if value}
 
     def __call__(self, prompts: Sequence[str]) -> list[Reply]:
         """The replies in the order of the prompts, `batch_size` in a pass; refused where the context is short."""
-        chat = ChatFormat(self._tokenizer, template=self._template)
-        texts = [chat.encode(prompt) for prompt in prompts]
+        texts = [self._chat.encode(prompt) for prompt in prompts]
         limit = context_length(self._wrapper.model, self._tokenizer)
         fitting = [i for i, ids in enumerate(texts) if len(ids) + BLANKS < limit]
         replies = dict(zip(fitting, self._replies([texts[i] for i in fitting]), strict=True))

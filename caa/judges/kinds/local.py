@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from caa.data.behaviors import Behavior
+from caa.data.chat import ChatFormat
 from caa.judges.base import Judge
 from caa.judges.clients.protocol import Asker
 from caa.judges.config import JudgeConfig
@@ -22,7 +23,9 @@ def asker(config: JudgeConfig, folder: str | Path) -> Asker:
     from caa.judges.clients.local import LocalModel
     from caa.models.loading import load_model
 
-    return LocalModel(*load_model(config.model), template=config.template, batch_size=config.batch_size)
+    model, tokenizer = load_model(config.model)
+    chat = ChatFormat(tokenizer, template=config.template, arguments=config.template_arguments)
+    return LocalModel(model, chat, batch_size=config.batch_size)
 
 
 def problems(config: JudgeConfig, behavior: Behavior) -> Iterator[str]:
