@@ -38,8 +38,37 @@ from caa.steering.scoring import Continued, log_probabilities
 
 SECONDS = 120
 PROMPTS = [[30, 41, 52, 63, 34, 45, 56, 67, 38], [71, 32, 43, 54, 65], [48, 59, 70]]
+PAD = 0
+"""Never written: some families count positions by what is no pad token."""
 TOLERANCE = 1e-3
 """Of a token's logits, beside how far they lie apart."""
+
+
+REFUSED = {
+    "blt": "write [[2, 5, 32], [2, 6, 32]]",
+    "cpmant": "write [[2, 37, 32]]",
+    "deepseek_v4": "writes [2, 5, 4, 32] and not one residual stream",
+    "gemma3n_text": "writes [4, 2, 5, 32] and not one residual stream",
+    "hy_v4": "writes [2, 5, 4, 32] and not one residual stream",
+    "musicgen": "a pass over plain text fails",
+    "musicgen_melody": "a pass over plain text fails",
+    "prophetnet": "write [[2, 15, 32]]",
+    "reformer": "hand on several residual streams",
+    "xlm": "no list of its modules is a chain in which each is fed what the one before wrote",
+    "xlnet": "write [[5, 2, 32]]",
+}
+"""What the refusal of a type says. Every other type has to be right, those of a new release too."""
+UNBUILT = {
+    "gemma3n": ("requires the timm library", "its vision tower needs timm; its language model is gemma3n_text"),
+    "gemma4_assistant": (
+        _SHARED := "The set of layer types producing a cache",
+        _DRAFTS := (
+            "a drafter without keys and values of its own, for use beside another model; transformers cannot build it alone"
+        ),
+    ),
+    "gemma4_unified_assistant": (_SHARED, _DRAFTS),
+}
+"""What the error of a type says that no tiny model can be made of, and why."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +120,11 @@ def check_greedy(model: Any, prompt: list[int], answer: list[int], setting: Sett
     """Each token is the likeliest, or as likely, in one pass over the whole text without a cache."""
     start = 0 if setting and setting[0].where is everywhere else len(prompt) - 1
     logits = by_hand(model, [*prompt, *answer[:-1]], pushes_of(setting), start)[len(prompt) - 1 :]
+    logits[:, PAD] = -torch.inf
     missing = logits.max(-1).values - logits[range(len(answer)), answer]
-    assert missing.max() < TOLERANCE * logits.std(), f"{what} writes other tokens (short by {missing.max():.2g})"
+    assert missing.max() < TOLERANCE * logits[:, PAD + 1 :].std(), (
+        f"{what} writes other tokens (short by {missing.max():.2g})"
+    )
 
 
 # What is checked.
@@ -144,7 +176,9 @@ def check_generated(model: Any, vector: SteeringVector) -> None:
     for prompts in batches:
         ids, mask = pad(prompts, 0, "left")
         with wrapper.steer(*setting):
-            written = wrapper.generate(ids, mask, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+            written = wrapper.generate(
+                ids, mask, max_new_tokens=4, min_new_tokens=4, do_sample=False, suppress_tokens=[PAD]
+            )
         for prompt, row in zip(prompts, written[:, ids.shape[1] :].tolist(), strict=True):
             check_greedy(model, prompt, row, setting, "generate")
 
@@ -200,7 +234,7 @@ def check_sweep(model: Any, vector: SteeringVector) -> None:
 
 def check_open_answers(model: Any, vector: SteeringVector) -> None:
     settings = [*settings_of(vector)[:5]]
-    model.generation_config.update(max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    model.generation_config.update(max_new_tokens=4, min_new_tokens=4, do_sample=False, suppress_tokens=[PAD])
     for some in (settings, settings_of(vector)[-2:]):
         written = generate_settings(SteeringWrapper(model), *pad(PROMPTS, 0, "left"), some)[:, len(PROMPTS[0]) :]
         for answer, (prompt, setting) in zip(written.tolist(), product(PROMPTS, some), strict=True):
@@ -265,16 +299,14 @@ def verdict_of(model_type: str) -> Verdict:
     CURRENT[:] = [model_type]
     try:
         model = tiny(model_type)
-        with torch.no_grad():
-            assert model(torch.tensor(PROMPTS[:1]), use_cache=False).logits.isfinite().all(), (
-                "its logits are not finite"
-            )
     except Exception as error:
         return Verdict(model_type, "not built", reason=_line(error))
     try:
         SteeringWrapper(model)
     except TypeError as error:
         return Verdict(model_type, "refused", reason=str(error))
+    if not by_hand(model, PROMPTS[0], {}, 0).isfinite().all():
+        return Verdict(model_type, "not built", reason="its logits are not finite")
     width, depth = model_width(model), len(decoder_blocks(model))
     draw = torch.Generator().manual_seed(5)
     vector = SteeringVector({layer: torch.randn(width, generator=draw) for layer in range(depth)})
@@ -295,6 +327,15 @@ def verdict_of(model_type: str) -> Verdict:
             model_type, min(kind for kind, _ in problems), manner_of(model), "; ".join(p for _, p in problems)
         )
     return Verdict(model_type, "right", manner_of(model))
+
+
+def is_expected(verdict: Verdict) -> bool:
+    """Right, or refused or not built with the words that were looked at."""
+    if verdict.model_type in UNBUILT:
+        return verdict.verdict == "not built" and UNBUILT[verdict.model_type][0] in verdict.reason
+    if verdict.model_type in REFUSED:
+        return verdict.verdict == "refused" and REFUSED[verdict.model_type] in verdict.reason
+    return verdict.verdict == "right"
 
 
 def _line(error: Exception) -> str:
@@ -323,7 +364,8 @@ def in_a_process(model_type: str) -> Verdict:
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    rows = [f"| {v.model_type} | {v.verdict} | {v.manner} | {v.reason.replace('|', '/')[:220]} |" for v in verdicts]
+    reasons = [UNBUILT.get(v.model_type, ("", v.reason))[1].replace("|", "/")[:240] for v in verdicts]
+    rows = [f"| {v.model_type} | {v.verdict} | {v.manner} | {reason} |" for v, reason in zip(verdicts, reasons)]
     return "\n".join(["| model type | verdict | asked by | reason |", "|---|---|---|---|", *rows])
 
 
@@ -351,7 +393,10 @@ def main() -> int:
     verdicts = [done[model_type] for model_type in wanted]
     if arguments.write:
         write(Path(arguments.write), verdicts)
-    return sum(v.verdict in ("wrong", "crash") for v in verdicts)
+    unexpected = [verdict for verdict in verdicts if not is_expected(verdict)]
+    for verdict in unexpected:
+        print(f"not expected: {verdict.model_type} is {verdict.verdict}. {verdict.reason}", file=sys.stderr)
+    return min(len(unexpected), 1)
 
 
 def write(path: Path, verdicts: Sequence[Verdict]) -> None:

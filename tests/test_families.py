@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
-from families import by_hand, verdict_of
+from families import REFUSED, Verdict, by_hand, is_expected, verdict_of
 from tiny import tiny_model
 from tiny_configs import tiny
 
@@ -28,7 +29,6 @@ RIGHT = [
     "mllama",
     "minimax",
 ]
-REFUSED = {"prophetnet": "not one residual stream", "deepseek_v4": "not one residual stream"}
 
 
 @pytest.mark.slow
@@ -38,9 +38,9 @@ def test_a_family_is_asked_rightly(model_type):
     assert verdict.verdict == "right", verdict.reason
 
 
-@pytest.mark.parametrize("model_type", REFUSED)
+@pytest.mark.parametrize("model_type", ["prophetnet", "deepseek_v4", "reformer", "musicgen"])
 def test_a_family_without_one_stream_is_refused_before_anything_is_read(model_type):
-    with pytest.raises(TypeError, match=REFUSED[model_type]):
+    with pytest.raises(TypeError, match=re.escape(REFUSED[model_type])):
         SteeringWrapper(tiny(model_type))
 
 
@@ -58,6 +58,14 @@ def test_generate_counts_positions_from_where_the_forward_pass_does(pad_token_id
         text = [*prompt, *written.sequences[row, 4:-1].tolist()]
         expected = by_hand(model, text, {1: torch.full((32,), 2.0)}, len(prompt) - 1)[len(prompt) - 1 :]
         torch.testing.assert_close(torch.stack(written.logits, dim=1)[row], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_only_what_somebody_has_looked_at_is_expected():
+    refusal = "the blocks of XLNetLMHeadModel write [[5, 2, 32]] for 2 rows of 5 tokens"
+    assert is_expected(Verdict("llama", "right")) and is_expected(Verdict("xlnet", "refused", reason=refusal))
+    assert not is_expected(Verdict("xlnet", "refused", reason="another reason"))
+    assert not is_expected(Verdict("xlnet", "crash", reason=refusal))
+    assert not is_expected(Verdict("a_new_one", "refused", reason=refusal))
 
 
 def test_an_encoder_is_called_one():

@@ -75,6 +75,13 @@ _SIZES: list[tuple[str, Any]] = [
 ]
 _TWO_KINDS = {"layer_types": ["mamba", "attention"] * 2}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_DRAFTING = {
+    "num_hidden_layers": LAYERS,
+    "num_kv_shared_layers": LAYERS,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 0,
+    "layer_types": ["full_attention"] * LAYERS,
+}
 _DOTS3 = {"head_dim": 16}
 _QWEN4 = {
     "indexer_n_heads": 2,
@@ -85,7 +92,11 @@ _QWEN4 = {
 }
 _FIXED: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
-    "blt": {"encoder_config": {"hidden_size_global": 32}, "decoder_config": {"hidden_size_global": 32}},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 104,
+        "encoder_config": {"hidden_size_global": 32},
+        "decoder_config": {"hidden_size_global": 32},
+    },
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
     "granitemoehybrid": _TWO_KINDS,
     "hrm_text": {"num_layers_per_stack": 2, "H_cycles": 1, "L_cycles": 1, "num_hidden_layers": 4},
@@ -93,16 +104,22 @@ _FIXED: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "xlnet": {"d_head": 8},
-    "xlstm": {"embedding_dim": 32},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "longcat_flash": {"qk_head_dim": 16},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "ministral": {"head_dim": 8},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "dots3_note": {"text_config": _DOTS3},
+    "dots3_note": {
+        "text_config": _DOTS3,
+        "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32},
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    },
+    "gemma4_assistant": {"text_config": _DRAFTING},
+    "gemma4_unified_assistant": {"text_config": _DRAFTING},
     "dots3_note_text": _DOTS3,
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
@@ -132,6 +149,10 @@ _FIXED: dict[str, dict[str, Any]] = {
     },
     "zaya": {"num_experts_per_tok": 1},
 }
+_NEEDED = {"gemma4_assistant": {"text_config": _DRAFTING}}
+"""What a config of all defaults is refused without."""
+_PARTS = {"musicgen": "decoder", "musicgen_melody": "decoder"}
+"""Where the mapping gives a type a class that takes a part of its config."""
 _SKIPPED = {"patch_size", "num_lm_layers"}
 
 
@@ -143,14 +164,15 @@ def model_types() -> list[str]:
 def tiny_config(model_type: str, **fixed: Any) -> Any:
     """The type's own config with every size that has a known name made small."""
     config_class = transformers.CONFIG_MAPPING[model_type]
-    values = _shrunk(config_class().to_dict())
+    values = _shrunk(config_class(**_NEEDED.get(model_type, {})).to_dict())
     return config_class(**_merged(_merged(values, _FIXED.get(model_type, {})), fixed))
 
 
 def _merged(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
     """The values with the others in their places, those of inner configs one by one."""
     inner = {name: value for name, value in others.items() if name.endswith("config") and name in values}
-    return values | others | {name: _merged(values[name], value) for name, value in inner.items()}
+    both = {name: _merged(values[name], value) for name, value in inner.items() if isinstance(value, dict)}
+    return values | others | both
 
 
 def _shrunk(values: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +230,11 @@ def tiny(model_type: str, **fixed: Any) -> Any:
     """The type's tiny model with random weights, in evaluation mode."""
     torch.manual_seed(0)
     config = tiny_config(model_type, **fixed)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    if model_type in _PARTS:
+        own_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+        model = own_class._from_config(getattr(config, _PARTS[model_type])).eval()
+    else:
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
     model.generation_config = transformers.GenerationConfig(pad_token_id=0)  # BART's own forces the last token
     return enlivened(model)
 

@@ -106,10 +106,10 @@ def _by_behavior(base: Any) -> _Stack:
     try:
         calls, ids = _traced(base)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, AssertionError) as error:
-        return _by_structure(base, f"a pass over plain text fails ({type(error).__name__}: {str(error)[:120]})")
+        raise _unclear(base, f"a pass over plain text fails ({type(error).__name__}: {str(error)[:120]})") from error
     chains = _outermost({name: chain for name, chain in _calls_by_list(base, calls).items() if _is_chain(chain)})
     if not chains:
-        return _by_structure(base, "no list of its modules is a chain in which each is fed what the one before wrote")
+        raise _unclear(base, "no list of its modules is a chain in which each is fed what the one before wrote")
     run = [call for name in sorted(chains, key=lambda name: calls.index(chains[name][0])) for call in chains[name]]
     width = _check_stream(base, run)
     names = tuple(dict.fromkeys(call.name for call in run))
@@ -155,6 +155,13 @@ def _is_chain(calls: Sequence[Call]) -> bool:
 def _feeds(one: Call, other: Call) -> bool:
     written = {(tensor.data_ptr(), tensor.shape) for tensor in _tensors(one.output) if tensor.ndim >= 3}
     return any((tensor.data_ptr(), tensor.shape) in written for tensor in other.given)
+
+
+def _streams_handed_on(one: Call, other: Call) -> int:
+    """How many tensors a block writes, not merely passes on, and gives to the next one."""
+    before = {tensor.data_ptr() for tensor in one.given}
+    written = {tensor.data_ptr() for tensor in _tensors(one.output) if tensor.ndim >= 3} - before
+    return len(written & {tensor.data_ptr() for tensor in other.given})
 
 
 def _tensors(output: Any) -> list[Tensor]:
@@ -215,6 +222,11 @@ def _check_stream(base: Any, run: Sequence[Call]) -> int:
             "tokens and not one residual stream, [row, position, d_model], so nobody knows where to read or add a "
             "vector"
         )
+    if 2 * sum(_streams_handed_on(*link) > 1 for link in pairwise(run)) > len(run):
+        raise TypeError(
+            f"the blocks of {type(base).__name__} hand on several residual streams of width {width}, each block "
+            "writing to all of them, so nobody knows where to read or add a vector"
+        )
     first, second = streams[-1][:, :-1].float()
     if (first - second).norm() > max(1e-3, 4 * torch.finfo(base.dtype).eps) * first.norm():
         raise TypeError(
@@ -227,22 +239,32 @@ def _check_stream(base: Any, run: Sequence[Call]) -> int:
 # By structure.
 
 
-def _by_structure(base: Any, reason: str = "") -> _Stack:
+def _by_structure(base: Any) -> _Stack:
     """The one list of modules in the decoder that is as long as the config says."""
-    owner = base.get_decoder() if hasattr(base, "get_decoder") else base
+    owner, lists = _lists(base)
     depth, width = (getattr(text_config(base), name, None) for name in ("num_hidden_layers", "hidden_size"))
-    lists = {name: child for name, child in owner.named_children() if isinstance(child, nn.ModuleList)}
     names = [name for name, child in lists.items() if len(child) == depth]
-    if len(names) != 1 or reason.startswith("no list") or width is None:
-        lengths = {name: len(child) for name, child in lists.items()}
-        raise TypeError(
-            f"cannot tell the blocks of {type(base).__name__}: {reason or 'its weights are not there to run it'}; the "
-            f"lists of modules of its {type(owner).__name__} are {lengths}"
-        )
+    if len(names) != 1 or width is None:
+        raise _unclear(base, "its weights are not there to run it")
     place = next(name for name, module in base.named_modules() if module is owner)
     prefix = f"{place}." if place else ""
     blocks = tuple(f"{prefix}{names[0]}.{layer}" for layer in range(len(lists[names[0]])))
     return _Stack(place, blocks, width, first_position=0 if _takes_positions(owner) else None)
+
+
+def _lists(base: Any) -> tuple[nn.Module, dict[str, nn.ModuleList]]:
+    """What the model calls its decoder, and the lists of modules in it."""
+    owner: nn.Module = base.get_decoder() if hasattr(base, "get_decoder") else base
+    return owner, {name: child for name, child in owner.named_children() if isinstance(child, nn.ModuleList)}
+
+
+def _unclear(base: Any, reason: str) -> TypeError:
+    owner, lists = _lists(base)
+    lengths = {name: len(child) for name, child in lists.items()}
+    return TypeError(
+        f"cannot tell the blocks of {type(base).__name__}: {reason}; the lists of modules of its "
+        f"{type(owner).__name__} are {lengths}"
+    )
 
 
 # What a model is like.

@@ -39,7 +39,10 @@ def _written(module: nn.Module, output: Any) -> Tensor:
 
 
 def _with_resid(output: Any, resid: Tensor) -> Any:
-    return resid if isinstance(output, Tensor) else (resid, *output[1:])
+    if isinstance(output, Tensor):
+        return resid
+    named = hasattr(output, "_replace")  # a named tuple, whose reader goes by its names
+    return output._replace(**{output._fields[0]: resid}) if named else (resid, *output[1:])
 
 
 Hook = Callable[..., Any]

@@ -16,8 +16,8 @@ def linear_targets(model: Any) -> list[str]:
     """Names of all linear layers below the head that return a tensor when the model runs and that PEFT can wrap.
 
     Left out are the head and the embeddings, routers that return several things, layers whose weight is used without
-    calling them, and what PEFT refuses for the family. Experts that no token of the pass chose go by those of their
-    kind that were. ValueError where none is left.
+    calling them, what PEFT refuses for the family, and what PEFT looks for under another name when it loads it again.
+    Experts that no token of the pass chose go by those of their kind that were. ValueError where none is left.
     """
     base = base_model(model)
     linears = {name: module for name, module in base.named_modules() if _is_linear(module)}
@@ -28,6 +28,7 @@ def linear_targets(model: Any) -> list[str]:
     kinds = {_kind(name) for name, returned in called.items() if returned}
     refused = {_kind(name) for name, returned in called.items() if not returned}
     targets = [name for name in inner if _kind(name) in kinds - refused and _allowed(base, name)]
+    targets = _loadable(base, targets)
     if not targets:
         raise ValueError(
             f"{type(base).__name__} has no linear layer that a LoRA can go on; name some as target_modules"
@@ -74,3 +75,15 @@ def _allowed(base: Any, name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _loadable(base: Any, names: list[str]) -> list[str]:
+    """Those whose LoRA keeps its name when PEFT loads it, which renames some as if they came from an old checkpoint."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+
+    keys = {f"base_model.model.{name}.lora_A.weight": name for name in names}
+    one_by_one = LoraConfig(r=1, target_modules=names)
+    state = {key: torch.zeros(1, 1) for key in keys}
+    loaded = convert_peft_adapter_state_dict_for_transformers(base, one_by_one, state)
+    return [name for key, name in keys.items() if key in loaded]
