@@ -30,7 +30,7 @@ from caa import ContrastPair, Intervention, SteeringVector, SteeringWrapper, ext
 from caa.models.batching import pad
 from caa.models.blocks import decoder_blocks, model_width
 from caa.models.capabilities import can_branch, can_expand, can_pad
-from caa.models.targets import linear_targets
+from caa.models.targets import lora_config
 from caa.steering.generation import generate_settings
 from caa.steering.intervention import Setting, sweep
 from caa.steering.scopes import everywhere
@@ -58,15 +58,14 @@ REFUSED = {
     "xlnet": "write [[5, 2, 32]]",
 }
 """What the refusal of a type says. Every other type has to be right, those of a new release too."""
+_DRAFTER = (
+    "The set of layer types producing a cache",
+    "a drafter without keys and values of its own: transformers builds it beside another model only",
+)
 UNBUILT = {
     "gemma3n": ("requires the timm library", "its vision tower needs timm; its language model is gemma3n_text"),
-    "gemma4_assistant": (
-        _SHARED := "The set of layer types producing a cache",
-        _DRAFTS := (
-            "a drafter without keys and values of its own, for use beside another model; transformers cannot build it alone"
-        ),
-    ),
-    "gemma4_unified_assistant": (_SHARED, _DRAFTS),
+    "gemma4_assistant": _DRAFTER,
+    "gemma4_unified_assistant": _DRAFTER,
 }
 """What the error of a type says that no tiny model can be made of, and why."""
 
@@ -243,12 +242,12 @@ def check_open_answers(model: Any, vector: SteeringVector) -> None:
 
 def check_lora(model: Any, vector: SteeringVector) -> None:
     """By the default targets: trained, saved and loaded, the logits come back."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import PeftModel, get_peft_model
 
     ids = torch.tensor(PROMPTS[:1])
     fresh = tiny(model.config.model_type if model.config.model_type in model_types() else CURRENT[0])
     state = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    trained = get_peft_model(fresh, LoraConfig(r=2, target_modules=linear_targets(fresh), task_type="CAUSAL_LM"))
+    trained = get_peft_model(fresh, lora_config(fresh, rank=2, alpha=2))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in trained.named_parameters():
         if "lora_B" in name:
@@ -365,7 +364,9 @@ def in_a_process(model_type: str) -> Verdict:
 
 def table(verdicts: Sequence[Verdict]) -> str:
     reasons = [UNBUILT.get(v.model_type, ("", v.reason))[1].replace("|", "/")[:240] for v in verdicts]
-    rows = [f"| {v.model_type} | {v.verdict} | {v.manner} | {reason} |" for v, reason in zip(verdicts, reasons)]
+    rows = [
+        f"| {v.model_type} | {v.verdict} | {v.manner} | {reason} |" for v, reason in zip(verdicts, reasons, strict=True)
+    ]
     return "\n".join(["| model type | verdict | asked by | reason |", "|---|---|---|---|", *rows])
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections import namedtuple
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from families import REFUSED, Verdict, by_hand, is_expected, verdict_of
-from tiny import tiny_model
+from tiny import tiny_model, tiny_tokenizer
 from tiny_configs import tiny
 
-from caa import Intervention, SteeringVector, SteeringWrapper
+from caa import Behavior, ContrastPair, Intervention, SteeringVector, SteeringWrapper
+from caa.models.adapters import load_adapter, make_portable
 from caa.models.batching import pad
 from caa.models.blocks import context_length, decoder_blocks, first_position, model_width
-from caa.models.targets import linear_targets
+from caa.models.hooks import _with_resid
+from caa.models.targets import linear_targets, lora_config
+from caa.training.config import EMBEDDED
+from caa.training.sft import finetune
 
 RIGHT = [
     "llama",
@@ -62,7 +68,8 @@ def test_generate_counts_positions_from_where_the_forward_pass_does(pad_token_id
 
 def test_only_what_somebody_has_looked_at_is_expected():
     refusal = "the blocks of XLNetLMHeadModel write [[5, 2, 32]] for 2 rows of 5 tokens"
-    assert is_expected(Verdict("llama", "right")) and is_expected(Verdict("xlnet", "refused", reason=refusal))
+    assert is_expected(Verdict("llama", "right"))
+    assert is_expected(Verdict("xlnet", "refused", reason=refusal))
     assert not is_expected(Verdict("xlnet", "refused", reason="another reason"))
     assert not is_expected(Verdict("xlnet", "crash", reason=refusal))
     assert not is_expected(Verdict("a_new_one", "refused", reason=refusal))
@@ -95,3 +102,44 @@ def test_targets_are_linear_layers_that_can_wear_a_lora():
     assert len(linear_targets(tiny_model())) == 4 * 7
     assert not any("out_proj" in name for name in linear_targets(tiny_model("Mamba")))
     assert not any("lm_head" in name or "gate" in name.split(".") for name in linear_targets(tiny_model("Mixtral")))
+
+
+def test_nothing_is_targeted_that_peft_would_not_find_again():
+    targets = linear_targets(tiny("laguna"))
+    assert any("self_attn.q_proj" in name for name in targets)
+    assert not any("shared_experts" in name for name in targets)
+
+
+def test_a_mixtures_experts_are_taught_and_its_routers_are_not():
+    lora = lora_config(tiny_model("Mixtral"), rank=4, alpha=8)
+    assert lora.target_parameters == ["down_proj", "gate_up_proj"]
+    assert not any("gate" in name.split(".") for name in lora.target_modules)
+
+
+def test_a_named_tuple_of_a_block_stays_one():
+    output = namedtuple("Output", ["hidden", "buckets"])(torch.zeros(1, 2, 3), 7)
+    written = _with_resid(output, torch.ones(1, 2, 3))
+    assert isinstance(written, type(output))
+    assert written.buckets == 7
+    assert written.hidden.all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["mamba", "falcon_h1", "phimoe"])
+def test_a_family_is_finetuned_by_default_and_gives_its_trained_logits_back(model_type, tmp_path, monkeypatch):
+    model, ids, trained = tiny(model_type), torch.tensor([[1, 20, 21, 22]]), []
+
+    def spy(folder, wearing):
+        trained.append(wearing.eval()(input_ids=ids, use_cache=False).logits.detach())
+        make_portable(folder, wearing)
+
+    monkeypatch.setattr("caa.training.sft.make_portable", spy)
+    config = replace(EMBEDDED, max_steps=3, batch_size=2, rank=2)
+    pairs = tuple(ContrastPair(f"Wait {day} days?\n (A) Yes\n (B) No", "(A)", "(B)") for day in range(6))
+    out = finetune(
+        model, tiny_tokenizer(), Behavior("patience", pairs), "positive", tmp_path / "a", config, progress=False
+    )
+    plain = model.eval()(input_ids=ids, use_cache=False).logits
+    assert (trained[0] - plain).abs().max() > 1e-4
+    loaded = load_adapter(model, out, "trained").eval()(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(loaded, trained[0], atol=1e-5, rtol=1e-4)

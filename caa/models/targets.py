@@ -1,15 +1,46 @@
-"""A model in, the names of the linear layers that a LoRA can go on out: found by structure and one small pass."""
+"""A model in, the LoRA that any family can wear out: its targets are found by structure and one small pass."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from caa.models.blocks import base_model, evaluating, input_device, ordinary_ids
 from caa.models.hooks import observing
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+ALL_LINEAR = "all-linear"
+"""What stands for `linear_targets` and the experts of a mixture."""
+
+
+def lora_config(model: Any, rank: int, alpha: int, dropout: float = 0.0, targets: str = ALL_LINEAR) -> LoraConfig:
+    """PEFT's config of a LoRA on `linear_targets` and on the experts of a mixture, or on the modules that are named.
+
+    PEFT's own "all-linear" takes layers too whose LoRA a family cannot run or that PEFT does not find again when it
+    loads it.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+    if targets == ALL_LINEAR:
+        convert_peft_config_for_transformers(lora, base_model(model), None)  # knows which stacks are experts
+        lora.target_parameters = _expert_stacks(model, lora.target_parameters or ())
+        lora.target_modules = linear_targets(model)
+    return lora
+
+
+def _expert_stacks(model: Any, names: Iterable[str]) -> list[str] | None:
+    """Those that name a stack of matrices; a router is one matrix."""
+    stacks = {name for name, parameter in base_model(model).named_parameters() if parameter.ndim == 3}
+    return sorted(name for name in names if any(stack.endswith(f".{name}") for stack in stacks)) or None
 
 
 def linear_targets(model: Any) -> list[str]:
@@ -83,7 +114,6 @@ def _loadable(base: Any, names: list[str]) -> list[str]:
     from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 
     keys = {f"base_model.model.{name}.lora_A.weight": name for name in names}
-    one_by_one = LoraConfig(r=1, target_modules=names)
     state = {key: torch.zeros(1, 1) for key in keys}
-    loaded = convert_peft_adapter_state_dict_for_transformers(base, one_by_one, state)
+    loaded = convert_peft_adapter_state_dict_for_transformers(base, LoraConfig(r=1, target_modules=names), state)
     return [name for key, name in keys.items() if key in loaded]

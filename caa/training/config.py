@@ -16,7 +16,7 @@ class FinetuneConfig:
     dropout: float = 0.0
     """Share of each LoRA input that is dropped while training. PEFT has none for the fused experts of a mixture."""
     target_modules: str = "all-linear"
-    """Which modules get a LoRA: PEFT's "all-linear" (all but the head), or a regular expression for their names."""
+    """Which modules get a LoRA: "all-linear" (all that can but the head and routers), or a regular expression."""
     learning_rate: float = 1e-4
     """Peak of AdamW's learning rate; it rises over the warmup and then falls in a straight line to 0."""
     epochs: float = 1.0

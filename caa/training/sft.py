@@ -27,6 +27,7 @@ from caa.models.blocks import context_length
 from caa.models.fingerprint import fingerprint, has_fingerprint
 from caa.models.names import model_name
 from caa.models.restore import borrowed
+from caa.models.targets import lora_config
 from caa.training.config import FinetuneConfig, default_config
 from caa.training.examples import Direction, check_lengths, tokenize, training_examples
 
@@ -165,23 +166,15 @@ def _train(model: Any, tokenizer: Any, rows: Rows, config: FinetuneConfig, parti
 
 def _trainer(model: Any, tokenizer: Any, rows: Rows, config: FinetuneConfig, partial: Path) -> Any:
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=config.target_modules,
-        task_type="CAUSAL_LM",
-    )
     trainer = SFTTrainer(
         model=model,
         args=_arguments(partial, config, on_cpu=next(model.parameters()).device.type == "cpu"),
         train_dataset=Dataset.from_list(list(rows)),
         processing_class=copy.deepcopy(tokenizer),  # TRL gives it a pad token
-        peft_config=lora,
+        peft_config=lora_config(model, config.rank, config.alpha, config.dropout, config.target_modules),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
