@@ -193,6 +193,7 @@ def _arguments(partial: Path, config: FinetuneConfig, on_cpu: bool) -> Any:
         lr_scheduler_type="linear",
         warmup_steps=config.warmup,
         max_length=None,  # checked already: TRL would cut
+        router_aux_loss_coef=0.0,  # the routers of a mixture stay as they are
         seed=config.seed,
         use_cpu=on_cpu,
         bf16=config.bf16 and not on_cpu,
