@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install lowest demo test check docs bench bench-gpu format embedded families
+.PHONY: help install lowest demo test shapes check docs bench bench-gpu format embedded families
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -25,8 +25,14 @@ demo: $(INSTALLED) ## a first table on the small embedded model
 	$(BIN)/caa demo
 
 # Two processes of one thread each: tiny models gain nothing from more threads.
-test: $(INSTALLED) ## all tests
+test: $(INSTALLED) shapes ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# Every call in these tests is held against its annotations, which takes twice the time.
+SHAPED := $(addprefix tests/test_,operators.py scopes.py methods.py patching.py projections.py reader.py vector.py wrapper.py)
+CHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+shapes: $(INSTALLED) ## shapes and types of tensors, as annotations say them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 "--jaxtyping-packages=caa,$(CHECKER)" $(SHAPED)
 
 check: $(INSTALLED) docs ## formatting, lint, types, imports, documentation
 	$(BIN)/ruff format --check .
