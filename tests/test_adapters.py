@@ -9,6 +9,8 @@ from itertools import product
 import pytest
 import torch
 from adapter_kinds import KINDS, close, logits, quietly, trained
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from slow import vector
 from tiny import tiny_lora, tiny_model, tiny_tokenizer
 from torch import nn
@@ -19,7 +21,7 @@ from caa.exports.merged import to_merged
 from caa.exports.peft import to_peft
 from caa.extraction.norms import stream_norms
 from caa.models.adapter_state import active_adapters, merged_adapters
-from caa.models.adapters import AdapterError, save_adapter
+from caa.models.adapters import AdapterError, adapter_record, save_adapter
 from caa.models.fingerprint import fingerprint, has_fingerprint
 from caa.models.restore import WriteGuard
 from caa.models.tensors import plain_parts
@@ -375,19 +377,34 @@ def tied_model():
 
 def quantized(bits: int):
     quantization = pytest.importorskip("torchao.quantization", reason="needs torchao")
-    configs = {8: quantization.Int8WeightOnlyConfig, 4: getattr(quantization, "Int4WeightOnlyConfig", None)}
+    from torchao.quantization.granularity import PerGroup
+
+    # torchao's Int4WeightOnlyConfig runs on cards alone.
+    int4 = quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(16))
     model = tiny_model()
-    quantization.quantize_(model, configs[bits]())
+    quantization.quantize_(model, {8: quantization.Int8WeightOnlyConfig(), 4: int4}[bits])
     return model
 
 
-def test_an_int8_base_of_torchao_is_known_steered_read_and_wears_adapters(tmp_path):
-    model = quantized(8)
+def dequantized(model):
+    """A plain model of the numbers that a quantized one stands for."""
+    plain = tiny_model()
+    for name, tensor in model.state_dict().items():
+        numbers = tensor.dequantize() if len(plain_parts(tensor)) > 1 else tensor
+        plain.get_parameter(name).data.copy_(numbers)
+    return plain
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantized_base_of_torchao_is_known_steered_read_and_wears_adapters(tmp_path, bits):
+    model = quantized(bits)
     known, plain = fingerprint(model), model(IDS).logits
-    assert known == fingerprint(quantized(8))
+    assert known == fingerprint(quantized(bits))
     assert fingerprint(tiny_model()) != known, "quantized weights are no part of it"
     read = extract(model, TOKENIZER, PAIRS, [2])
-    assert torch.cosine_similarity(read.at(2), extract(tiny_model(), TOKENIZER, PAIRS, [2]).at(2), dim=0) > 0.99
+    alone = extract(dequantized(model), TOKENIZER, PAIRS, [2]).at(2)
+    torch.testing.assert_close(read.at(2), alone, atol=0.05, rtol=0)
+    assert not torch.allclose(alone, extract(tiny_model(), TOKENIZER, PAIRS, [2]).at(2), atol=0.1)
     wrapper = SteeringWrapper(model)
     with wrapper.steer(Intervention(vector(), 2, 1.0)):
         assert not torch.allclose(wrapper(IDS).logits, plain, atol=1e-2)
@@ -395,7 +412,12 @@ def test_an_int8_base_of_torchao_is_known_steered_read_and_wears_adapters(tmp_pa
         wrapper.load_adapter(adapter(tmp_path / "new"), "sft")
         assert fingerprint(wrapper.model) == known
         refuse_pissa = adapter(tmp_path / "pissa", "LoRA, PiSSA")
-    assert not torch.allclose(wrapper(IDS).logits, plain, atol=1e-2)
+    assert torch.equal(
+        wrapper(IDS).logits, PeftModel.from_pretrained(quantized(bits), tmp_path / "new").eval()(IDS).logits
+    )
+    (tmp_path / "saved").mkdir()
+    save_adapter(wrapper.model, "sft", tmp_path / "saved")
+    assert all(map(torch.equal, tensors_of(tmp_path / "saved").values(), tensors_of(tmp_path / "new").values()))
     with wrapper.finetune(None):
         assert torch.equal(wrapper(IDS).logits, plain)
     refuse(wrapper, refuse_pissa, "changes the base")
@@ -404,6 +426,96 @@ def test_an_int8_base_of_torchao_is_known_steered_read_and_wears_adapters(tmp_pa
     wrapper.unsteer()
     wrapper.unload_adapters()
     assert torch.equal(wrapper(IDS).logits, plain)
+
+
+# What PEFT changes on a model that wears adapters
+
+
+@pytest.fixture
+def worn(tmp_path) -> SteeringWrapper:
+    """A base that holds the adapters a and b, whose folders are `tmp_path / name`; a has a record."""
+    for seed, name in enumerate("ab", 1):
+        adapter(tmp_path / name, seed=seed)
+    record = {"base": "tiny", "base_fingerprint": fingerprint(tiny_model()), "behavior": "patience"}
+    (tmp_path / "a" / "caa.json").write_text(json.dumps(record))
+    wrapper = SteeringWrapper(tiny_model())
+    for name in "ba":
+        wrapper.load_adapter(tmp_path / name, name)
+    return wrapper
+
+
+def saved(wrapper: SteeringWrapper, name: str, folder) -> torch.Tensor:
+    """What plain PEFT computes with what is saved of an adapter."""
+    folder.mkdir()
+    save_adapter(wrapper.model, name, folder)
+    with quietly():
+        return PeftModel.from_pretrained(tiny_model(), folder).eval()(IDS).logits
+
+
+def unloaded_is_base(wrapper: SteeringWrapper) -> None:
+    assert fingerprint(wrapper.model) == fingerprint(tiny_model())
+    wrapper.unsteer()
+    wrapper.unload_adapters()
+    assert torch.equal(wrapper(IDS).logits, frozen()(IDS).logits)
+
+
+@pytest.mark.parametrize("scale", ["set_scale", "scale_layer"])
+def test_a_scaled_adapter_is_worn_and_exported_as_it_is_and_not_saved_as_another(worn, tmp_path, scale):
+    halved = added_by_hand(worn, {"a": 0.5})
+    for layer in worn.model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_scale("a", 0.5) if scale == "set_scale" else layer.scale_layer(0.5)
+    torch.testing.assert_close(worn(IDS).logits, halved, atol=1e-4, rtol=1e-4)
+    assert adapter_record(worn.model, "a") == {}, "nothing is known of the scaled one"
+    for save in (lambda: saved(worn, "a", tmp_path / "s"), lambda: steered(worn).save_pretrained(tmp_path / "steered")):
+        with pytest.raises(ValueError, match=r"was scaled on the model .* in place of .*set_scale\('a', 1\)"):
+            save()
+    with quietly():
+        to_merged(steered(worn), TOKENIZER, tmp_path / "merged")  # compares what it wrote with the hook
+        to_peft(steered(worn), tmp_path / "peft")
+        exported = PeftModel.from_pretrained(tiny_model(), tmp_path / "peft").eval()
+    torch.testing.assert_close(exported(IDS).logits, worn(IDS).logits, atol=1e-4, rtol=1e-4)
+    unloaded_is_base(worn)
+
+
+def test_an_adapter_that_was_swapped_in_place_is_the_new_one_without_the_record_of_the_old(worn, tmp_path):
+    from peft.utils.hotswap import hotswap_adapter
+
+    assert adapter_record(worn.model, "a")["behavior"] == "patience"
+    with worn.finetune("b"):
+        expected = worn(IDS).logits
+    hotswap_adapter(worn.model, str(tmp_path / "b"), "a", torch_device="cpu")
+    torch.testing.assert_close(worn(IDS).logits, expected)
+    assert adapter_record(worn.model, "a") == {}
+    torch.testing.assert_close(saved(worn, "a", tmp_path / "s"), expected)
+    unloaded_is_base(worn)
+
+
+@pytest.mark.parametrize("combination", ["cat", "linear", "svd"])
+def test_a_weighted_combination_is_an_adapter_of_its_own(worn, tmp_path, combination):
+    worn.model.add_weighted_adapter(["a", "b"], [0.7, 0.3], "both", combination_type=combination)
+    assert worn.adapters == ["b", "a", "both"]
+    with worn.finetune("both"):
+        combined = worn(IDS).logits
+        if combination == "cat":
+            torch.testing.assert_close(combined, added_by_hand(worn, {"a": 0.7, "b": 0.3}), atol=1e-4, rtol=1e-4)
+        with quietly():
+            to_merged(steered(worn), TOKENIZER, tmp_path / "merged")
+        worn.unsteer()
+    torch.testing.assert_close(saved(worn, "both", tmp_path / "s"), combined)
+    unloaded_is_base(worn)
+
+
+@torch.no_grad()
+def added_by_hand(wrapper: SteeringWrapper, shares: dict[str, float]) -> torch.Tensor:
+    """Of a base to whose matrices the shares of B A alpha / r are added."""
+    plain = tiny_model()
+    for key, layer in wrapper.model.named_modules():
+        if isinstance(layer, LoraLayer):
+            weight = plain.get_submodule(key.removeprefix("base_model.model.")).weight
+            for name, share in shares.items():
+                weight += share * layer.scaling[name] * layer.lora_B[name].weight @ layer.lora_A[name].weight
+    return plain(IDS).logits
 
 
 # A folder as a model

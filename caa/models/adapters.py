@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -179,7 +180,8 @@ def _put_on(model: Any, folder: Path, name: str) -> Any:
             model.set_adapter(name, inference_mode=True)
         else:
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
-    model.peft_config[name]._caa_record = _read_record(folder)
+    if record := _read_record(folder):
+        model.peft_config[name]._caa_record = (record, adapter_hash(model, name))
     return model
 
 
@@ -279,13 +281,21 @@ def unload(model: Any) -> nn.Module:
 
 
 def adapter_record(model: Any, name: str) -> dict[str, Any]:
-    """What `load_adapter` read beside the adapter: base, behavior, direction, data hash; {} if there was nothing."""
-    return dict(getattr(model.peft_config[name], "_caa_record", {}))
+    """What `load_adapter` read beside the adapter: base, behavior, direction, data hash; {} if there was nothing.
+
+    {} too if the adapter is another one by now: scaled, trained on, or swapped by PEFT's `hotswap_adapter`.
+    """
+    record, known = getattr(model.peft_config[name], "_caa_record", ({}, ""))
+    return dict(record) if record and adapter_hash(model, name) == known else {}
 
 
 def save_adapter(model: Any, name: str, folder: Path) -> None:
-    """Write one of the model's adapters as PEFT does, the same bytes each time, with what is known of it beside it."""
+    """Write one of the model's adapters as PEFT does, the same bytes each time, with what is known of it beside it.
+
+    ValueError for a merged one, and for one that was scaled on the model, which PEFT's files cannot say.
+    """
     check_unmerged(model)
+    _check_unscaled(model, name)
     scratch = folder / "peft"
     # "auto" would look on the Hub whether the embeddings were resized.
     model.save_pretrained(scratch, selected_adapters=[name], save_embedding_layers=False)
@@ -296,6 +306,26 @@ def save_adapter(model: Any, name: str, folder: Path) -> None:
     make_portable(folder, model)
     if record := adapter_record(model, name):
         (folder / PROVENANCE).write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+def _check_unscaled(model: Any, name: str) -> None:
+    """PEFT's `set_scale` and `scale_layer` change what an adapter does, and its saves forget it."""
+    for key, layer in _lora_layers(model, name):
+        own = layer.lora_alpha[name] / (math.sqrt(layer.r[name]) if layer.use_rslora.get(name) else layer.r[name])
+        if not math.isclose(layer.scaling[name], own):
+            raise ValueError(
+                f"the adapter {name!r} was scaled on the model ({key}: {layer.scaling[name]:g} in place of {own:g}), "
+                f"and PEFT's files cannot say so: undo it (`set_scale({name!r}, 1)` of each layer), and make the "
+                f"scaled one an adapter of its own: `model.add_weighted_adapter([{name!r}], [scale], name)`"
+            )
+
+
+def _lora_layers(model: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    for key, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and name in layer.scaling:
+            yield key, layer
 
 
 def make_portable(folder: Path, model: Any) -> None:
@@ -372,14 +402,11 @@ def adapter_hash(model: nn.Module, name: str) -> str:
 
 def _beyond_weights(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
     """What neither the weights nor the config's rank and alpha tell (rsLoRA, DoRA, ...); nothing for a plain LoRA."""
-    from peft.tuners.lora import LoraLayer
-
     config: Any = model.peft_config[name]  # type: ignore[index]
-    for key, layer in model.named_modules():
-        if isinstance(layer, LoraLayer) and name in layer.scaling:
-            variant = layer.lora_variant.get(name)
-            if variant or layer.scaling[name] != config.lora_alpha / config.r:
-                yield f"{key} {type(variant).__name__}", torch.tensor(layer.scaling[name])
+    for key, layer in _lora_layers(model, name):
+        variant = layer.lora_variant.get(name)
+        if variant or layer.scaling[name] != config.lora_alpha / config.r:
+            yield f"{key} {type(variant).__name__}", torch.tensor(layer.scaling[name])
     tokens = [getattr(config, field, None) for field in ("alora_invocation_tokens", "trainable_token_indices")]
     if any(tokens):
         yield f"tokens {tokens}", torch.tensor(0)
