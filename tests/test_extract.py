@@ -29,7 +29,6 @@ def one_pair_at_a_time(model, tokenizer, pairs, layer) -> torch.Tensor:
     return (total / len(pairs)).float()
 
 
-@pytest.mark.filterwarnings("ignore:.*is asked")
 @pytest.mark.parametrize("family", RARE)  # their hidden_states are not numbered as those of the others
 def test_extraction_in_batches_is_the_mean_of_each_pair_alone(family):
     model, tokenizer = tiny_model(family), tiny_tokenizer()

@@ -158,7 +158,6 @@ TEXTS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:.*is asked")
 @pytest.mark.parametrize("family", [*FAMILIES, "Mamba", "Rwkv", "GPTNeo"])
 def test_every_place_of_every_sequence_is_what_it_is_in_a_pass_of_its_own(family):
     model, tokenizer = tiny_model(family), tiny_tokenizer()

@@ -18,8 +18,6 @@ from caa.steering.intervention import sweep, together
 from caa.steering.scopes import everywhere
 from caa.steering.scoring import Continued, log_probabilities
 
-MIXED = pytest.mark.filterwarnings("ignore:.*asked row by row")
-
 
 def ids(length: int, seed: int) -> list[int]:
     return random_ids(1, length, seed)[0].tolist()
@@ -62,7 +60,6 @@ def check(wrapper: SteeringWrapper, texts, settings, **how) -> None:
     assert expected.std(dim=1).min() > 0.01, "settings that change nothing would agree with anything"
 
 
-@MIXED
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_settings_at_once_equal_one_at_a_time(family, lora):
@@ -70,15 +67,12 @@ def test_all_settings_at_once_equal_one_at_a_time(family, lora):
     check(SteeringWrapper(tiny_lora(model) if lora else model), LETTERS, ALL)
 
 
-@MIXED
 @pytest.mark.parametrize("family", ["Llama", "GPT2", "Gemma3Text", "Bloom"])
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_answers_of_many_tokens(family, batch_size):
     check(SteeringWrapper(tiny_model(family)), SENTENCES, ALL, batch_size=batch_size)
 
 
-@MIXED
-@pytest.mark.filterwarnings("ignore:.*is asked one")
 @pytest.mark.parametrize("texts", [[2], [0, 1], [0, 1, 2, 3]])  # as many rows as MPT has heads, and fewer
 @pytest.mark.parametrize("family", RARE)
 def test_families_with_states_and_biases_of_their_own_are_scored_as_if_alone(family, texts):
@@ -257,8 +251,6 @@ def test_the_order_of_a_settings_interventions_is_kept():
 # Texts.
 
 
-@MIXED
-@pytest.mark.filterwarnings("ignore:.*is asked one")
 @pytest.mark.parametrize("family", ["Llama", "GPT2", "Gemma2", "Mistral", "Bloom", "OPT", *RARE])
 def test_texts_under_all_settings_equal_one_at_a_time(family):
     wrapper = SteeringWrapper(tiny_model(family))

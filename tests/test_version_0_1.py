@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -123,9 +124,10 @@ def test_a_run_in_which_names_were_mixed_up_is_not_continued(tiny_chat, run, nam
 
 
 def test_its_report_says_the_same_numbers(run):
-    expected = (run / "tables.csv").read_text()
+    expected = pd.read_csv(run / "tables.csv")
     write_report(run)
-    assert (run / "tables.csv").read_text() == expected
+    lines = pd.read_csv(run / "tables.csv")
+    pd.testing.assert_frame_equal(lines[lines.quantity != "warning"][expected.columns], expected, check_dtype=False)
     assert "random x1" in write_html(run).read_text()
 
 
