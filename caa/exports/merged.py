@@ -69,7 +69,8 @@ def _merge(model: Any) -> Any:
     copied = shell(model)
     if not active_adapters(copied):
         return unload(copied)
-    _untie(copied)
+    # So a head that shares the embeddings' weights has its own too, if an adapter changes one of the two, and PEFT then
+    # says so in the config (`tie_word_embeddings`). The checkpoint is larger by the head.
     for layer in copied.modules():
         if (base := getattr(layer, "base_layer", None)) is not None:
             _own_weights(base)
@@ -91,26 +92,6 @@ def _own_weights(layer: nn.Module) -> None:
     """Exchange a shell's weights for copies, for some of PEFT's tuners merge into them in place."""
     for name, parameter in layer.named_parameters(recurse=False):
         layer.register_parameter(name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
-
-
-def _untie(model: Any) -> None:
-    """Give a head that shares the embeddings' weights its own, if an adapter changes one of the two.
-
-    Merged into shared weights, it would change both. The checkpoint is larger by the head then.
-    """
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    embeddings, head = (_plain_layer(end) for end in ends)
-    if head is None or embeddings.weight is not head.weight or ends == [embeddings, head]:
-        return
-    _own_weights(head)
-    model.config.tie_word_embeddings = text_config(model).tie_word_embeddings = False
-
-
-def _plain_layer(module: Any) -> Any:
-    """The base's own layer inside of what PEFT puts around it."""
-    for name in ("original_module", "token_adapter", "base_layer"):
-        module = getattr(module, name, module)
-    return module
 
 
 def _with_room(model: Any, wanted: Mapping[str, Tensor]) -> Any:
