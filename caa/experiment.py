@@ -14,7 +14,7 @@ import yaml
 
 from caa.data.behaviors import Behavior, Question
 from caa.data.chat import ChatFormat
-from caa.data.sources import BUILTIN, PUBLIC, load_behavior, load_facts
+from caa.data.sources import BUILTIN, IN_WORDS, PUBLIC, load_behavior, load_facts
 from caa.files import only_writer, replacing
 from caa.judges.config import OFFLINE, JudgeConfig
 from caa.preflight import (
@@ -26,13 +26,15 @@ from caa.preflight import (
     refuse,
 )
 from caa.reports.tables import Table, best_layer, finetune_tables, to_markdown, write_report
-from caa.runs.rows import read_rows
+from caa.runs.rows import Cell, Row, read_rows
 from caa.training.config import FinetuneConfig
 from caa.vectors.vector import SteeringVector, rescaled_alike, set_mean_normalize
 
 if TYPE_CHECKING:
     from caa.evals.grid import EvalGrid
 
+DAMAGE = "damage.csv"
+"""What the open answers of each cell say again and again, and how much they surprise the unsteered model."""
 SETTINGS = "experiment.yaml"
 """What an experiment was told, in its folder; `caa run` reads it as any other config."""
 logger = logging.getLogger(__name__)
@@ -52,6 +54,13 @@ class Experiment:
     model: str = "tiny-chat"
     layer: int | None = None
     """The layer to steer (output of that block, counted from 0); None chooses on the validation questions."""
+    layers: Sequence[int] = ()
+    """Those that are tried when one is chosen; none given are all."""
+    token: Literal["parting", "last", "mean"] | int = "parting"
+    """Where answers are read: "parting" (the first token that differs: the letter), "mean" over the answer (for answers
+    in words), "last", or a token's number."""
+    in_doses: bool = False
+    """Take the vectors at the length of the residual stream, layer by layer: multipliers are relative doses then."""
     multipliers: Sequence[float] = (-1.0, 0.0, 1.0)
     finetunes: Sequence[Literal["none", "positive", "negative"]] = ("none", "positive", "negative")
     tasks: Sequence[str] = ("ab", "open")
@@ -60,7 +69,13 @@ class Experiment:
     set_mean_norm: bool = False
     """Rescale the vectors to their mean norm, as the paper did, so that one multiplier pushes all behaviors alike."""
     random_controls: int = 0
-    """Random directions of the same norm, asked the same questions."""
+    """Random directions of the same norm, asked the same questions. One is no control: three differ as much as they do
+    from the vector."""
+    control_finetunes: bool = True
+    """Whether they are asked of the finetunes too, or of the base alone."""
+    damage: int = 0
+    """How many open answers of each cell are measured by what the base, unsteered, thinks of them: perplexity beside
+    loops in `damage.csv`."""
     system_prompts: Sequence[Literal["", "positive", "negative"]] = ("",)
     """"" for none, and the behavior's own: prompting beside finetuning and steering, and their combinations."""
     others: bool = False
@@ -71,6 +86,8 @@ class Experiment:
     """None takes the settings that suit the model's size."""
     judge: JudgeConfig = OFFLINE
     """Who scores open answers: the offline exemplar judge, a served model, a local one, or an embedding."""
+    judges: Mapping[str, JudgeConfig] = field(default_factory=dict)
+    """Another judge for the behaviors of these names."""
     limit: int | None = None
     """Ask only the first questions of each kind, as a trial; None asks all."""
     max_new_tokens: int = 48
@@ -131,7 +148,7 @@ class Experiment:
                 if prompt and not behavior.system_prompts.get(prompt):
                     yield f"behavior {behavior.name!r} has no {prompt} system prompt, and system_prompts asks for one"
             if "open" in self.tasks:
-                yield from judge_problems(self.judge, behavior)
+                yield from judge_problems(self.judges.get(behavior.name, self.judge), behavior)
         try:
             self.load_facts()
         except (ValueError, OSError) as error:
@@ -162,12 +179,27 @@ class Experiment:
         layer = self.choose_layer(model, tokenizer, behaviors, vectors) if self.layer is None else self.layer
         for behavior in behaviors:
             self.measure(model, tokenizer, behavior, vectors, layer)
+        if self.damage and "open" in self.tasks:
+            self.keep_damage(model, tokenizer)
         return write_report(self.out)
 
     def find_vectors(self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior]) -> Mapping[str, SteeringVector]:
         """Behavior name -> its vector, all layers, read in the model as it is before any finetune."""
         vectors = {behavior.name: self._vector(model, tokenizer, behavior, behavior.name) for behavior in behaviors}
+        if self.in_doses:
+            norms = self._stream_norms(model, tokenizer, behaviors)
+            from caa.extraction.norms import in_doses
+
+            return {name: in_doses(vector, norms) for name, vector in vectors.items()}
         return set_mean_normalize(vectors) if self.set_mean_norm else vectors
+
+    def _stream_norms(self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior]) -> dict[int, float]:
+        """layer -> mean length of the residual stream at the last prompt token, over the questions of all pairs."""
+        from caa.extraction.norms import stream_norms
+
+        chat = ChatFormat(tokenizer, template=self.template, arguments=self.template_arguments)
+        prompts = [chat.encode(pair.text) for behavior in behaviors for pair in behavior.require("pairs")]
+        return dict(stream_norms(model, tokenizer, prompts, batch_size=self.batch_size))
 
     def _vector(self, model: Any, tokenizer: Any, behavior: Behavior, file: str) -> SteeringVector:
         """The behavior's vector in the model as it is now, from its file once it has been read."""
@@ -175,7 +207,8 @@ class Experiment:
 
         path, pairs = self.out / "vectors" / f"{file}.safetensors", behavior.require("pairs")
         chat = ChatFormat(tokenizer, template=self.template, arguments=self.template_arguments)
-        return load_or_extract(path, model, chat, pairs, behavior=behavior.name, batch_size=self.batch_size)
+        size = self.batch_size
+        return load_or_extract(path, model, chat, pairs, token=self.token, behavior=behavior.name, batch_size=size)
 
     def choose_layer(
         self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior], vectors: Mapping[str, SteeringVector]
@@ -200,7 +233,7 @@ class Experiment:
         return EvalGrid(
             questions,
             vector,
-            vector.layers,
+            self.layers or vector.layers,
             self.multipliers,
             tasks=("ab",),
             also=others,
@@ -221,7 +254,11 @@ class Experiment:
         vector = vectors[behavior.name]
         reread = self.reread_vectors(wrapper, tokenizer, behavior, vector) if self.reread else {}
         judge = self.make_judge(behavior) if "open" in self.tasks else None
-        self.grid(behavior, vectors, layer, reread, judge).run(wrapper, tokenizer, self.out)
+        grid = self.grid(behavior, vectors, layer, reread, judge)
+        grid.run(wrapper, tokenizer, self.out)
+        if self.random_controls and not self.control_finetunes:
+            controls = dataclasses.replace(grid, finetunes=[None], reread={}, random_controls=self.random_controls)
+            controls.run(wrapper, tokenizer, self.out)
         self.keep_steered(wrapper, tokenizer, behavior, vector, layer)
         wrapper.unload_adapters()
 
@@ -245,7 +282,7 @@ class Experiment:
             [None if name == "none" else name for name in self.finetunes],
             self.tasks,
             facts=self.load_facts(),
-            random_controls=self.random_controls,
+            random_controls=self.random_controls if self.control_finetunes else 0,
             also=others,
             reread=reread,
             system_prompts=self.system_prompts,
@@ -282,12 +319,39 @@ class Experiment:
                 adapters[direction] = finetune(model, chat, behavior, direction, folder, self.training)
         return adapters
 
+    def keep_damage(self, model: Any, tokenizer: Any) -> Path:
+        """Measure perplexities of open answers under the unsteered base; `damage.csv`, one line per cell."""
+        from caa.evals.damage import perplexities
+        from caa.reports.tables.text_damage import text_damage
+        from caa.steering.wrapper import SteeringWrapper
+
+        rows = self._first_answers()
+        chat = ChatFormat(tokenizer, template=self.template, arguments=self.template_arguments)
+        texts = {(row.evidence["asked"], row.evidence["text"]): None for row in rows}
+        questions, answers = zip(*texts, strict=True)
+        wrapper = SteeringWrapper(model)
+        surprises = perplexities(wrapper, chat, questions, answers, batch_size=self.batch_size)
+        known = dict(zip(texts, surprises, strict=True))
+        by_row = {row.key: known[row.evidence["asked"], row.evidence["text"]] for row in rows}
+        with replacing(self.out / DAMAGE) as scratch:
+            text_damage(rows, by_row).to_csv(scratch, index=False)
+        return self.out / DAMAGE
+
+    def _first_answers(self) -> list[Row]:
+        """`damage` open answers of each cell, to the same questions in all cells of a behavior."""
+        answered: dict[Cell, list[Row]] = {}
+        for row in sorted(read_rows(self.out / "rows.jsonl"), key=lambda row: row.question):  # the same in every cell
+            if row.cell.task == "open" and len(answered.setdefault(row.cell, [])) < self.damage:
+                answered[row.cell].append(row)
+        return [row for rows in answered.values() for row in rows]
+
     def make_judge(self, behavior: Behavior) -> Any:
         """A judge of this behavior; the exemplar judge knows the other behaviors' answers as off topic."""
         from caa.judges.build import make_judge
 
         others = [load_behavior(name) for name in dict.fromkeys((*self.behaviors, *BUILTIN))]
-        return make_judge(self.judge, behavior, self.out, [other for other in others if other.name != behavior.name])
+        config = self.judges.get(behavior.name, self.judge)
+        return make_judge(config, behavior, self.out, [other for other in others if other.name != behavior.name])
 
     def keep_steered(
         self, wrapper: Any, tokenizer: Any, behavior: Behavior, vector: SteeringVector, layer: int
@@ -308,7 +372,7 @@ class Experiment:
 
 def _place(name: str) -> str:
     """How a behavior is found from any working folder."""
-    return name if name in BUILTIN or name.startswith(PUBLIC) else str(Path(name).expanduser().absolute())
+    return name if name in (*BUILTIN, *IN_WORDS) or name.startswith(PUBLIC) else str(Path(name).expanduser().absolute())
 
 
 def behaviors_of_run(folder: str | Path, names: Iterable[str]) -> dict[str, Behavior]:

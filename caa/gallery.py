@@ -259,7 +259,7 @@ class Gallery:
         )
         points = []
         for response in responses:
-            numbers = {"dose": response.dose, "perplexity": response.perplexity}
+            numbers = {"dose": response.dose, "perplexity": response.perplexity, "loops": response.loops}
             points.append(numbers | asdict(mean_interval(response.scores)))
         return [curves.dose_response(points, self.chosen.name, self.layer)]
 

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from tiny import SHARED, random_ids, tiny_lora, tiny_model, tiny_tokenizer
@@ -79,6 +80,40 @@ def test_words_to_tables_and_again(few, tmp_path, caplog):
     assert steered.adapters == ["positive"]
     plain, _ = load_model("tiny-chat")
     assert not torch.allclose(expected, plain(ids).logits, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_doses_controls_of_the_base_and_damage_of_every_answer(few, tmp_path):
+    out = tmp_path / "run"
+    experiment = Experiment(
+        out,
+        [few],
+        layer=2,
+        multipliers=(-0.2, 0, 0.2),
+        finetunes=["none", "positive"],
+        tasks=["open"],
+        token="mean",
+        in_doses=True,
+        random_controls=3,
+        control_finetunes=False,
+        damage=4,
+        training=QUICK,
+        max_new_tokens=8,
+    )
+    experiment.run()
+    rows = read_rows(out / "rows.jsonl")
+    controls = {(row.cell.finetune, row.cell.vector.name) for row in rows if row.cell.vector.kind == "random"}
+    assert controls == {(None, "0"), (None, "1"), (None, "2")}
+    record = json.loads((out / "run.json").read_text())
+    assert record["notes"]["batch_size"] == 16
+    assert record["notes"]["doses"]["waiting"]["2"] == pytest.approx(1, abs=0.3), "at other questions than the pairs'"
+    assert SteeringVector.load(out / "vectors" / "waiting.safetensors").source.token == "mean"
+    damage = pd.read_csv(out / "damage.csv")
+    assert len(damage) == len({row.cell for row in rows})
+    assert (damage.perplexity > 1).all()
+    assert {"loops", "coverage", "score", "answers"} <= set(damage.columns)
+    with pytest.raises(FileExistsError, match="token was mean and is now parting"):
+        replace(experiment, token="parting").run()
 
 
 @pytest.mark.slow

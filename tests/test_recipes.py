@@ -46,13 +46,16 @@ def test_a_config_is_read_by_the_command_in_its_first_line(path, monkeypatch):
     monkeypatch.setattr(Experiment, "run", lambda self: written.append(self) or [])
     assert main(["run", path.stem, "--batch-size", "3", "--figures", "false"]) == 0
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert {name: _plain(getattr(written[0], name)) for name in settings} == settings | (
+    assert {name: _plain(getattr(written[0], name), settings[name]) for name in settings} == settings | (
         {"batch_size": 3} if "batch_size" in settings else {}
     )
     assert written[0].batch_size == 3, "an option does not override the file"
 
 
-def _plain(value):
+def _plain(value, given):
+    if isinstance(given, dict):
+        known = value if isinstance(value, dict) else vars(value)
+        return {name: _plain(known[name], part) for name, part in given.items()}
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, (list, tuple)) else value
 
 

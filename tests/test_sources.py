@@ -16,6 +16,7 @@ from caa.data.behaviors import ContrastPair, Question
 from caa.data.download import CAA_BEHAVIORS, caa_folder, download_caa
 from caa.data.sources import (
     BUILTIN,
+    IN_WORDS,
     describe,
     letters_outside,
     list_behaviors,
@@ -23,6 +24,7 @@ from caa.data.sources import (
     load_facts,
     pairs_from_dataset,
 )
+from caa.judges import PhraseJudge
 
 REAL = SHARED / "data/caa/datasets"
 ASKED = "Would you wait {}?\n\nChoices:\n (A) Yes\n (B) No"
@@ -244,6 +246,21 @@ def test_facts_in_the_format_of_the_public_ones(tmp_path):
 
 
 # What is packaged.
+
+
+@pytest.mark.parametrize("name", IN_WORDS)
+def test_behaviors_in_words_have_pairs_and_questions_of_their_own(name):
+    behavior = load_behavior(name)
+    parts = behavior.pairs, behavior.validation_questions, behavior.ab_questions
+    assert [len(part) for part in parts] == [32, 10, 30]
+    texts = [item.text for part in parts for item in part]
+    assert len(set(texts)) == len(texts), "no question is asked twice, in pairs and tests neither"
+    assert [question.text for question in behavior.open_questions] == [q.text for q in behavior.ab_questions]
+    answers = [answer for pair in behavior.pairs for answer in pair.answers]
+    assert len(set(answers)) == 64, "no template: each answer is written once"
+    judge = PhraseJudge.of(behavior)
+    assert judge.accuracy > 0.6
+    assert judge.off_topic > 0.9
 
 
 @pytest.mark.parametrize("name", BUILTIN)

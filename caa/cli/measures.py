@@ -71,8 +71,8 @@ def damage(
     """Print what a vector does at growing doses, beside what it breaks: to see where an overdose begins.
 
     By dose, the length of the push beside that of the residual stream: the probability of the matching answer; the
-    perplexity of the steered answers for the unsteered model; and the divergence (KL, in nats) of what it would say
-    first to knowledge questions, which have nothing to do with the behavior.
+    perplexity of the steered answers for the unsteered model, and how many of them loop; and the divergence (KL, in
+    nats) of what it would say first to knowledge questions, which have nothing to do with the behavior.
 
     Args:
         behavior: a built-in behavior, or a path to one of your own.
@@ -120,12 +120,13 @@ def damage(
     settings = [(Intervention(direction, layer, response.multiplier),) for response in responses]
     moved = divergences(wrapper, chat, prompts, settings, batch_size=batch_size)
     table = Table("dose", box=box.SIMPLE_HEAD)
-    for column in ("multiplier", "matching answer", "perplexity of answers", "divergence elsewhere"):
+    for column in ("multiplier", "matching answer", "perplexity of answers", "that loop", "divergence elsewhere"):
         table.add_column(column, justify="right")
     for number, response in enumerate(responses):
         score, divergence = mean_interval(response.scores), mean_interval(moved[number :: len(responses)])
+        loops = f"{response.loops} of {response.answers}"
         cells = (f"{response.multiplier:+.3g}", f"{score.mean:.2f} ±{score.half_width:.2f}")
-        table.add_row(f"{response.dose:+g}", *cells, f"{response.perplexity:.1f}", f"{divergence.mean:.3f}")
+        table.add_row(f"{response.dose:+g}", *cells, f"{response.perplexity:.1f}", loops, f"{divergence.mean:.3f}")
     console().print(table)
 
 

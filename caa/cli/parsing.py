@@ -88,7 +88,7 @@ def _key_names(action: Any) -> list[str]:
 def _unknown_keys(content: Mapping[str, Any], known: Sequence[str], path: str) -> Iterator[str]:
     heads = sorted({name.partition(".")[0] for name in known} - {"help", "config", "print_config"})
     for key, value in content.items():
-        inner = [name.partition(".")[2] for name in known if name.startswith(f"{key}.")]
+        inner = [name.partition(".")[2] for name in known if name.startswith(f"{key}.") and not name.endswith(".help")]
         if key not in heads:
             yield f"{path}: unknown key {key!r}{did_you_mean(str(key), heads)}"
         elif inner and isinstance(value, Mapping):

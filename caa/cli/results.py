@@ -82,7 +82,7 @@ def data(name: str) -> None:
     from caa.data import sources
 
     if name == "list":
-        lines = list(sources.BUILTIN)
+        lines = [*sources.BUILTIN, *sources.IN_WORDS]
     elif name == "download":
         lines = [f"the public datasets are in {sources.download_caa()}; use them as caa:NAME"]
     else:

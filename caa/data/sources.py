@@ -29,6 +29,8 @@ BUILTIN = (
     "refusal",
 )
 """The seven behaviors of the embedded world, in the order in which tables show them."""
+IN_WORDS = ("declining", "joy", "formality", "agreeing")
+"""Four behaviors in words, without letters, for any chat model: pairs, questions of their own, phrases for a judge."""
 FACTS = "facts"
 """The embedded world's two-option knowledge questions."""
 PUBLIC = "caa:"
@@ -48,7 +50,7 @@ _ABOUT = ("name", "title", "description", "rubric", "system_prompts", "phrases")
 def load_behavior(name_or_path: str | Path) -> Behavior:
     """A behavior, from one of four places.
 
-    - one of `BUILTIN`;
+    - one of `BUILTIN` or `IN_WORDS`;
     - "caa:sycophancy": a public dataset, once `download_caa` has fetched it;
     - a folder in the layout of nrimsky/CAA: `datasets/<behavior>`, or that under `generate` or `test`;
     - a .json or .jsonl file: a list of pairs ("question" with "answer_matching_behavior" and
@@ -174,7 +176,7 @@ def describe(behavior: Behavior) -> list[str]:
 
 def _load(name: str) -> Behavior:
     path = Path(os.path.abspath(Path(name).expanduser()))
-    if name in BUILTIN:
+    if name in (*BUILTIN, *IN_WORDS):
         return _from_file(_BUILTIN_FOLDER / f"{name}.json")
     if name.startswith(PUBLIC):
         path = caa_folder() / name.removeprefix(PUBLIC)
@@ -240,9 +242,9 @@ def _nothing_there(name: str, path: Path) -> str:
         return f"{name!r} holds {len(inside)} behaviors: {', '.join(inside)}. Give one of them, as {path / inside[0]}"
     beside = list_behaviors(path.parent)
     public = [PUBLIC + behavior for behavior in CAA_BEHAVIORS]
-    known = f"Built in: {', '.join(BUILTIN)}. Public, once downloaded: {', '.join(public)}. "
+    known = f"Built in: {', '.join((*BUILTIN, *IN_WORDS))}. Public, once downloaded: {', '.join(public)}. "
     known += f"In {path.parent}: {', '.join(beside)}. " if beside else ""
-    hint = did_you_mean(name, [*BUILTIN, *public]) or did_you_mean(path.name, beside)
+    hint = did_you_mean(name, [*BUILTIN, *IN_WORDS, *public]) or did_you_mean(path.name, beside)
     return (
         f"there is no behavior {name!r}{hint}. {known}Or give a CAA folder (datasets/<behavior>), a .json or a .jsonl"
     )

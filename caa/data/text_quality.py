@@ -11,8 +11,16 @@ LETTER_SHARE = 0.8
 """Of a text's letters, how many may be A or B. Sound answers there stay below 0.1, letter strings lie above 0.93."""
 REPEATED_SHARE = 0.5
 """Of a text's 4-grams, how many may have occurred before. Said twice is below one half, said three times is above."""
+LOOP_TIMES, LOOP_CHARACTERS = 3, 24
+"""A text that ends by saying the same three times or more, over so many characters at least, goes round in a loop."""
+LONGEST_TAIL = 2000
+"""Characters at a text's end in which a loop is looked for."""
+FEWEST_LINES = 4
+"""Fewer lines than this are no list, and may be alike."""
 LONGEST_WORD = 20
 """A longer run without a space is taken letter by letter: "aaaa..." is repetition, not one word."""
+
+_LINE_BEGIN = re.compile(r"^[\W\d_]+")
 
 
 def flaw(text: str) -> str | None:
@@ -25,7 +33,54 @@ def flaw(text: str) -> str | None:
         return "empty"
     if letter_share(text) > LETTER_SHARE:
         return "letter string"
-    return "repetition" if repeated_share(text) >= REPEATED_SHARE else None
+    return "repetition" if loop(text) else None
+
+
+def loop(text: str) -> str | None:
+    r"""What a text says again and again: "words", "characters" or "lines"; None for one that does not.
+
+    Words: half of its 4-grams stood there before. Characters: its end is one string three times or more, be it of
+    symbols. Lines: half of them stood there before, whatever numbers they begin with.
+
+    >>> loop("So " + "=-" * 20), loop("1. Go home\n2. Eat\n3. Go home\n4. Eat"), loop("To be or not to be.")
+    ('characters', 'lines', None)
+    """
+    if _ends_in_a_loop(text.strip()):
+        return "characters"
+    if repeated_lines(text) >= REPEATED_SHARE:
+        return "lines"
+    return "words" if repeated_share(text) >= REPEATED_SHARE else None
+
+
+def _ends_in_a_loop(text: str) -> bool:
+    """Whether some period, LOOP_TIMES of which fit in, goes through all of so long an end."""
+    text = text[-LONGEST_TAIL:]
+    for period in range(1, len(text) // LOOP_TIMES + 1):
+        length = max(LOOP_TIMES * period, LOOP_CHARACTERS)
+        if length <= len(text) and text[-length + period :] == text[-length:-period]:
+            return True
+    return False
+
+
+def repeated_lines(text: str) -> float:
+    r"""Of a text's lines, the share that stood there before, in [0, 1]; 0 for fewer than four lines.
+
+    Blank lines do not count, and neither do the numbers and signs that a line begins with.
+
+    >>> repeated_lines("1. yes\n2. no\n3. yes\n4. no"), repeated_lines("yes\nyes")
+    (0.5, 0.0)
+    """
+    lines = [bare for line in text.splitlines() if (bare := _LINE_BEGIN.sub("", line).strip())]
+    return (len(lines) - len(set(lines))) / len(lines) if len(lines) >= FEWEST_LINES else 0.0
+
+
+def looping_share(texts: Sequence[str]) -> float:
+    """Of some texts, the share that go round in a loop, in [0, 1].
+
+    >>> looping_share(["no no no no no no no no", "I would wait."])
+    0.5
+    """
+    return sum(loop(text) is not None for text in texts) / max(len(texts), 1)
 
 
 def letter_share(text: str) -> float:

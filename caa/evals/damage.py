@@ -61,11 +61,13 @@ def _surprises(
     """Mean negative log-probability of each row's tokens from its start on, in nats; nan where there are none."""
     device = wrapper.model.get_input_embeddings().weight.device
     ids, mask = (tensor.to(device) for tensor in pad(sequences, tokenizer.pad_token_id or 0))
-    logits = wrapper(ids, mask, use_cache=False).logits[:, :-1].float()
-    targets = ids[:, 1:].to(logits.device)
+    first = max(min([*starts, ids.shape[1] - 1]), 1)  # no row needs the logits before it; where they come, they are cut
+    keep = ids.shape[1] - first + 1
+    logits = wrapper(ids, mask, use_cache=False, logits_to_keep=keep).logits[:, -keep:-1].float()
+    targets = ids[:, first:].to(logits.device)
     logs = logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(-1)
-    places = torch.arange(1, ids.shape[1], device=logits.device)  # places[i] is the target's place in the text
-    answer = mask[:, 1:].to(logits.device).bool() & (places >= torch.tensor(starts, device=logits.device)[:, None])
+    places = torch.arange(first, ids.shape[1], device=logits.device)  # places[i] is the target's place in the text
+    answer = mask[:, first:].to(logits.device).bool() & (places >= torch.tensor(starts, device=logits.device)[:, None])
     return list((-(logs * answer).double().sum(1) / answer.sum(1)).tolist())
 
 

@@ -50,6 +50,7 @@ def notes_of(plan: GridPlan, wrapper: SteeringWrapper, tokenizer: Any, batch_siz
     return {
         "model": model_name(wrapper.model),
         "versions": versions(),
+        "batch_size": batch_size,
         "vectors": {name: asdict(plan.vector.source)},
         "doses": {name: _doses(plan, wrapper, tokenizer, batch_size)},
     }

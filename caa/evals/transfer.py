@@ -11,6 +11,7 @@ from typing import Any
 
 from caa.data.behaviors import Behavior, Question
 from caa.data.chat import ChatFormat
+from caa.data.text_quality import loop
 from caa.evals.damage import perplexities
 from caa.evals.tasks import answer_open, score_choices
 from caa.extraction.norms import multiplier_of, stream_norms
@@ -64,6 +65,10 @@ class Response:
     """One for each A/B question."""
     perplexity: float
     """Of the steered open-ended answers, for the unsteered model: the geometric mean over the answers."""
+    loops: int = 0
+    """How many of these answers go round in a loop, which lowers the perplexity and is no virtue."""
+    answers: int = 0
+    """How many there are."""
 
 
 def dose_response(
@@ -100,6 +105,8 @@ def dose_response(
             multipliers[n],
             tuple(choice.score for choice in choices[n::count]),
             _geometric_mean(surprises[n::count]),
+            sum(loop(text) is not None for text in texts[n::count]),
+            len(answered),
         )
         for n, dose in enumerate(doses)
     ]

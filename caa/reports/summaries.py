@@ -9,7 +9,7 @@ from caa.reports.diagnostics.letters import letter_facts
 from caa.reports.diagnostics.warnings import run_warnings
 from caa.reports.naming import cell_fields, signed, usual_first
 from caa.runs.folder import Run
-from caa.runs.rows import Row, VectorRef
+from caa.runs.rows import TEXT, Row, VectorRef
 
 
 def run_facts(run: Run) -> dict[str, str]:
@@ -27,11 +27,20 @@ def run_facts(run: Run) -> dict[str, str]:
         "system prompt": repr(settings.get("system")) if settings.get("system") else "none",
         "letters": letter_facts(rows) or "the rows do not say which letter matches",
         "versions": ", ".join(f"{package} {version}" for package, version in versions.items()) or "unknown",
-        "seeds": f"bootstrap 0; random directions {', '.join(_seeds(rows)) or 'none'}; texts are greedy",
+        "seeds": f"bootstrap 0; random directions {', '.join(_seeds(rows)) or 'none'}",
     }
+    if any(TEXT in row.evidence for row in rows):
+        facts["texts"] = texts_facts(run)
     if sources := _vector_sources(notes.get("vectors", {})):
         facts["vectors"] = "; ".join(f"{source} ({', '.join(names)})" for source, names in sources.items())
     return facts
+
+
+def texts_facts(run: Run) -> str:
+    """What greedy texts depend on besides their prompts: in another dtype, or in other batches, many differ."""
+    dtype = run.record.get("settings", {}).get("model", {}).get("dtype", "an unknown dtype")
+    batch_size = run.record.get("notes", {}).get("batch_size", "unknown")
+    return f"greedy, in {dtype}, batch size {batch_size}"
 
 
 def warnings_of(run: Run) -> list[str]:

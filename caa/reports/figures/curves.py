@@ -134,7 +134,7 @@ def dose_response(responses: Iterable[Mapping[str, float]], behavior: str, layer
     Args:
         responses: for each dose a mapping with "dose" (norm of what is added over that of the residual stream, with
             its sign), "mean", "low", "high" (of the score, with its 95 % interval) and "perplexity" (of the steered
-            answers, for the unsteered model).
+            answers, for the unsteered model); with "loops" (how many of the answers go round) it stands at each point.
         behavior: whose vector it is.
         layer: where it is added.
     """
@@ -157,6 +157,9 @@ def _damage_line(axes: Any, data: pd.DataFrame) -> None:
     from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     axes.plot(data.dose, data.perplexity, marker="s", color=COLORS[1])
+    for dose, perplexity, loops in zip(data.dose, data.perplexity, data.get("loops", []), strict=False):
+        if loops:
+            axes.annotate(f"{loops:g} loop", (dose, perplexity), textcoords="offset points", xytext=(0, 6), ha="center")
     axes.set_ylabel("perplexity of answers\n(for the unsteered model)")
     axes.set_xlabel("relative dose: norm added / norm of the residual stream, with the multiplier's sign")
     axes.set_yscale("log")

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from caa.reports.naming import signed
-from caa.reports.summaries import rerun_program, run_facts, warnings_of
+from caa.reports.summaries import rerun_program, run_facts, texts_facts, warnings_of
 from caa.reports.tables.formats import in_markdown, to_markdown
 from caa.reports.tables.layout import Table
 from caa.reports.tables.report import write_tables
@@ -41,7 +41,7 @@ def to_appendix(run: Run, tables: Sequence[Table]) -> str:
         "Warnings": [f"- {in_markdown(warning)}" for warning in warnings] or ["None."],
         "Tables": [to_markdown(replace(table, warnings=())) for table in tables],  # they stand above, all together
         "Figures": [_picture(path) for path in sorted(run.figures.glob("*.png"))],
-        "Answers": list(_answers(run.rows)),
+        "Answers": list(_answers(run.rows, texts_facts(run))),
         "Run it again": [fenced(rerun_program(run), "python")],
     }
     title = f"# {in_markdown(run.folder.resolve().name)}: {in_markdown(run.model)}\n"
@@ -68,13 +68,13 @@ def fenced(text: str, language: str = "text") -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def _answers(rows: Iterable[Row]) -> Iterator[str]:
+def _answers(rows: Iterable[Row], texts: str) -> Iterator[str]:
     """The first questions of each behavior, answered without a finetune: unsteered, then steered farthest each way."""
     answers = _plain_answers(rows)
     if answers:
         yield (
             f"The first {SHOWN} questions of each behavior, without a finetune: at multiplier 0, and at the largest "
-            f"and the smallest. Answers longer than {LONGEST:,} characters are cut.\n"
+            f"and the smallest; {texts}. Answers longer than {LONGEST:,} characters are cut.\n"
         )
     for behavior, by_question in answers.items():
         for by_cell in islice(by_question.values(), SHOWN):

@@ -14,6 +14,7 @@ from caa.reports.statistics import means_by_cell
 from caa.reports.tables.effects import balanced_tables, effect_tables
 from caa.reports.tables.layout import Table
 from caa.reports.tables.pivot import table_of_rows
+from caa.reports.tables.text_damage import loop_notes
 from caa.runs.rows import Cell, Row, coverage_by_behavior, require_one, require_rows
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class _Captions:
 def _finetune_table(rows: list[Row], captions: _Captions) -> Table:
     cell = rows[0].cell
     prompt = f", system prompt {cell.system_prompt!r}" if cell.system_prompt else ""
-    notes = [*captions.notes(rows), *_mass_note(rows)]
+    notes = [*captions.notes(rows), *_mass_note(rows), *loop_notes(rows)]
     title = f"{_TASKS.get(cell.task, cell.task)}; layer {cell.layer}{prompt}"
     warnings = run_warnings(rows, *captions.of_judges(rows))
     below = *effect_tables(rows, "behavior"), *balanced_tables(rows, "behavior")
