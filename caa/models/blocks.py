@@ -159,8 +159,9 @@ def _feeds(one: Call, other: Call) -> bool:
 
 def _streams_handed_on(one: Call, other: Call) -> int:
     """How many tensors a block writes, not merely passes on, and gives to the next one."""
-    before = {tensor.data_ptr() for tensor in one.given}
-    written = {tensor.data_ptr() for tensor in _tensors(one.output) if tensor.ndim >= 3} - before
+    streams = [tensor for tensor in _tensors(one.output) if tensor.is_floating_point() and tensor.ndim >= 3]
+    written = {tensor.data_ptr() for tensor in streams if tensor.shape == streams[0].shape}
+    written -= {tensor.data_ptr() for tensor in one.given}
     return len(written & {tensor.data_ptr() for tensor in other.given})
 
 
