@@ -17,24 +17,27 @@ from caa import Behavior, ContrastPair, Intervention, SteeringVector, SteeringWr
 from caa.models.adapters import load_adapter, make_portable
 from caa.models.batching import pad
 from caa.models.blocks import context_length, decoder_blocks, first_position, model_width
+from caa.models.capabilities import can_repeat_cache
 from caa.models.hooks import _with_resid
 from caa.models.targets import linear_targets, lora_config
 from caa.training.config import EMBEDDED
 from caa.training.sft import finetune
 
-RIGHT = [
-    "llama",
-    "bart",
-    "roberta",
-    "bamba",
-    "qwen3_next",
-    "falcon_h1",
-    "mamba",
-    "rwkv",
-    "llama4_text",
-    "mllama",
-    "minimax",
-]
+RIGHT = {
+    "llama": "branches",
+    "bart": "one at a time",
+    "roberta": "branches",
+    "bamba": "rows",
+    "qwen3_next": "rows",
+    "falcon_h1": "rows",
+    "mamba": "rows",
+    "rwkv": "one at a time",
+    "llama4_text": "branches",
+    "mllama": "branches",
+    "minimax": "rows",
+    "whisper": "branches",
+}
+"""And how each is asked: a trial that fails for nothing costs time and no number, so nothing else would show it."""
 
 
 @pytest.mark.slow
@@ -42,6 +45,11 @@ RIGHT = [
 def test_a_family_is_asked_rightly(model_type):
     verdict = verdict_of(model_type)
     assert verdict.verdict == "right", verdict.reason
+    assert verdict.manner == RIGHT[model_type]
+
+
+def test_a_prompt_is_read_once_where_layers_keep_states():
+    assert can_repeat_cache(tiny("bamba"))
 
 
 @pytest.mark.parametrize("model_type", ["prophetnet", "deepseek_v4", "reformer", "musicgen"])
