@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ KINDS: dict[str, Kind] = {
     "LoRA, PiSSA": Kind("LoraConfig", {"r": 4, "init_lora_weights": "pissa"}),
     "LoRA, PiSSA (fast SVD)": Kind("LoraConfig", {"r": 4, "init_lora_weights": "pissa_niter_4"}),
     "LoRA, OLoRA": Kind("LoraConfig", {"r": 4, "init_lora_weights": "olora"}),
-    "LoRA, layer_replication": Kind("LoraConfig", {"r": 4, "layer_replication": [[0, 3], [2, 4]]}),
+    "LoRA, layer_replication": Kind("LoraConfig", {"r": 4, "layer_replication": [[0, 2], [1, 2]]}),
     "LoRA, bias": Kind("LoraConfig", {"r": 4, "bias": "all"}),
     "AdaLoRA": Kind("AdaLoraConfig", {"total_step": 10}),
     "AdaMSS": Kind("AdamssConfig"),
@@ -107,7 +108,20 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def trained(kind: Kind, folder: str | Path, seed: int) -> Any:
+@cache
+def _two_blocks() -> Any:
+    config = copy.copy(tiny_model().config)
+    config.num_hidden_layers = 2
+    torch.manual_seed(0)
+    return type(tiny_model())(config).eval()
+
+
+def base() -> Any:
+    """A fresh copy of a tiny Llama of two blocks."""
+    return copy.deepcopy(_two_blocks())
+
+
+def trained(kind: Kind, folder: str | Path, seed: int, model: Callable[[], Any] = tiny_model) -> Any:
     """What plain PEFT gives for an adapter of this kind whose parameters all do something; saved in `folder`."""
     import peft
 
@@ -115,13 +129,13 @@ def trained(kind: Kind, folder: str | Path, seed: int) -> Any:
     if kind.modules is not None:
         settings["target_modules"] = list(kind.modules)
     torch.manual_seed(seed)
-    model = peft.get_peft_model(tiny_model(), getattr(peft, kind.config)(**settings))
+    worn = peft.get_peft_model(model(), getattr(peft, kind.config)(**settings))
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in worn.parameters():
             if parameter.requires_grad and parameter.is_floating_point():
                 parameter += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    return model.eval()
+    worn.save_pretrained(folder, save_embedding_layers=False)
+    return worn.eval()
 
 
 @contextmanager
@@ -141,28 +155,52 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool((a - b).abs().max() <= 1e-5 * b.abs().max())
 
 
+@dataclass(frozen=True)
+class Alone:
+    """What plain PEFT computes with one adapter."""
+
+    logits: torch.Tensor
+    stream: torch.Tensor
+    """In front of the last norm."""
+
+
+@torch.no_grad()
+def alone(kind: Kind, folder: Path, seed: int) -> Alone:
+    """Of an adapter that is then saved in `folder`; NaN for kinds that need to be told a task as well."""
+    model = trained(kind, folder, seed, base)
+    if kind.config in ("MultitaskPromptTuningConfig", "PolyConfig"):
+        return Alone(torch.full(IDS.shape, torch.nan), torch.full(IDS.shape, torch.nan))
+    seen: list[torch.Tensor] = []
+    model.get_decoder().norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    return Alone(logits(model), seen[0])
+
+
+@cache
+def lora() -> tuple[tempfile.TemporaryDirectory[str], Path, Alone]:
+    """One LoRA for all kinds to be loaded behind; its folder lasts as long as the process."""
+    scratch = tempfile.TemporaryDirectory()
+    return scratch, Path(scratch.name), alone(KINDS["LoRA"], Path(scratch.name), 3)
+
+
 def outcomes(kind: Kind) -> dict[str, str]:
     """Column -> "exact", or "refused: " and why. AssertionError where it is neither."""
     with quietly(), tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        lora = logits(trained(KINDS["LoRA"], folder / "lora", 3))
-        first, second = (logits_of(kind, folder / name, seed) for name, seed in (("first", 1), ("second", 2)))
+        first, second = (Path(scratch) / name for name in ("first", "second"))
+        expected = {first: alone(kind, first, 1), second: alone(kind, second, 2)}
+        _, behind, plain_lora = lora()
+        wrapper, one, both = (SteeringWrapper(base()) for _ in range(3))
         acts: dict[str, Callable[[], None]] = {
-            "alone": lambda: _switches(folder, {"first": first}),
-            "second of its kind": lambda: _switches(folder, {"second": second, "first": first}),
-            "behind a LoRA": lambda: _switches(folder, {"lora": lora, "first": first}),
-            "read": lambda: _reads(folder),
-            "saved": lambda: _saves(folder, first),
-            "merged export": lambda: _merges(folder),
+            "alone": lambda: _switches(wrapper, {first: expected[first]}),
+            "second of its kind": lambda: _switches(wrapper, expected),
+            "behind a LoRA": lambda: _switches(both, {behind: plain_lora, first: expected[first]}),
+            "read": lambda: _reads(_wearing(one, first), expected[first]),
+            "saved": lambda: _saves(_wearing(one, first), expected[first]),
+            "merged export": lambda: _merges(_wearing(one, first)),
         }
-        return {column: _outcome(act).replace(scratch, "") for column, act in acts.items()}
-
-
-def logits_of(kind: Kind, folder: Path, seed: int) -> torch.Tensor:
-    """What plain PEFT computes; of kinds that need to be told a task as well, nothing."""
-    model = trained(kind, folder, seed)
-    wants_task = kind.config in ("MultitaskPromptTuningConfig", "PolyConfig")
-    return torch.full(IDS.shape, torch.nan) if wants_task else logits(model)
+        done = {column: _outcome(act).replace(scratch, "") for column, act in acts.items()}
+        for worn in (wrapper, one, both):
+            _check_unloaded(worn)
+        return done
 
 
 def _outcome(act: Callable[[], None]) -> str:
@@ -173,59 +211,52 @@ def _outcome(act: Callable[[], None]) -> str:
     return EXACT
 
 
-def _wearing(folder: Path, *names: str) -> SteeringWrapper:
-    wrapper = SteeringWrapper(tiny_model())
-    for name in names:
-        wrapper.load_adapter(folder / name, name)
+def _wearing(wrapper: SteeringWrapper, *folders: Path) -> SteeringWrapper:
+    """The same wrapper with these adapters, called as their folders."""
+    for folder in folders:
+        if folder.name not in wrapper.adapters:
+            wrapper.load_adapter(folder, folder.name)
     return wrapper
 
 
-def _switches(folder: Path, expected: dict[str, torch.Tensor]) -> None:
-    """Each adapter, none, and the base when all are off."""
-    plain = tiny_model()
-    wrapper = _wearing(folder, *expected)
-    reference = logits(plain.requires_grad_(False))
-    for name in (*expected, None, *reversed(expected)):
-        with wrapper.finetune(name):
-            if name is None:
+def _switches(wrapper: SteeringWrapper, expected: dict[Path, Alone]) -> None:
+    """Each adapter, none, and back."""
+    _wearing(wrapper, *expected)
+    reference = logits(base().requires_grad_(False))
+    for folder in (*expected, None, *reversed(expected)):
+        with wrapper.finetune(folder and folder.name):
+            if folder is None:
                 assert torch.equal(logits(wrapper), reference), "with none active the model is not the base"
             else:
-                assert close(logits(wrapper), expected[name]), f"{name} is not what plain PEFT has"
-    assert fingerprint(wrapper.model) == fingerprint(plain), "the base is not known under the adapter"
+                assert close(logits(wrapper), expected[folder].logits), f"{folder.name} is not what plain PEFT has"
+    assert fingerprint(wrapper.model) == fingerprint(base()), "the base is not known under the adapter"
+
+
+def _check_unloaded(wrapper: SteeringWrapper) -> None:
+    """The base, bit for bit, when all are off."""
     wrapper.unload_adapters()
-    assert torch.equal(logits(wrapper), reference), "the base is another one when the adapters are off"
-    for name, tensor in plain.state_dict().items():
+    assert torch.equal(logits(wrapper), logits(base().requires_grad_(False))), "another base when the adapters are off"
+    for name, tensor in base().state_dict().items():
         assert torch.equal(wrapper.model.state_dict()[name], tensor), name
 
 
 @torch.no_grad()
-def _reads(folder: Path) -> None:
+def _reads(wrapper: SteeringWrapper, expected: Alone) -> None:
     """What is read, from the decoder alone, is what stands there in a whole pass of plain PEFT."""
+    assert close(record_activations(wrapper.model, IDS, layers=[1]).at(1), expected.stream)
+
+
+def _saves(wrapper: SteeringWrapper, expected: Alone) -> None:
     from peft import PeftModel
 
-    worn = _wearing(folder, "first").model
-    recorded = record_activations(worn, IDS, layers=[3]).at(3)
-    plain = PeftModel.from_pretrained(tiny_model(), str(folder / "first")).eval()
-    seen: list[torch.Tensor] = []
-    handle = plain.get_decoder().norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    plain(IDS)
-    handle.remove()
-    assert close(recorded, seen[0])
-
-
-def _saves(folder: Path, expected: torch.Tensor) -> None:
-    from peft import PeftModel
-
-    wrapper = _wearing(folder, "first")
     with tempfile.TemporaryDirectory() as scratch:
         save_adapter(wrapper.model, "first", Path(scratch))
-        assert close(logits(PeftModel.from_pretrained(tiny_model(), scratch).eval()), expected)
+        assert close(logits(PeftModel.from_pretrained(base(), scratch).eval()), expected.logits)
 
 
-def _merges(folder: Path) -> None:
-    wrapper = _wearing(folder, "first")
+def _merges(wrapper: SteeringWrapper) -> None:
     before = copy.deepcopy(wrapper.model.state_dict())
-    with tempfile.TemporaryDirectory() as scratch, wrapper.steer(Intervention(vector(), 2, 1.0, where=everywhere)):
+    with tempfile.TemporaryDirectory() as scratch, wrapper.steer(Intervention(vector(), 1, 1.0, where=everywhere)):
         try:
             to_merged(wrapper, tiny_tokenizer(), Path(scratch) / "merged")  # compares what it wrote with the hook
         finally:

@@ -311,13 +311,23 @@ def save_adapter(model: Any, name: str, folder: Path) -> None:
 def _check_unscaled(model: Any, name: str) -> None:
     """PEFT's `set_scale` and `scale_layer` change what an adapter does, and its saves forget it."""
     for key, layer in _lora_layers(model, name):
-        own = layer.lora_alpha[name] / (math.sqrt(layer.r[name]) if layer.use_rslora.get(name) else layer.r[name])
+        own = _own_scale(layer, name)
         if not math.isclose(layer.scaling[name], own):
             raise ValueError(
                 f"the adapter {name!r} was scaled on the model ({key}: {layer.scaling[name]:g} in place of {own:g}), "
                 f"and PEFT's files cannot say so: undo it (`set_scale({name!r}, 1)` of each layer), and make the "
                 f"scaled one an adapter of its own: `model.add_weighted_adapter([{name!r}], [scale], name)`"
             )
+
+
+def _own_scale(layer: Any, name: str) -> float:
+    """What PEFT sets when it makes the layer."""
+    from peft.tuners.adalora.layer import AdaLoraLayer
+
+    rank, alpha = layer.r[name], layer.lora_alpha[name]
+    if isinstance(layer, AdaLoraLayer):
+        return float(alpha if alpha > 0 else rank)
+    return float(alpha / (math.sqrt(rank) if layer.use_rslora.get(name) else rank))
 
 
 def _lora_layers(model: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
