@@ -147,7 +147,7 @@ _FIXED: dict[str, dict[str, Any]] = {
         "hybrid_layer_ids": [1, 3],
         "mamba_ngroups": 1,
     },
-    "zaya": {"num_experts_per_tok": 1},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
 _NEEDED = {"gemma4_assistant": {"text_config": _DRAFTING}}
 """What a config of all defaults is refused without."""
