@@ -10,6 +10,7 @@ from caa import ContrastPair, Intervention, SteeringVector, SteeringWrapper, ext
 from caa.data.chat import ChatFormat
 from caa.extraction.extract import extract_from_texts
 from caa.models.blocks import decoder_blocks
+from caa.vectors.methods import mean_difference
 
 QUESTIONS = ("Would you wait?", "Stop now, or go on with it?", "Why?", "Is it so?", "Do you agree with me?")
 PAIRS = [
@@ -32,7 +33,7 @@ def one_pair_at_a_time(model, tokenizer, pairs, layer) -> torch.Tensor:
 @pytest.mark.parametrize("family", RARE)  # their hidden_states are not numbered as those of the others
 def test_extraction_in_batches_is_the_mean_of_each_pair_alone(family):
     model, tokenizer = tiny_model(family), tiny_tokenizer()
-    vector = extract(model, tokenizer, PAIRS, batch_size=3)
+    vector = extract(model, tokenizer, PAIRS, batch_size=3, method=mean_difference)
     alone = [extract(model, tokenizer, [pair]) for pair in PAIRS]
     assert len({len(pair.question) for pair in PAIRS}) > 1, "without padding they could not differ"
     for layer in range(4):
@@ -45,7 +46,7 @@ def test_extraction_in_batches_is_the_mean_of_each_pair_alone(family):
 def test_extraction_equals_one_pair_at_a_time(family, lora):
     model, tokenizer = tiny_model(family), tiny_tokenizer()
     model = tiny_lora(model) if lora else model
-    vector = extract(model, tokenizer, PAIRS, batch_size=3)
+    vector = extract(model, tokenizer, PAIRS, batch_size=3, method=mean_difference)
     for layer in (0, 1, 2):  # hidden_states[-1] is after the final norm, so it cannot vouch for the last block
         expected = one_pair_at_a_time(model, tokenizer, PAIRS, layer)
         assert expected.norm() > 1e-3, "a zero vector would agree with anything"

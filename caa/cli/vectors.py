@@ -14,7 +14,7 @@ def extract_(
     model: str = "tiny-chat",
     layers: list[int] | None = None,
     adapter: Path | None = None,
-    method: Literal["mean_difference", "pca", "repe", "logistic_probe"] = "mean_difference",
+    method: Literal["balanced_mean", "mean_difference", "pca", "repe", "logistic_probe"] = "balanced_mean",
     token: Literal["parting", "last", "mean"] = "parting",
     site: Literal["block output", "block input", "attention output", "MLP output"] = "block output",
     batch_size: int = 8,
@@ -30,7 +30,8 @@ def extract_(
         model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
         layers: the layers to keep (outputs of these blocks, counted from 0); all if not given.
         adapter: a LoRA adapter that the model wears while it is read.
-        method: how the direction is found; see docs/finding.md.
+        method: how the direction is found; balanced_mean weighs letters alike, mean_difference is the paper's plain
+            mean; see docs/finding.md.
         token: which token of the answers is read: where they part (the letter), the last, or the mean over all.
         site: where in the blocks it is read.
         batch_size: texts in one forward pass.

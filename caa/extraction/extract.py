@@ -6,6 +6,7 @@ the mean difference, all activations for the others and for checks.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,9 +24,12 @@ from caa.hashing import lines_digest
 from caa.models.adapter_state import active_adapters
 from caa.models.fingerprint import fingerprint
 from caa.models.names import model_name
-from caa.vectors.activations import PairActivations
-from caa.vectors.methods import Method, mean_difference, name_of
+from caa.vectors.activations import PairActivations, method_name
+from caa.vectors.letters import LetterSums, warnings_of
+from caa.vectors.methods import Method, balanced_mean, mean_difference
 from caa.vectors.vector import Provenance, SteeringVector
+
+logger = logging.getLogger(__name__)
 
 Pairs = Behavior | Sequence[ContrastPair]
 """A behavior stands for its pairs, and gives the vector its name."""
@@ -38,7 +42,7 @@ def extract(
     pairs: Pairs,
     layers: Sequence[int] | None = None,
     *,
-    method: Method = mean_difference,
+    method: Method = balanced_mean,
     token: Token = "parting",
     site: Site = "block output",
     behavior: str = "",
@@ -47,23 +51,41 @@ def extract(
 ) -> SteeringVector:
     """The mean difference of the residual stream at the first token where the two answers differ (CAA).
 
-    For answers "(A)" and "(B)" that token is the letter, as in Rimsky et al. (2024). All layers (default: every one)
-    are read in one pass per batch; sums run in float64, so memory does not grow with the number of pairs and neither
-    batching nor order shows in the result beyond float32's rounding. Active LoRA adapters are part of the model.
+    For answers "(A)" and "(B)" that token is the letter, as in Rimsky et al. (2024). Each letter counts alike, however
+    many pairs have it; `method=mean_difference` is the paper's plain mean. All layers (default: every one) are read in
+    one pass per batch; sums run in float64, so memory does not grow with the number of pairs and neither batching nor
+    order shows in the result beyond float32's rounding. Active LoRA adapters are part of the model.
 
-    `method` is any function of `caa.vectors.methods` or one of your own; others than the mean difference hold all
-    activations at once (`PairActivations` says how much that is). `token` and `site` say what else may be read, and
-    where. `batch_size` counts pairs of the longest kind. ValueError for no pairs, a token that some answer does not
-    have, an unknown layer or site.
+    What of the vector is a letter or rounding is in `source.checks` (`LetterSums.checks`), and is logged as a warning
+    where it is much. `method` is any function of `caa.vectors.methods` or one of your own; others than the two means
+    hold all activations at once (`PairActivations` says how much that is). `token` and `site` say what else may be
+    read, and where. `batch_size` counts pairs of the longest kind. ValueError for no pairs, a token that some answer
+    does not have, an unknown layer or site.
     """
     config = ReadConfig(token, site, batch_size, progress)
-    if method is not mean_difference:
-        return _read_pairs(model, chat, pairs, layers, behavior, config).vector(method)
+    if method not in (balanced_mean, mean_difference):
+        activations = _read_pairs(model, chat, pairs, layers, behavior, config)
+        sums, vector = LetterSums(activations.letters), activations.vector(method)
+        sums.update(range(len(activations.letters)), activations.stacked())
+        return _with_letters(vector, sums, model, balanced=False)
     chat, (name, pairs) = ChatFormat.of(chat), named_pairs(pairs, behavior)
-    total = WeightedSum(torch.tensor([[1.0, -1.0]]).double().expand(len(pairs), 2) / len(pairs))
-    data_hash = _read_into(total, model, chat.tokenizer, pair_texts(chat, pairs, token), layers, config, len(pairs))
+    sums = LetterSums([letter(pair.positive) or "" for pair in pairs])
+    data_hash = _read_into(sums, model, chat.tokenizer, pair_texts(chat, pairs, token), layers, config, len(pairs))
     source = provenance(model, name, len(pairs), config, data_hash)
-    return SteeringVector(total.directions(), replace(source, method=name_of(method)))
+    source = replace(source, method=method_name(method, sums.letters))
+    balanced = method is balanced_mean
+    return _with_letters(SteeringVector(sums.directions(balanced), source), sums, model, balanced)
+
+
+def _with_letters(vector: SteeringVector, sums: LetterSums, model: Any, balanced: bool) -> SteeringVector:
+    """The vector with what of it is a letter or rounding among its checks, and a warning if it is much."""
+    dtype = model.dtype
+    checks = sums.checks(vector.directions, torch.finfo(dtype).eps, balanced)
+    for warning in warnings_of(sums.letters, checks, str(dtype).removeprefix("torch.")):
+        logger.warning(warning)
+    counts = {f"pairs ({name})": float(sums.letters.count(name)) for name in sorted(set(sums.letters) - {""})}
+    checked = vector.checked(checks)
+    return SteeringVector(checked.directions, replace(checked.source, checks={**counts, **checked.source.checks}))
 
 
 def extract_from_texts(
@@ -220,7 +242,7 @@ class Everything:
 
 
 def _read_into(
-    reducer: WeightedSum | Everything,
+    reducer: WeightedSum | LetterSums | Everything,
     model: Any,
     tokenizer: Any,
     texts: Iterable[Text],

@@ -8,16 +8,17 @@ from itertools import chain, product
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from caa.data.behaviors import ContrastPair, Question
+from caa.data.behaviors import ContrastPair, Question, letter
 from caa.data.chat import ChatFormat
 from caa.evals.plan import Case, GridPlan
 from caa.evals.tasks import answer_open, score_choices
-from caa.extraction.extract import extract, pair_texts, provenance
+from caa.extraction.extract import pair_texts, provenance, read_pairs
 from caa.extraction.reader import ReadConfig
 from caa.hashing import lines_digest
 from caa.lightning.asking import answers_by_setting, gathered, scored
@@ -29,6 +30,9 @@ from caa.runs.rows import OWN, Cell, Row
 from caa.steering.operators import Operator, add
 from caa.steering.scopes import Scope, after_prompt
 from caa.steering.wrapper import SteeringWrapper
+from caa.vectors.activations import method_name
+from caa.vectors.letters import letter_weights
+from caa.vectors.methods import balanced_mean
 from caa.vectors.vector import Provenance, SteeringVector
 
 
@@ -177,15 +181,24 @@ class CAAModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         if batch.items:
-            vector = self._read(batch.items)
-            self.mean.update(torch.stack([vector.at(layer) for layer in self.layers]).to(self.device), len(batch.items))
+            self.mean.update(self._read(batch.items).to(self.device), len(batch.items))
         if self.trainer.is_last_batch:  # every process's last, for they all take equally many
             self._find()
 
-    def _read(self, pairs: Sequence[ContrastPair]) -> SteeringVector:
-        """The vector of a few pairs, both sides of all of them in one forward pass."""
-        name, texts = self.data.behavior.name, 2 * len(pairs)
-        return extract(self.wrapper.model, self.chat, pairs, self.layers, behavior=name, batch_size=texts)
+    def _read(self, pairs: Sequence[ContrastPair]) -> Float[Tensor, "layer d_model"]:
+        """The mean difference of a few pairs, both sides of all of them in one forward pass.
+
+        Each counts as in the whole, where every letter counts alike.
+        """
+        letters = self._letters()
+        weights, texts = letter_weights(letters), 2 * len(pairs)
+        read = read_pairs(self.wrapper.model, self.chat, pairs, self.layers, batch_size=texts)
+        counts = torch.tensor([len(letters) * weights[name] for name in read.letters], dtype=torch.float64)
+        sides = [read.at(layer) for layer in self.layers]
+        return torch.stack([(counts @ (up.double() - down.double()) / len(pairs)).float() for up, down in sides])
+
+    def _letters(self) -> list[str]:
+        return [letter(pair.positive) or "" for pair in self.data.items("pairs")]
 
     def _find(self) -> None:
         """Add up what all processes read."""
@@ -194,7 +207,8 @@ class CAAModule(LightningModule):
         about = self.wrapper.model, self.data.behavior.name, int(result["n"])
         source = provenance(*about, ReadConfig(), lines_digest(text.digest() for text in texts))
         directions = dict(zip(self.layers, result["mean"], strict=True))
-        self._keep(SteeringVector(directions, replace(source, method="mean difference")))
+        source = replace(source, method=method_name(balanced_mean, self._letters()))
+        self._keep(SteeringVector(directions, source))
         self.optimizers().step()  # type: ignore[union-attr]
 
     def on_train_epoch_end(self) -> None:

@@ -10,8 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa.vectors.checks import check_direction
-from caa.vectors.methods import Method, mean_difference, name_of
+from caa.vectors.letters import even
+from caa.vectors.methods import Method, balanced_mean, direction_of, mean_difference, name_of
 from caa.vectors.vector import Provenance, SteeringVector, described
+
+
+def method_name(method: Method, letters: Sequence[str]) -> str:
+    """As a provenance says it: where letters are even, a balanced mean is the mean difference."""
+    return name_of(mean_difference if method is balanced_mean and even(letters) else method)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,10 +65,14 @@ class PairActivations:
             raise KeyError(f"layer {layer} was not read; these are activations of layers {self.layers}")
         return self.positive[layer], self.negative[layer]
 
-    def vector(self, method: Method = mean_difference) -> SteeringVector:
+    def stacked(self) -> dict[int, Float[Tensor, "pair side d_model"]]:
+        """layer -> both sides of each pair, the positive one first."""
+        return {layer: torch.stack(self.at(layer), dim=1) for layer in self.layers}
+
+    def vector(self, method: Method = balanced_mean) -> SteeringVector:
         """The direction that the method finds at each layer."""
-        directions = {layer: method(*self.at(layer)) for layer in self.layers}
-        return SteeringVector(directions, replace(self.source, method=name_of(method)))
+        directions = {layer: direction_of(method, *self.at(layer), self.letters) for layer in self.layers}
+        return SteeringVector(directions, replace(self.source, method=method_name(method, self.letters)))
 
     def subset(self, rows: Sequence[int]) -> PairActivations:
         """The activations of these pairs only, in this order."""
@@ -75,7 +85,7 @@ class PairActivations:
         source = replace(self.source, n_pairs=len(chosen), data_hash="")
         return PairActivations(positive, negative, source, tuple(self.letters[row] for row in chosen.tolist()))
 
-    def checks(self, method: Method = mean_difference) -> dict[int, dict[str, float]]:
+    def checks(self, method: Method = balanced_mean) -> dict[int, dict[str, float]]:
         """layer -> what `check_direction` finds, for `SteeringVector.checked`; ValueError for texts without pairs."""
         if not self.paired:
             raise ValueError("checks leave pairs out and swap them, and these texts are not paired")

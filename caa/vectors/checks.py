@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caa.vectors.methods import Method, mean_difference, random_direction
+from caa.vectors.methods import Method, balanced_mean, direction_of, random_direction
 
 Side = Float[Tensor, "pair d_model"]
 FOLDS, DRAWS = 5, 8
 
 
 def check_direction(
-    positive: Side, negative: Side, method: Method = mean_difference, letters: Sequence[str] = (), seed: int = 0
+    positive: Side, negative: Side, method: Method = balanced_mean, letters: Sequence[str] = (), seed: int = 0
 ) -> dict[str, float]:
     """What one would want to know of a method's direction at one layer before believing in it.
 
@@ -42,7 +42,7 @@ def check_direction(
         "random-direction accuracy": mean(chance),
     }
     if {"A", "B"} <= set(letters):
-        direction = method(positive, negative)
+        direction = direction_of(method, positive, negative, letters)
         checks["letter cosine"] = _cosine(direction, letter_direction(positive, negative, letters))
     return checks
 
@@ -58,7 +58,7 @@ def pair_accuracy(direction: Float[Tensor, " d_model"], positive: Side, negative
 
 
 def held_out_accuracy(
-    positive: Side, negative: Side, method: Method = mean_difference, seed: int = 0, letters: Sequence[str] = ()
+    positive: Side, negative: Side, method: Method = balanced_mean, seed: int = 0, letters: Sequence[str] = ()
 ) -> float:
     """`pair_accuracy` on pairs that the direction was found without, by 5-fold cross-validation over the pairs.
 
@@ -75,7 +75,7 @@ def held_out_accuracy(
     for fold in range(min(FOLDS, len(order))):
         out = order[fold::FOLDS]
         kept = torch.tensor([row for row in order.tolist() if row not in set(out.tolist())])
-        direction = method(positive[kept], negative[kept])
+        direction = direction_of(method, positive[kept], negative[kept], _chosen(letters, kept))
         right += pair_accuracy(direction, positive[out], negative[out]) * len(out)
     return right / len(order)
 
@@ -83,7 +83,7 @@ def held_out_accuracy(
 def split_half_cosine(
     positive: Side,
     negative: Side,
-    method: Method = mean_difference,
+    method: Method = balanced_mean,
     n: int | None = None,
     seed: int = 0,
     letters: Sequence[str] = (),
@@ -102,9 +102,16 @@ def split_half_cosine(
     cosines = []
     for draw in range(DRAWS):
         chosen = _evenly(_by_letter(_shuffled(len(positive), seed + draw), letters), 2 * n)
-        first, second = chosen[::2], chosen[1::2]
-        cosines.append(_cosine(method(positive[first], negative[first]), method(positive[second], negative[second])))
+        halves = chosen[::2], chosen[1::2]
+        first, second = (
+            direction_of(method, positive[half], negative[half], _chosen(letters, half)) for half in halves
+        )
+        cosines.append(_cosine(first, second))
     return mean(cosines)
+
+
+def _chosen(letters: Sequence[str], rows: Tensor) -> list[str]:
+    return [letters[row] for row in rows.tolist()] if letters else []
 
 
 def _evenly(order: Tensor, n: int) -> Tensor:
@@ -151,7 +158,7 @@ def stability(
     positive: Side,
     negative: Side,
     sizes: Sequence[int],
-    method: Method = mean_difference,
+    method: Method = balanced_mean,
     seed: int = 0,
     letters: Sequence[str] = (),
 ) -> dict[int, float]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from caa.vectors.letters import letter_weights
 
 Method = Callable[[Tensor, Tensor], Tensor]
 """(positive [pair, d_model], negative [pair, d_model]) -> float32 [d_model], from the negative to the positive side.
@@ -38,6 +40,31 @@ def mean_difference(positive: Positive, negative: Negative) -> Float[Tensor, " d
     tensor([2., 0.])
     """
     return (positive.double().mean(0) - negative.double().mean(0)).float()
+
+
+def balanced_mean(positive: Positive, negative: Negative, *, letters: Sequence[str] = ()) -> Float[Tensor, " d_model"]:
+    """The mean over each letter's mean difference, so that uneven letters cancel too; the default of `extract`.
+
+    `letters` are those of the positive answers, "" for none; whoever knows them gives them (`direction_of`). Where they
+    are even or there are none this is `mean_difference`, the paper's own.
+
+    >>> sides = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, -2.0]]), torch.zeros(3, 2)
+    >>> balanced_mean(*sides, letters=list("AAB")), mean_difference(*sides)
+    (tensor([1., 0.]), tensor([1.0000, 0.6667]))
+    """
+    if not letters:
+        return mean_difference(positive, negative)
+    weights = letter_weights(letters)
+    each = torch.tensor([weights[name] for name in letters], dtype=torch.float64, device=positive.device)
+    direction: Tensor = (each @ _paired(positive, negative)).float()
+    return direction
+
+
+def direction_of(method: Method, positive: Positive, negative: Negative, letters: Sequence[str]) -> Tensor:
+    """What the method finds, told the letters of the positive answers if it asks for them."""
+    if method is balanced_mean:
+        return balanced_mean(positive, negative, letters=letters)
+    return method(positive, negative)
 
 
 Of = Literal["differences", "values"]
