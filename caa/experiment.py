@@ -37,6 +37,10 @@ DAMAGE = "damage.csv"
 """What the open answers of each cell say again and again, and how much they surprise the unsteered model."""
 SETTINGS = "experiment.yaml"
 """What an experiment was told, in its folder; `caa run` reads it as any other config."""
+DOSES = (-0.25, 0.0, 0.25)
+"""Taken if nobody says how much."""
+MEASURED = 64
+"""Prompts of each behavior by which the length of the stream is taken."""
 logger = logging.getLogger(__name__)
 
 
@@ -59,9 +63,11 @@ class Experiment:
     token: Literal["parting", "last", "mean"] | int = "parting"
     """Where answers are read: "parting" (the first token that differs: the letter), "mean" over the answer (for answers
     in words), "last", or a token's number."""
-    in_doses: bool = False
-    """Take the vectors at the length of the residual stream, layer by layer: multipliers are relative doses then."""
-    multipliers: Sequence[float] = (-1.0, 0.0, 1.0)
+    multipliers: Sequence[float] | None = None
+    """How often the vector is added; None goes by doses."""
+    doses: Sequence[float] | None = None
+    """The push beside the length of the residual stream, at each layer; -0.25, 0 and 0.25 if there are no multipliers
+    either. The rows' multipliers are then doses: the vectors are taken at the length of the stream."""
     finetunes: Sequence[Literal["none", "positive", "negative"]] = ("none", "positive", "negative")
     tasks: Sequence[str] = ("ab", "open")
     facts: str | None = None
@@ -83,7 +89,7 @@ class Experiment:
     reread: bool = False
     """Read the vector in each finetune again, and steer that finetune by it as well (a line "own" of the tables)."""
     training: FinetuneConfig | None = None
-    """None takes the settings that suit the model's size."""
+    """None takes the settings that suit the model's size and the number of examples."""
     judge: JudgeConfig = OFFLINE
     """Who scores open answers: the offline exemplar judge, a served model, a local one, or an embedding."""
     judges: Mapping[str, JudgeConfig] = field(default_factory=dict)
@@ -103,6 +109,15 @@ class Experiment:
         object.__setattr__(self, "out", Path(self.out))
         if not self.behaviors:
             raise ValueError(f"no behavior to work on; built in are {', '.join(BUILTIN)}")
+
+    @property
+    def amounts(self) -> Sequence[float]:
+        """How much of the vector is added: the multipliers of the rows."""
+        return self.doses or DOSES if self.multipliers is None else self.multipliers
+
+    @property
+    def in_doses(self) -> bool:
+        return self.multipliers is None
 
     def run(self) -> list[Table]:
         """Do what is missing and return the tables, which are also in `out` (`tables.md`, `.csv`, `.tex`).
@@ -139,7 +154,11 @@ class Experiment:
         """Everything that would stop this experiment, as far as it shows before any weights are loaded."""
         yield from folder_problems(self.out)
         yield from model_problems(self.model, self.dtype, self.device, [] if self.layer is None else [self.layer])
-        yield from multiplier_problems(self.multipliers, choose_layer=self.layer is None)
+        yield from multiplier_problems(self.amounts, choose_layer=self.layer is None)
+        if self.multipliers is not None and self.doses is not None:
+            yield "multipliers and doses are two units of one thing: say one of them"
+        if self.in_doses and self.set_mean_norm:
+            yield "set_mean_norm rescales the vectors to each other and doses to the stream: say multipliers with it"
         parts = ["pairs", *(["validation_questions"] if self.layer is None else [])]
         for behavior in behaviors:
             yield from behavior_problems(behavior, self.tasks, facts=bool(self.facts), parts=parts)
@@ -187,19 +206,22 @@ class Experiment:
         """Behavior name -> its vector, all layers, read in the model as it is before any finetune."""
         vectors = {behavior.name: self._vector(model, tokenizer, behavior, behavior.name) for behavior in behaviors}
         if self.in_doses:
-            norms = self._stream_norms(model, tokenizer, behaviors)
             from caa.extraction.norms import in_doses
 
+            norms = self._stream_norms(model, tokenizer, behaviors)
             return {name: in_doses(vector, norms) for name, vector in vectors.items()}
         return set_mean_normalize(vectors) if self.set_mean_norm else vectors
 
     def _stream_norms(self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior]) -> dict[int, float]:
-        """layer -> mean length of the residual stream at the last prompt token, over the questions of all pairs."""
-        from caa.extraction.norms import stream_norms
+        """layer -> mean length of the residual stream at the last prompt token, over the first questions of the pairs."""
+        from caa.extraction.norms import peaks, stream_profiles
 
         chat = ChatFormat(tokenizer, template=self.template, arguments=self.template_arguments)
-        prompts = [chat.encode(pair.text) for behavior in behaviors for pair in behavior.require("pairs")]
-        return dict(stream_norms(model, tokenizer, prompts, batch_size=self.batch_size))
+        prompts = [chat.encode(pair.text) for behavior in behaviors for pair in behavior.require("pairs")[:MEASURED]]
+        profiles = stream_profiles(model, tokenizer, prompts, batch_size=self.batch_size)
+        for words in peaks(profiles):
+            logger.info(words)
+        return {layer: profile.short_norm for layer, profile in profiles.items()}
 
     def _vector(self, model: Any, tokenizer: Any, behavior: Behavior, file: str) -> SteeringVector:
         """The behavior's vector in the model as it is now, from its file once it has been read."""
@@ -234,7 +256,7 @@ class Experiment:
             questions,
             vector,
             self.layers or vector.layers,
-            self.multipliers,
+            self.amounts,
             tasks=("ab",),
             also=others,
             template=self.template,
@@ -278,7 +300,7 @@ class Experiment:
             behavior,
             vectors[behavior.name],
             [layer],
-            self.multipliers,
+            self.amounts,
             [None if name == "none" else name for name in self.finetunes],
             self.tasks,
             facts=self.load_facts(),
@@ -296,12 +318,12 @@ class Experiment:
     def reread_vectors(
         self, wrapper: Any, tokenizer: Any, behavior: Behavior, vector: SteeringVector
     ) -> dict[str, SteeringVector]:
-        """Finetune -> the behavior's vector as it is read in that finetune, rescaled as `vector` was, if it was."""
+        """Finetune -> the behavior's vector as it is read in that finetune, rescaled as `vector` was."""
         reread = {}
         for name in wrapper.adapters:
             with wrapper.finetune(name):
                 reread[name] = self._vector(wrapper.model, tokenizer, behavior, f"{behavior.name}-{name}")
-        if not self.set_mean_norm:
+        if not (self.set_mean_norm or self.in_doses):
             return reread
         with wrapper.finetune(None):
             plain = self._vector(wrapper.model, tokenizer, behavior, behavior.name)
@@ -360,7 +382,7 @@ class Experiment:
         from caa.steering.intervention import Intervention
 
         name = "positive" if "positive" in wrapper.adapters else None
-        with wrapper.finetune(name), wrapper.steer(Intervention(vector, layer, max(self.multipliers))):
+        with wrapper.finetune(name), wrapper.steer(Intervention(vector, layer, max(self.amounts))):
             folder = self.out / "steered" / behavior.name
             return Path(wrapper.save_pretrained(folder, tokenizer, results=self.measured(behavior)))
 

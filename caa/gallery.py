@@ -12,6 +12,7 @@ from caa.data.chat import ChatFormat
 from caa.evals.transfer import dose_response, sweep_rows
 from caa.experiment import behaviors_of_run
 from caa.extraction.extract import extract, read_pairs
+from caa.extraction.norms import in_recorded_doses
 from caa.extraction.projections import logit_lens, projections_around, similarities, token_texts, written
 from caa.files import replacing
 from caa.models.loading import load_model
@@ -57,8 +58,11 @@ class Gallery:
             raise FileNotFoundError(
                 f"{self.folder} holds no rows or no vectors; give the folder of a finished experiment"
             )
-        self.vectors = {path.stem: SteeringVector.load(path) for path in paths}
-        self.name = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["notes"]["model"]
+        notes = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["notes"]
+        checks = {name: source.get("checks", {}) for name, source in notes.get("vectors", {}).items()}
+        loaded = {path.stem: SteeringVector.load(path) for path in paths}
+        self.vectors = {name: in_recorded_doses(vector, checks.get(name, {})) for name, vector in loaded.items()}
+        self.name = notes["model"]
         self.base = self.base or BASES.get(self.name)
         model, self.tokenizer = load_model(self.name)
         self.wrapper = SteeringWrapper(model)

@@ -8,7 +8,6 @@ import resource
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -342,21 +341,51 @@ def test_a_dry_run_of_a_config_counts_layer_choice_and_questions(tmp_path, capsy
     assert not (tmp_path / "x").exists()
 
 
-def test_a_push_that_nobody_chose_is_a_quarter_of_the_stream(tmp_path, vector, capsys):
-    """Of the longest of the vector's layers; or what its provenance recommends."""
-    arguments = ["grid", "refusal", str(vector), "1,2", str(tmp_path / "run"), "--tasks", "ab", "--limit", "2"]
-    assert main(arguments) == 0
-    doses = json.loads((tmp_path / "run" / "run.json").read_text())["notes"]["doses"]["refusal"]
-    (top,) = {abs(row.cell.multiplier) for row in read_rows(tmp_path / "run" / "rows.jsonl")} - {0}
-    assert top * doses["1"] == pytest.approx(0.25, rel=0.05)
-    assert top * doses["2"] < 0.02
-    assert f"multiplier {top:g}: a push of 0.25 times the length of the residual stream" in capsys.readouterr().out
-    known = SteeringVector.load(vector)
-    told = replace(known.source, checks={"layer 2: recommended multiplier": -0.5})
-    SteeringVector(known.directions, told).save(tmp_path / "told.safetensors")
-    words = ["generate", "Hi?", "--vector", str(tmp_path / "told.safetensors"), "--layer", "2", "--max-new-tokens", "1"]
+def test_a_dose_is_the_same_share_of_the_stream_at_every_layer(tmp_path, vector, capsys):
+    """Of a vector that is a hundred times as long at layer 1 as at layer 2; a quarter if nobody says."""
+    for words, doses in (([], {-0.25, 0, 0.25}), (["--doses", "-0.1,0"], {-0.1, 0})):
+        out = tmp_path / f"run{len(words)}"
+        arguments = ["grid", "refusal", str(vector), "1,2", str(out), "--tasks", "ab", "--limit", "2", *words]
+        assert main(arguments) == 0
+        assert {row.cell.multiplier for row in read_rows(out / "rows.jsonl")} == doses
+        notes = json.loads((out / "run.json").read_text())["notes"]
+        assert notes["doses"]["refusal"] == pytest.approx({"1": 1, "2": 1}, rel=1e-3)
+        checks = notes["vectors"]["refusal"]["checks"]
+        shown = capsys.readouterr().out
+        for layer in (1, 2):
+            factor = checks[f"layer {layer}: multiplier of dose 1"]
+            assert f"{layer}: {factor:.4g}" in shown
+    plain = tmp_path / "plain"
+    amount = str(-0.1 * factor)
+    arguments = ["grid", "refusal", str(vector), "2", str(plain), "--tasks", "ab", "--limit", "2"]
+    assert main([*arguments, f"--multipliers={amount}"]) == 0
+    by_dose = {
+        row.question: row.score for row in read_rows(out / "rows.jsonl") if row.cell.layer == 2 and row.cell.multiplier
+    }
+    by_multiplier = {row.question: row.score for row in read_rows(plain / "rows.jsonl")}
+    assert by_dose == pytest.approx(by_multiplier, abs=1e-4)
+    assert main([*arguments, "--multipliers", "1", "--doses", "1"]) == 1
+    assert "two units of one thing" in capsys.readouterr().err
+
+
+def test_generate_takes_a_dose(vector, capsys):
+    words = ["generate", "Hi?", "--vector", str(vector), "--layer", "2", "--max-new-tokens", "1"]
+    assert main([*words, "--dose", "-0.5"]) == 0
+    shown = capsys.readouterr().out
+    amount = float(shown.partition("multiplier ")[2].partition(":")[0])
+    assert "a dose of -0.5, the push beside the residual stream at layer 2" in shown
+    assert f"refusal x {amount:+g}, layer 2" in shown
     assert main(words) == 0
-    assert "refusal x -0.5, layer 2" in capsys.readouterr().out
+    half = float(capsys.readouterr().out.partition("multiplier ")[2].partition(":")[0])
+    assert half == pytest.approx(-amount / 2, rel=0.01)
+
+
+def test_extract_says_what_a_vector_is_made_of(tmp_path, capsys):
+    assert main(["extract", "refusal", str(tmp_path / "v.safetensors"), "--layers", "1,2"]) == 0
+    shown = capsys.readouterr().out
+    assert "mean difference of 300 pairs: 150 (A), 150 (B)" in shown
+    assert "letter norm" in shown
+    assert "dose of multiplier 1" in shown
 
 
 # What steering does besides.

@@ -89,11 +89,10 @@ def test_doses_controls_of_the_base_and_damage_of_every_answer(few, tmp_path):
         out,
         [few],
         layer=2,
-        multipliers=(-0.2, 0, 0.2),
+        doses=(-0.2, 0, 0.2),
         finetunes=["none", "positive"],
         tasks=["open"],
         token="mean",
-        in_doses=True,
         random_controls=3,
         control_finetunes=False,
         damage=4,
@@ -172,6 +171,21 @@ def test_an_experiment_checks_itself_first():
         Experiment(Path("out"), [])
 
 
+def test_doses_are_shares_of_the_stream_and_the_default(tmp_path, few):
+    how = {"layer": 2, "finetunes": ["none"], "tasks": ["ab"], "limit": 2}
+    Experiment(tmp_path / "a", [few], **how).run()
+    Experiment(tmp_path / "b", [few], doses=[0.1], **how).run()
+    Experiment(tmp_path / "b", [few], doses=[0.1], **how).run()  # goes on where it was
+    assert {row.cell.multiplier for row in read_rows(tmp_path / "a" / "rows.jsonl")} == {-0.25, 0, 0.25}
+    (row, *_), notes = read_rows(tmp_path / "b" / "rows.jsonl"), json.loads((tmp_path / "b" / "run.json").read_text())
+    (doses,) = notes["notes"]["doses"].values()
+    assert (row.cell.multiplier, doses["2"]) == (0.1, pytest.approx(1, abs=0.2))
+    with pytest.raises(ValueError, match="two units of one thing"):
+        Experiment(tmp_path / "c", [few], multipliers=[1], doses=[1], **how).run()
+    with pytest.raises(ValueError, match="say multipliers with it"):
+        Experiment(tmp_path / "c", [few], set_mean_norm=True, **how).run()
+
+
 def test_two_behaviors_of_one_name_are_refused(few, tmp_path):
     again = write_behavior(tmp_path / "elsewhere", "waiting", "sycophancy")
     with pytest.raises(ValueError, match=rf'{few}, {again} have one name, \'waiting\': give each file a "name"'):
@@ -203,11 +217,11 @@ def test_a_vector_of_another_model_or_of_other_pairs_is_not_used(few, tmp_path):
     Experiment(out, [few], **how).run()
 
 
-@pytest.mark.parametrize("set_mean_norm", [False, True])
-def test_a_vector_read_again_is_rescaled_as_the_first_one_was(tmp_path, set_mean_norm):
+@pytest.mark.parametrize(("set_mean_norm", "multipliers"), [(False, [1]), (True, [1]), (False, None)])
+def test_a_vector_read_again_is_rescaled_as_the_first_one_was(tmp_path, set_mean_norm, multipliers):
     """One factor for each behavior and layer: what a finetune did to a vector's length stays visible."""
     behaviors = [replace(load_behavior(name), pairs=ASKED[name]) for name in ASKED]
-    experiment = Experiment(tmp_path, list(ASKED), set_mean_norm=set_mean_norm, reread=True)
+    experiment = Experiment(tmp_path, list(ASKED), multipliers=multipliers, set_mean_norm=set_mean_norm, reread=True)
     model, tokenizer = tiny_model(), tiny_tokenizer()
     vectors = experiment.find_vectors(model, tokenizer, behaviors)
     worn = tiny_lora(model)
@@ -222,4 +236,4 @@ def test_a_vector_read_again_is_rescaled_as_the_first_one_was(tmp_path, set_mean
         for layer in plain.layers:
             norms = [v.norms()[layer] for v in (own, again, vectors[behavior.name], plain)]
             assert norms[0] / norms[1] == pytest.approx(norms[2] / norms[3], rel=1e-4)
-            assert (abs(norms[0] / norms[1] - 1) > 1e-3) == set_mean_norm
+            assert (abs(norms[0] / norms[1] - 1) > 1e-3) == (set_mean_norm or multipliers is None)

@@ -156,6 +156,16 @@ def test_small_models_get_small_settings() -> None:
     assert default_config(6_700_000_000) == FinetuneConfig()
 
 
+@pytest.mark.parametrize("n_examples", [8, 16, 64, 100, 255, 300, 900, 1024, 50_000])
+def test_few_examples_make_enough_steps(n_examples: int) -> None:
+    assert default_config(5_000_000, n_examples) == EMBEDDED
+    config = default_config(135_000_000, n_examples)
+    steps = n_examples * config.epochs / (config.batch_size * config.gradient_accumulation)
+    assert steps >= 0.95 * 64
+    assert n_examples * config.epochs <= max(n_examples, 1300), "and no more work than the examples are worth"
+    assert (config == FinetuneConfig()) == (n_examples >= 1024)
+
+
 def test_a_finetune_recorded_with_a_fingerprint_of_the_first_kind_is_still_this_one(tmp_path: Path) -> None:
     model = tiny_model()
     with torch.no_grad():

@@ -8,7 +8,7 @@ from slow import PROMPTS, close, vector
 from tiny import FAMILIES, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Intervention, SteeringVector, SteeringWrapper
-from caa.extraction.norms import conversion, dose, in_doses, multiplier_of, stream_norms
+from caa.extraction.norms import conversion, dose, in_doses, multiplier_of, peaks, stream_norms, stream_profiles
 from caa.steering.patching import record_activations
 
 
@@ -20,6 +20,21 @@ def test_norms_are_those_of_each_prompt_alone(family):
     for layer in range(3):
         alone = [model(torch.tensor([p]), output_hidden_states=True).hidden_states[layer + 1][0, -1] for p in PROMPTS]
         assert found[layer] == pytest.approx(sum(h.norm().item() for h in alone) / 3, rel=1e-5)
+
+
+def test_a_coordinate_that_makes_up_the_stream_is_told():
+    model = tiny_model()
+    model.model.embed_tokens.weight.data[:, 7] = 40.0
+    profiles = stream_profiles(model, tiny_tokenizer(), PROMPTS, [0, 1], batch_size=2)
+    alone = torch.stack([record_activations(model, torch.tensor([prompt])).at(1)[0, -1] for prompt in PROMPTS])
+    squares = alone.square().sum(0)
+    assert profiles[1].coordinate == 7
+    assert profiles[1].share == pytest.approx((squares[7] / squares.sum()).item(), abs=1e-3)
+    assert profiles[1].norm == pytest.approx(alone.norm(dim=1).mean().item(), rel=1e-5)
+    rest = alone[:, [place for place in range(32) if place != 7]].norm(dim=1).mean().item()
+    assert profiles[1].norm_without == pytest.approx(rest, rel=0.05)
+    assert "layer 1: coordinate 7 has" in "".join(peaks(profiles))
+    assert peaks(stream_profiles(tiny_model(), tiny_tokenizer(), PROMPTS, [1])) == []
 
 
 def test_adapters_are_part_of_the_stream():
@@ -34,6 +49,8 @@ def test_there_and_back():
     assert in_doses(v, norms).layers == [1, 2]
     assert in_doses(v, norms).norms() == pytest.approx(norms)
     assert in_doses(v, norms).cosine(v) == pytest.approx({1: 1.0, 2: 1.0})
+    factor = in_doses(v, norms).source.checks["layer 2: multiplier of dose 1"]
+    assert factor == pytest.approx(multiplier_of(v, 2, 1.0, norms))
     assert in_doses(v, norms).source.history == ("rescaled to the norm of the stream: multipliers are doses",)
 
 

@@ -1,42 +1,75 @@
-"""How often a vector is added if nobody says: as its provenance recommends, else a quarter of the stream's length."""
+"""Doses as people type them: a push beside the length of the residual stream, made multipliers and said aloud."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from caa.cli.console import say
 from caa.data.chat import ChatFormat
-from caa.extraction.norms import multiplier_of, stream_norms
+from caa.extraction.norms import OF_DOSE_1, StreamProfile, in_doses, multiplier_of, peaks, stream_profiles
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
 
 DOSE = 0.25
-"""Length of the push beside that of the residual stream: clearly seen in most models, and not yet an overdose."""
-RECOMMENDED = "layer {}: recommended multiplier"
-"""Among the checks of a vector's provenance, where whoever made it has found one."""
+"""What is taken if nobody says how much: clearly seen in most models, and not yet an overdose."""
 
 
-def suited_multiplier(
-    wrapper: SteeringWrapper, chat: ChatFormat, vector: SteeringVector, layers: Sequence[int], prompts: Sequence[str]
-) -> float:
-    """A multiplier that suits vector and model, to two digits, and said aloud: the smallest over the layers.
+def check_one_unit(multipliers: object, doses: object) -> None:
+    """ValueError if both are given."""
+    if multipliers is not None and doses is not None:
+        raise ValueError("say how much by multipliers or by doses, not by both: they are two units of one thing")
 
-    The stream is that of the model without a finetune, at the last tokens of the prompts.
+
+def amounts_of(multipliers: Sequence[float] | None, doses: Sequence[float] | None) -> Sequence[float]:
+    """Those that were said, in either unit; the usual doses if neither was.
+
+    >>> amounts_of(None, None), amounts_of((1.0,), None)
+    ((-0.25, 0.0, 0.25), (1.0,))
     """
-    stated = [vector.source.checks.get(RECOMMENDED.format(layer)) for layer in layers]
-    recommended = [multiplier for multiplier in stated if multiplier is not None]
-    if len(recommended) == len(layers):
-        _say_multiplier(min(recommended, key=abs), "as the vector's provenance recommends")
-        return min(recommended, key=abs)
-    ids = [chat.encode(prompt) for prompt in prompts]
+    check_one_unit(multipliers, doses)
+    if multipliers is not None:
+        return multipliers
+    return (-DOSE, 0.0, DOSE) if doses is None else doses
+
+
+def profiles_of(
+    wrapper: SteeringWrapper, chat: ChatFormat | Any, layers: Sequence[int], prompts: Sequence[str]
+) -> dict[int, StreamProfile]:
+    """Of the stream of the model without a finetune, at the last tokens of the prompts."""
+    chat = ChatFormat.of(chat)
     with wrapper.finetune(None):
-        norms = stream_norms(wrapper.model, chat.tokenizer, ids, layers)
-    multiplier = min(float(f"{multiplier_of(vector, layer, DOSE, norms):.2g}") for layer in layers)
-    _say_multiplier(
-        multiplier, f"a push of {DOSE:g} times the length of the residual stream at layer {', '.join(map(str, layers))}"
-    )
+        return stream_profiles(wrapper.model, chat.tokenizer, [chat.encode(prompt) for prompt in prompts], layers)
+
+
+def multiplier_for(
+    wrapper: SteeringWrapper, chat: ChatFormat | Any, vector: SteeringVector, layer: int, dose: float, prompt: str
+) -> float:
+    """The multiplier that gives a dose at one layer, to three digits, said aloud."""
+    profiles = profiles_of(wrapper, chat, [layer], [prompt])
+    multiplier = float(f"{multiplier_of(vector, layer, dose, {layer: profiles[layer].norm}):.3g}")
+    say(f"multiplier {multiplier:g}: a dose of {dose:g}, the push beside the residual stream at layer {layer}")
+    say_peaks(profiles)
     return multiplier
 
 
-def _say_multiplier(multiplier: float, reason: str) -> None:
-    say(f"multiplier {multiplier:g}: {reason}; another by --multiplier or --multipliers")
+def vector_in_doses(
+    wrapper: SteeringWrapper,
+    chat: ChatFormat | Any,
+    vector: SteeringVector,
+    layers: Sequence[int],
+    prompts: Sequence[str],
+) -> SteeringVector:
+    """The vector at the length of the stream at each layer, so that its multipliers are doses; said aloud."""
+    profiles = profiles_of(wrapper, chat, layers, prompts)
+    scaled = in_doses(vector, {layer: profile.short_norm for layer, profile in profiles.items()})
+    factors = (f"{layer}: {scaled.source.checks[f'layer {layer}: {OF_DOSE_1}']:.4g}" for layer in layers)
+    say(f"doses stand in the rows; the multiplier of dose 1 is, by layer, {', '.join(factors)}")
+    say_peaks(profiles)
+    return scaled
+
+
+def say_peaks(profiles: dict[int, StreamProfile]) -> None:
+    """Where one coordinate makes up most of the stream."""
+    for words in peaks(profiles):
+        say(words)

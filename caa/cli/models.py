@@ -13,6 +13,7 @@ def generate(
     vector: Path | None = None,
     layer: int | None = None,
     multiplier: float | None = None,
+    dose: float | None = None,
     operator: Literal["add", "add_keeping_norm", "ablate"] = "add",
     where: Literal["after_prompt", "everywhere", "prompt_only", "last_prompt_token"] = "after_prompt",
     model: str = "tiny-chat",
@@ -30,9 +31,9 @@ def generate(
         prompt: what the user says.
         vector: a file that `caa extract` wrote; needs a layer.
         layer: the layer to steer (output of that block, counted from 0).
-        multiplier: how often the vector is added; negative for less of the behavior. If not given, what the vector's
-            provenance recommends, else a push of a quarter of the residual stream's length. Of ablate, the share taken
-            out, 1 if not given.
+        multiplier: how often the vector is added, in place of a dose; of ablate, the share taken out, 1 if not given.
+        dose: the push beside the length of the residual stream, by sign, negative for less of the behavior; 0.25 if
+            neither is given.
         operator: what is done with the vector; see docs/applying.md.
         where: which tokens are steered.
         model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
@@ -46,13 +47,14 @@ def generate(
     """
     from caa import Intervention, SteeringVector, SteeringWrapper
     from caa import preflight as check
-    from caa.cli.doses import suited_multiplier
+    from caa.cli.doses import DOSE, check_one_unit, multiplier_for
     from caa.data.chat import ChatFormat
     from caa.models.loading import load_tokenizer
     from caa.models.names import model_name
     from caa.steering.operators import OPERATORS
     from caa.steering.scopes import SCOPES
 
+    check_one_unit(multiplier, dose)
     if (steered is None) == (vector is None) or (vector is not None and layer is None):
         raise ValueError("say how to steer: --steered FOLDER, or --vector FILE with --layer N")
     arguments = template_arguments or {}
@@ -67,7 +69,9 @@ def generate(
         wrapper, tokenizer = load_wrapper(model, adapters, dtype, device)
         chat = ChatFormat(tokenizer, system, arguments=arguments)
         if multiplier is None:
-            multiplier = 1.0 if operator == "ablate" else suited_multiplier(wrapper, chat, direction, [layer], [prompt])
+            amount = DOSE if dose is None else dose
+            ablating = operator == "ablate"
+            multiplier = 1.0 if ablating else multiplier_for(wrapper, chat, direction, layer, amount, prompt)
         interventions = (Intervention(direction, layer, multiplier, OPERATORS[operator], SCOPES[where]),)
     with wrapper.finetune(None):
         print_answer("the model as it is", wrapper, chat, prompt, max_new_tokens)
@@ -80,6 +84,7 @@ def play(
     model: str = "tiny-chat",
     vectors: list[Path] | None = None,
     adapters: dict[str, Path] | None = None,
+    dose: float | None = None,
     out: Path = Path("runs/playground"),
     port: int = 7860,
     max_new_tokens: int = 512,
@@ -94,6 +99,8 @@ def play(
         vectors: files that `caa extract` wrote; without any, those of the built-in behaviors, found when they are
             picked.
         adapters: finetunes by name, e.g. --adapters.positive runs/x/positive.
+        dose: where the slider of a vector begins, the push beside the length of the residual stream; if not given, 0.2,
+            or what suits an embedded model.
         out: the folder in which settings are saved as steered adapters.
         port: where the page is, on 127.0.0.1.
         max_new_tokens: the longest answer that can be asked for.
@@ -115,7 +122,7 @@ def play(
         raise ValueError("two of the vectors have files of the same name, and would be the same choice; rename one")
     wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
     chat = ChatFormat(tokenizer, arguments=template_arguments or {})
-    with serving(Session(wrapper, chat, directions, out), port, max_new_tokens) as address:
+    with serving(Session(wrapper, chat, directions, out, dose), port, max_new_tokens) as address:
         say(f"The playground is at {address} until Ctrl+C")
         Event().wait()
 

@@ -137,7 +137,7 @@ def finetune(
         direction: positive teaches the behavior, negative its opposite.
         out: the adapter's folder; a stopped finetune goes on where it was.
         model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
-        training: the settings; those that suit the model's size if not given.
+        training: the settings; those that suit the model's size and the examples if not given.
         template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
@@ -160,6 +160,7 @@ def grid(
     model: str = "tiny-chat",
     adapters: dict[str, Path] | None = None,
     multipliers: tuple[float, ...] | None = None,
+    doses: tuple[float, ...] | None = None,
     tasks: tuple[Literal["ab", "open", "facts"], ...] = ("ab", "open"),
     facts: str = "facts",
     random_controls: int = 0,
@@ -181,8 +182,9 @@ def grid(
         out: the run's folder; a stopped grid goes on where it was.
         model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
         adapters: finetunes by name, e.g. --adapters.positive runs/x/positive; the base is always asked.
-        multipliers: how often the vector is added; if not given, 0 and, both ways, a push of a quarter of the length
-            of the residual stream.
+        multipliers: how often the vector is added, in place of doses.
+        doses: the push beside the length of the residual stream at each layer, by sign; -0.25, 0 and 0.25 if neither is
+            given. The rows' multipliers are then doses, and run.json has the multiplier of dose 1.
         tasks: ab (letter probabilities), open (judged text), facts (two-option knowledge).
         facts: the knowledge questions: facts (built in), or a json file in CAA's format or of MMLU or TruthfulQA.
         random_controls: random directions of the same norm to ask as well.
@@ -197,8 +199,10 @@ def grid(
     """
     from caa import EvalGrid, SteeringVector, load_behavior
     from caa import preflight as check
+    from caa.cli.doses import amounts_of
     from caa.cli.dry_run import grid_work, nobody, print_work
 
+    amounts = amounts_of(multipliers, doses)
     finetunes = adapters or {}
     loaded, direction = load_behavior(behavior).first_questions(limit), SteeringVector.load(vector)
     questions = load_facts(facts)[:limit] if "facts" in tasks else ()
@@ -210,14 +214,14 @@ def grid(
             check.adapter_problems(finetunes, model),
             check.behavior_problems(loaded, tasks, facts=bool(questions)),
             check.judge_problems(judge, loaded) if "open" in tasks else (),
-            check.multiplier_problems(multipliers) if multipliers is not None else (),
+            check.multiplier_problems(amounts),
         )
     )
     plan = EvalGrid(
         loaded,
         direction,
         layers,
-        multipliers or (-1.0, 0.0, 1.0),
+        amounts,
         finetunes_of(model, finetunes),
         tasks,
         facts=questions,
@@ -229,26 +233,26 @@ def grid(
     )
     if dry_run:
         return print_work([*grid_work(plan, read_rows(out / "rows.jsonl"))], "", out)
-    wrapper, tokenizer = load_wrapper(model, finetunes, dtype, device)
-    if multipliers is None:
-        plan = _with_suited_multipliers(plan, wrapper, tokenizer)
-    return _ask(plan, judge, wrapper, tokenizer, out)
+    return _ask(plan, judge, load_wrapper(model, finetunes, dtype, device), out, in_doses=multipliers is None)
 
 
-def _with_suited_multipliers(plan: Any, wrapper: Any, tokenizer: Any) -> Any:
-    from caa.cli.doses import suited_multiplier
+def _in_doses(plan: Any, wrapper: Any, tokenizer: Any) -> Any:
+    from caa.cli.doses import vector_in_doses
 
     prompts = [question.text for question in plan.questions(plan.tasks[0])]
-    multiplier = suited_multiplier(wrapper, plan.chat(tokenizer, ""), plan.vector, plan.layers, prompts)
-    return replace(plan, multipliers=(-multiplier, 0.0, multiplier))
+    scaled = vector_in_doses(wrapper, plan.chat(tokenizer, ""), plan.vector, plan.layers, prompts)
+    return replace(plan, vector=scaled)
 
 
-def _ask(plan: Any, judge: JudgeConfig, wrapper: Any, tokenizer: Any, out: Path) -> None:
+def _ask(plan: Any, judge: JudgeConfig, loaded: tuple[Any, Any], out: Path, in_doses: bool) -> None:
     from caa import load_behavior
     from caa.data.sources import BUILTIN
     from caa.judges import make_judge
     from caa.reports.tables import write_report
 
+    wrapper, tokenizer = loaded
+    if in_doses:
+        plan = _in_doses(plan, wrapper, tokenizer)
     if "open" in plan.tasks:
         others = [load_behavior(name) for name in BUILTIN if name != plan.behavior.name]
         plan = replace(plan, judge=make_judge(judge, plan.behavior, out, others))

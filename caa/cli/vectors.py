@@ -41,8 +41,10 @@ def extract_(
     """
     from caa import extract as find
     from caa import load_behavior
+    from caa.cli.doses import profiles_of
     from caa.data.chat import ChatFormat
     from caa.vectors import methods
+    from caa.vectors.letters import letter_counts
 
     refuse_to_overwrite(out)
     subject = load_behavior(behavior)
@@ -57,8 +59,35 @@ def extract_(
     chat = ChatFormat(tokenizer, arguments=template_arguments or {})
     vector = find(wrapper.model, chat, pairs, layers, behavior=subject.name, progress=True, **options)
     vector.save(out)
-    norms = "  ".join(f"{layer}: {norm:.2f}" for layer, norm in vector.norms().items())
-    say(f"{out}: {subject.name}, {len(pairs)} pairs, norm by layer  {norms}")
+    letters = ", ".join(f"{number} ({name})" for name, number in letter_counts(vector.source.checks).items())
+    say(f"{out}: {subject.name}, {vector.source.method} of {len(pairs)} pairs{letters and f': {letters}'}")
+    _print_layers(vector, profiles_of(wrapper, chat, vector.layers, [pair.text for pair in pairs[:_MEASURED]]))
+
+
+_MEASURED = 32
+"""Prompts by which the length of the stream is taken."""
+_CHECKS = ("letter norm", "letter cosine", "rounding share")
+
+
+def _print_layers(vector: Any, profiles: Any) -> None:
+    """Layer by layer: how long the vector is, what of it is letter or rounding, which dose multiplier 1 is."""
+    from rich import box
+    from rich.table import Table
+
+    from caa.cli.doses import say_peaks
+    from caa.extraction.norms import dose
+
+    known = vector.source.checks
+    columns = [name for name in _CHECKS if f"layer {vector.layers[0]}: {name}" in known]
+    table = Table("layer", box=box.SIMPLE_HEAD)
+    for name in ("norm", *columns, "dose of multiplier 1"):
+        table.add_column(name, justify="right")
+    norms = {layer: profile.norm for layer, profile in profiles.items()}
+    for layer, norm in vector.norms().items():
+        numbers = [norm, *(known[f"layer {layer}: {name}"] for name in columns), dose(vector, layer, 1.0, norms)]
+        table.add_row(str(layer), *(f"{number:.3g}" for number in numbers))
+    console().print(table)
+    say_peaks(profiles)
 
 
 def import_(

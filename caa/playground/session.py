@@ -70,8 +70,13 @@ class Session:
         chat: ChatFormat | Any,
         vectors: Mapping[str, SteeringVector] | None = None,
         out: str | Path = "runs/playground",
+        dose: float | None = None,
     ) -> None:
-        """Without `vectors` the built-in behaviors are offered, each found in this model when it is first asked for."""
+        """Without `vectors` the built-in behaviors are offered, each found in this model when it is first asked for.
+
+        Their sliders begin at the `dose`, beside the stream of the base.
+        """
+        self.dose = dose
         self.wrapper, self.chat, self.out = wrapper, ChatFormat.of(chat), Path(out)
         self.tokenizer = self.chat.tokenizer
         self.names = tuple(vectors or BUILTIN)
@@ -100,7 +105,10 @@ class Session:
         return load_behavior(self.names[0]).open_questions[0].text if self.names[0] in BUILTIN else ""
 
     def multiplier(self, name: str, layer: int) -> float:
-        """One to begin with: that of the model card for the embedded models, else a fifth of `reach`."""
+        """One to begin with: of the dose asked for; else that of an embedded model's card, or a fifth of `reach`."""
+        if self.dose is not None:
+            exact = multiplier_of(self.vector(name), layer, self.dose, self._stream_norms(None))
+            return float(f"{exact:.2g}")
         return 0.3 if self.model in EMBEDDED else self.reach(name, layer) / 5
 
     def reach(self, name: str, layer: int) -> float:

@@ -85,11 +85,17 @@ def _grid_arguments(run: Run) -> dict[str, Any]:
         "behaviors": _values(run.rows, "behavior"),
         "model": run.model,
         "layer": min(cell.layer for cell in cells),
-        "multipliers": sorted({cell.multiplier for cell in cells}),
+        "doses" if _in_doses(run) else "multipliers": sorted({cell.multiplier for cell in cells}),
         "finetunes": _values(run.rows, "finetune"),
         "tasks": usual_first((row.cell.task for row in run.rows), ("ab", "open")),
         "random_controls": len(_seeds(run.rows)),
     }
+
+
+def _in_doses(run: Run) -> bool:
+    """Whether the vectors were taken at the length of the stream (`caa.extraction.norms.in_doses`)."""
+    sources = run.record.get("notes", {}).get("vectors", {}).values()
+    return any(check.endswith("multiplier of dose 1") for source in sources for check in source.get("checks", {}))
 
 
 def _optional_arguments(run: Run) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,28 @@ EMBEDDED = FinetuneConfig(
 """For models of one to five million parameters, such as the embedded ones: half a minute on two CPU cores."""
 
 
-def default_config(n_parameters: int) -> FinetuneConfig:
-    """The settings that suit a model of this size.
+FEW_STEPS = 64
+"""Optimizer steps that a finetune gets at least, however few its examples."""
 
-    >>> default_config(3_000_000) is EMBEDDED, default_config(7_000_000_000) == FinetuneConfig()
+
+def default_config(n_parameters: int, n_examples: int | None = None) -> FinetuneConfig:
+    """The settings that suit a model of this size and so many examples, if they are known.
+
+    One epoch of 64 examples is 4 steps of 16, in which a LoRA learns nothing. Few examples are seen more often, and
+    fewer of them at a step, until there are `FEW_STEPS`.
+
+    >>> default_config(3_000_000, 64) is EMBEDDED, default_config(7_000_000_000, 2000) == FinetuneConfig()
     (True, True)
+    >>> few = default_config(135_000_000, 64)
+    >>> few.epochs, few.batch_size * few.gradient_accumulation, few.alpha / few.rank
+    (4.0, 4, 2.0)
     """
-    return EMBEDDED if n_parameters < 50_000_000 else FinetuneConfig()
+    if n_parameters < 50_000_000:
+        return EMBEDDED
+    plain = FinetuneConfig()
+    if not n_examples or n_examples >= FEW_STEPS * plain.batch_size * plain.gradient_accumulation:
+        return plain
+    wanted = n_examples // (FEW_STEPS // 4 * plain.batch_size)  # for a quarter of the steps in an epoch
+    accumulation = min(plain.gradient_accumulation, max(1, wanted))
+    steps = n_examples / (plain.batch_size * accumulation)
+    return replace(plain, gradient_accumulation=accumulation, epochs=max(1.0, round(FEW_STEPS / steps, 1)))

@@ -63,7 +63,9 @@ def finetune(
     FileExistsError if `out` holds something else.
     """
     _check_plain(model)
-    config = config or default_config(sum(p.numel() for p in model.parameters()))
+    if config is None:
+        n_examples = len(training_examples(behavior, direction))
+        config = default_config(sum(p.numel() for p in model.parameters()), n_examples)
     chat = ChatFormat.of(chat)
     tokenizer = chat.tokenizer
     rows = tokenize(chat, training_examples(behavior, direction, config.open_share, config.seed), stops(model))

@@ -38,6 +38,15 @@ def letter_weights(letters: Sequence[str]) -> dict[str, float]:
     return {name: share / len(letters) / counts[name] for name, share in shares.items()}
 
 
+def letter_counts(checks: Mapping[str, float]) -> dict[str, int]:
+    """How many pairs each letter has, as `extract` keeps it among a vector's checks.
+
+    >>> letter_counts({"pairs (A)": 60.0, "pairs (B)": 99.0, "layer 2: letter norm": 1.0})
+    {'A': 60, 'B': 99}
+    """
+    return {name[7:-1]: int(number) for name, number in checks.items() if name.startswith("pairs (")}
+
+
 def even(letters: Sequence[str]) -> bool:
     """Whether weighing letters equally changes nothing.
 
