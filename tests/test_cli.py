@@ -385,7 +385,7 @@ def test_extract_says_what_a_vector_is_made_of(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "mean difference of 300 pairs: 150 (A), 150 (B)" in shown
     assert "letter norm" in shown
-    assert "dose of multiplier 1" in shown
+    assert "dose of" in shown
 
 
 # What steering does besides.
