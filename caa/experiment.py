@@ -58,16 +58,16 @@ class Experiment:
     model: str = "tiny-chat"
     layer: int | None = None
     """The layer to steer (output of that block, counted from 0); None chooses on the validation questions."""
-    layers: Sequence[int] = ()
-    """Those that are tried when one is chosen; none given are all."""
-    token: Literal["parting", "last", "mean"] | int = "parting"
-    """Where answers are read: "parting" (the first token that differs: the letter), "mean" over the answer (for answers
-    in words), "last", or a token's number."""
     multipliers: Sequence[float] | None = None
     """How often the vector is added; None goes by doses."""
     doses: Sequence[float] | None = None
     """The push beside the length of the residual stream, at each layer; -0.25, 0 and 0.25 if there are no multipliers
     either. The rows' multipliers are then doses: the vectors are taken at the length of the stream."""
+    layers: Sequence[int] = ()
+    """Those that are tried when one is chosen; none given are all."""
+    token: Literal["parting", "last", "mean"] | int = "parting"
+    """Where answers are read: "parting" (the first token that differs: the letter), "mean" over the answer (for answers
+    in words), "last", or a token's number."""
     finetunes: Sequence[Literal["none", "positive", "negative"]] = ("none", "positive", "negative")
     tasks: Sequence[str] = ("ab", "open")
     facts: str | None = None
@@ -213,7 +213,7 @@ class Experiment:
         return set_mean_normalize(vectors) if self.set_mean_norm else vectors
 
     def _stream_norms(self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior]) -> dict[int, float]:
-        """layer -> mean length of the residual stream at the last prompt token, over the first questions of the pairs."""
+        """layer -> mean length of the residual stream at the last prompt token, over the first pairs."""
         from caa.extraction.norms import peaks, stream_profiles
 
         chat = ChatFormat(tokenizer, template=self.template, arguments=self.template_arguments)

@@ -111,7 +111,7 @@ def test_doses_controls_of_the_base_and_damage_of_every_answer(few, tmp_path):
     assert len(damage) == len({row.cell for row in rows})
     assert (damage.perplexity > 1).all()
     assert {"loops", "coverage", "score", "answers"} <= set(damage.columns)
-    with pytest.raises(FileExistsError, match="token was mean and is now parting"):
+    with pytest.raises(FileExistsError, match="token was 'mean' and is now 'parting'"):
         replace(experiment, token="parting").run()
 
 
