@@ -542,7 +542,7 @@ def first_arguments(command: str, words: list[str], places: dict, monkeypatch) -
 
     monkeypatch.setattr("transformers.PreTrainedTokenizerBase.apply_chat_template", stop)
     monkeypatch.setattr("caa.playground.server.serving", opened)
-    monkeypatch.setattr("caa.evals.lm_eval.harness_rows", lambda wrapper, chat, *others, **more: chat.encode("Hello?"))
+    monkeypatch.setattr("caa.evals.lm_eval.harness_rows", lambda *given, **more: given[1].encode("Hello?"))
     told = ["--template-arguments.mood", "calm"]
     if command == "compare":
         told = ["--judge.template-arguments", '{"mood": "calm"}']
