@@ -37,7 +37,8 @@ _SIZES: list[tuple[str, Any]] = [
     (r"num_experts_per_tok(en)?|moe_topk|moe_top_k|top_k_experts|moe_k|experts_per_token|num_experts_per_token", 2),
     (r"n_groups?|topk_groups?|num_expert_groups?|n_expert_groups|moe_n_group", 1),
     (r"q_lora_rank|kv_lora_rank|o_lora_rank|lora_rank|mlp_lora_rank|decay_lora_rank|swa_kv_lora_rank", 16),
-    (r"qk_nope_head_dim|qk_rope_head_dim|v_head_dim|qk_head_dim|index_head_dim|kv_head_dim", 8),
+    (r"qk_nope_head_dim|qk_rope_head_dim|v_head_dim|index_head_dim|kv_head_dim", 8),
+    (r"qk_head_dim", 16),
     (r"index_n_heads", 2),
     (r"index_topk", 64),
     (
@@ -106,7 +107,6 @@ _FIXED: dict[str, dict[str, Any]] = {
     "xlnet": {"d_head": 8},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "longcat_flash": {"qk_head_dim": 16},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "ministral": {"head_dim": 8},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
