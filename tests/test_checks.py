@@ -18,6 +18,7 @@ from caa.vectors.checks import (
     pair_accuracy,
     shuffle_labels,
     split_half_cosine,
+    split_half_cosine_by_text,
     stability,
 )
 from caa.vectors.methods import mean_difference, pca
@@ -194,3 +195,19 @@ def test_a_file_from_before_there_were_checks(tmp_path):
     source = SteeringVector.load(tmp_path / "old.safetensors").source
     assert source == Provenance("m", "", "b", "mean difference", 3, history=("unit norm",))
     assert source.checks == {}
+
+
+def test_halves_that_share_no_answer_show_what_is_the_template():
+    """Four templates, each with a direction of its own beside a weak common one: halves agree, templates do not."""
+    generator = torch.Generator().manual_seed(0)
+    common, templates = torch.zeros(64), torch.randn(4, 64, generator=generator)
+    common[0] = 3.0
+    sides = torch.stack([common + templates[n % 4] for n in range(40)])
+    texts = [f"template {n % 4}" for n in range(40)]
+    by_text = split_half_cosine_by_text(sides, torch.zeros(40, 64), texts)
+    assert split_half_cosine(sides, torch.zeros(40, 64)) > 0.8
+    assert by_text < 0.5
+    distinct = [str(n) for n in range(40)]
+    assert split_half_cosine_by_text(sides, torch.zeros(40, 64), distinct) > 0.8, "each answer once: the usual halves"
+    with pytest.raises(ValueError, match="1 distinct ones of 40 for 40 pairs"):
+        split_half_cosine_by_text(sides, torch.zeros(40, 64), ["same"] * 40)

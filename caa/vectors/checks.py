@@ -178,3 +178,32 @@ def _cosine(first: Tensor, second: Tensor) -> float:
 
 def _shuffled(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def split_half_cosine_by_text(
+    positive: Side, negative: Side, texts: Sequence[str], method: Method = mean_difference, seed: int = 0
+) -> float:
+    """`split_half_cosine` of halves that share no answer text, over 8 draws: does the direction outlive its wording?
+
+    `texts` are the pairs' answers, one text for each pair. Pairs of one template agree with each other about the
+    template, so halves that both hold it agree well whatever the direction is of. Half of the distinct texts, and
+    not of the pairs, are on each side. ValueError for fewer than 2 distinct texts.
+
+    >>> first, second = torch.tensor([[1.0, 0.0]] * 4), torch.tensor([[0.0, 1.0]] * 4)
+    >>> sides = torch.cat([first, second]), torch.zeros(8, 2)
+    >>> split_half_cosine(*sides) > 0.5, split_half_cosine_by_text(*sides, ["No."] * 4 + ["Never."] * 4)
+    (True, 0.0)
+    """
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < 2 or len(texts) != len(positive):
+        raise ValueError(
+            f"halves that share no answer need 2 distinct answers and one for each pair; these are {len(distinct)} "
+            f"distinct ones of {len(texts)} for {len(positive)} pairs"
+        )
+    cosines = []
+    for draw in range(DRAWS):
+        chosen = {distinct[place] for place in _shuffled(len(distinct), seed + draw)[: len(distinct) // 2].tolist()}
+        first = torch.tensor([row for row, text in enumerate(texts) if text in chosen])
+        second = torch.tensor([row for row, text in enumerate(texts) if text not in chosen])
+        cosines.append(_cosine(method(positive[first], negative[first]), method(positive[second], negative[second])))
+    return mean(cosines)
