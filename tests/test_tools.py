@@ -211,14 +211,19 @@ def test_an_export_is_whole_or_not_there_and_replaces_nothing(target, tmp_path, 
 
 
 def consumed(script: str, *arguments: object) -> torch.Tensor:
-    """The logits that a consumer leaves in the last argument, in a process of its own without caa."""
+    """The logits that a consumer leaves in the last argument."""
+    run_consumer(script, *arguments)
+    return torch.load(str(arguments[-1]))
+
+
+def run_consumer(script: str, *arguments: object) -> None:
+    """In a process of its own without caa."""
     path = Path(__file__).parent / "consumers" / script
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [CONSUMERS, path, *map(str, arguments)], check=False, capture_output=True, text=True, env=clean
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(str(arguments[-1]))
 
 
 def needs(package: str) -> None:

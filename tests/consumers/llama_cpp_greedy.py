@@ -45,9 +45,7 @@ def write_model(path: Path) -> None:
             assert weight.dtype == np.float32, "equal texts are promised in F32 alone"
             if name.endswith(("q_proj.weight", "k_proj.weight")):
                 weight = rotated(weight, heads if "q_proj" in name else kv)
-            writer.add_tensor(
-                names.get_name(name, try_suffixes=(".weight", ".bias")) + "." + name.split(".")[-1], weight
-            )
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
