@@ -30,6 +30,7 @@ NOT_RUN = {
     "caa lm-eval arc_easy": "needs a network; test_cli.py runs a task of its own",
     "caa damage myopic_reward": "takes a vector that another page extracts; test_cli.py runs it",
     "caa run embedded": "9 minutes; test_recipes.py runs it with less to do",
+    "caa run smollm2": "needs the package of the model; test_recipes.py reads it",
     "caa run prompts": "10 minutes; test_recipes.py reads it",
     "python recipes/compare_methods.py": "hundreds of grids; test_recipes.py runs it with less to do",
     "python recipes/embedded/": "hours, and writes into the package; test_embedded.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from typing import Any
@@ -71,7 +72,9 @@ def cell_name(cell: Cell) -> str:
     >>> cell_name(Cell("refusal", "open", "negative", layer=13, multiplier=1.0))
     'refusal (open), finetune negative, layer 13, multiplier +1'
     """
-    steering = f"layer {cell.layer}, multiplier {signed(cell.multiplier)}"
+    steering = f"layer {cell.layer}, " + (
+        "all multipliers" if math.isnan(cell.multiplier) else f"multiplier {signed(cell.multiplier)}"
+    )
     prompt = f", system prompt {cell.system_prompt}" if cell.system_prompt else ""
     vector = f", vector {vector_name(cell.vector)}" if cell.vector != OWN else ""
     return f"{cell.behavior} ({cell.task}), finetune {finetune_name(cell.finetune)}, {steering}{prompt}{vector}"
