@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 import torch
 from gguf_files import tiny_llama, write_model, write_unquantized
 from peft import PeftModel
-from test_tools import consumed, needs
+from test_tools import consumed, needs, run_consumer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from caa import Intervention, SteeringVector, SteeringWrapper, load_model
+from caa import Intervention, SteeringVector, SteeringWrapper, extract, load_behavior, load_model
 from caa.cli import main
 from caa.data.behaviors import Behavior, ContrastPair
 from caa.data.chat import ChatFormat
 from caa.exports.merged import to_merged
 from caa.exports.targets import rescoped
+from caa.exports.tools import to_gguf
 from caa.inspection import inspect
 from caa.models.fingerprint import fingerprint
 from caa.models.loading import load_tokenizer
 from caa.models.names import PACKAGED, Packaged, model_files, model_name
 from caa.preflight import model_config
+from caa.steering.scopes import everywhere
 from caa.training.config import FinetuneConfig
 from caa.training.sft import finetune
 
@@ -159,3 +162,28 @@ def test_llama_cpp_reads_the_same_tokens_and_gives_the_same_logits(name, file, t
         assert ids == tokenizer(text, add_special_tokens=False).input_ids, text
         expected = model(torch.tensor([ids])).logits[0]
         assert (expected - logits).abs().max() < 1e-4 * expected.abs().max(), text
+
+
+@smollm2
+@pytest.mark.slow
+def test_llama_cpp_writes_what_the_hook_writes(tmp_path):
+    """Greedy texts to 20 questions, in F32: a steered pass, its exported vector and its merged checkpoint."""
+    needs("xllamacpp")
+    model, tokenizer = load_model("smollm2")
+    chat, wrapper, behavior = ChatFormat(tokenizer), SteeringWrapper(model), load_behavior("declining")
+    vector = extract(model, chat, behavior.pairs[:8], [15], token="mean")
+    multiplier = 60 / float(vector.at(15).norm())  # a dose of about .4
+    model.save_pretrained(tmp_path / "base")
+    texts = []
+    with wrapper.steer(Intervention(vector, 15, multiplier, where=everywhere)):
+        for question in behavior.open_questions[:20]:
+            ids = chat.encode(question.text)
+            whole = wrapper.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0].tolist()
+            texts.append([ids, whole[len(ids) :]])
+        to_gguf(wrapper, tmp_path / "vector")
+        to_merged(wrapper, tokenizer, tmp_path / "merged")
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    for folder, control_vector in {"base": tmp_path / "vector" / "control-vector.gguf", "merged": ""}.items():
+        out = tmp_path / f"{folder}.json"
+        run_consumer("llama_cpp_greedy.py", tmp_path / folder, control_vector, tmp_path / "texts.json", out)
+        assert all(likeliest == total for likeliest, total in json.loads(out.read_text())), folder

@@ -181,7 +181,7 @@ def _shuffled(n: int, seed: int) -> Tensor:
 
 
 def split_half_cosine_by_text(
-    positive: Side, negative: Side, texts: Sequence[str], method: Method = mean_difference, seed: int = 0
+    positive: Side, negative: Side, texts: Sequence[str], method: Method = balanced_mean, seed: int = 0
 ) -> float:
     """`split_half_cosine` of halves that share no answer text, over 8 draws: does the direction outlive its wording?
 
