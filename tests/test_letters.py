@@ -89,9 +89,10 @@ def steered(letters: str, shift: float, liking: float) -> list[Row]:
 
 
 def test_a_pure_letter_vector_has_a_plain_effect_and_no_balanced_one():
-    [table] = finetune_tables(steered("A" * 60 + "B" * 40, shift=0.0, liking=0.3))
+    [table] = finetune_tables(steered("A" * 75 + "B" * 25, shift=0.0, liking=0.3))
     plain = {entry.quantity: entry for entry in table.below[0].entries}
-    assert plain["effect"].estimate.mean == pytest.approx(0.06)
+    assert plain["effect"].estimate.mean == pytest.approx(0.15)
+    assert plain["effect"].mark == "sure"
     scores, effects = table.below[1:]
     assert scores.title == "Letter-balanced"
     assert [entry.estimate.mean for entry in scores.entries] == [pytest.approx(0.5)] * 2
