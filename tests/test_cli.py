@@ -451,6 +451,8 @@ def test_a_task_of_the_harness_on_the_live_model(tmp_path, vector, capsys):
     assert sorted(row.cell.multiplier for row in rows) == [0.0] * 3 + [1.0] * 3
     assert "tiny_choice" in capsys.readouterr().out
     assert main(arguments) == 1, "rows were written over"
+    assert main(["lm-eval", "tiny_choice", str(tmp_path / "other"), "--vector", str(vector), "--layer", "2"]) == 1
+    assert "say how to steer" in capsys.readouterr().err, "nobody chose a multiplier"
 
 
 def test_public_benchmarks_are_knowledge_questions(tmp_path):

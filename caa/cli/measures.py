@@ -136,7 +136,7 @@ def lm_eval_(
     model: str = "tiny-chat",
     vector: Path | None = None,
     layer: int | None = None,
-    multipliers: tuple[float, ...] = (-1.0, 0.0, 1.0),
+    multipliers: tuple[float, ...] | None = None,
     adapters: dict[str, Path] | None = None,
     metric: str = "acc",
     task_folder: Path | None = None,
@@ -156,9 +156,9 @@ def lm_eval_(
         tasks: names of tasks, as `lm-eval ls tasks` lists them.
         out: a new folder for rows and tables.
         model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
-        vector: a file that `caa extract` wrote; needs a layer.
+        vector: a file that `caa extract` wrote; needs a layer and multipliers.
         layer: the layer to steer (output of that block, counted from 0).
-        multipliers: how often the vector is added.
+        multipliers: how often the vector is added; `caa extract` prints what multiplier 1 is.
         adapters: finetunes by name, e.g. --adapters.positive runs/x/positive; the base is always asked.
         metric: the number that is reported; a task without it is an error.
         task_folder: where tasks of your own are described (yaml).
@@ -181,8 +181,11 @@ def lm_eval_(
 
     if not find_spec("lm_eval"):
         raise ImportError("this needs lm-evaluation-harness: pip install 'caa[lm-eval]'")
-    if (vector is None) != (layer is None):
-        raise ValueError("say how to steer: --vector FILE with --layer N, or neither to compare finetunes alone")
+    if not (vector is None) == (layer is None) == (multipliers is None):
+        raise ValueError(
+            "say how to steer: --vector FILE with --layer N and --multipliers M,..., or none of them to compare "
+            "finetunes alone"
+        )
     refuse_to_overwrite(out / "rows.jsonl")
     direction = SteeringVector.load(vector) if vector else None
     layers: Sequence[int] = [] if layer is None else [layer]
@@ -191,7 +194,7 @@ def lm_eval_(
     name = (direction.source.behavior if direction else "") or "no vector"
     settings: dict[Cell, tuple[Intervention, ...]] = {}
     for finetune in finetunes_of(model, adapters or {}):
-        for multiplier in multipliers if direction else (0.0,):
+        for multiplier in multipliers or (0.0,):
             cell = Cell(name, "", finetune, layer or 0, multiplier)
             settings[cell] = (Intervention(direction, layer or 0, multiplier),) if direction and multiplier else ()
     rows = harness_rows(
