@@ -78,11 +78,10 @@ def test_a_judge_that_fails_half_the_time_ends_complete_with_its_retries_counted
         assert [v.score for v in verdicts] == [float(i % 11) for i in range(32)]
         assert set(server.faults) == set(FAULTS)
         records = [json.loads(line) for line in (tmp_path / "judge.jsonl").read_text().splitlines()]
-        assert sum(record["retries"] for record in records) == len(server.faults) >= 24
-        assert len(server.requests) == 32 + len(server.faults)
-    assert judge_summary(tmp_path).startswith(
-        f"32 replies from a server, {len(server.faults)} retries, 320 + 32 tokens"
-    )
+        retries = len(server.requests) - 32
+        assert retries >= len(server.faults) >= 24, "on a busy machine a good reply may come too late as well"
+        assert sum(record["retries"] for record in records) == retries
+    assert judge_summary(tmp_path).startswith(f"32 replies from a server, {retries} retries, 320 + 32 tokens")
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -67,7 +67,7 @@ def test_table_5(tables):
 
 @needs_shared
 def test_two_finetunes_are_flagged_as_collapsed_and_no_other(tables):
-    flagged = [n.split(", layer")[0] for n in tables["Llama 2 7B chat"]["open"].notes if "has collapsed" in n]
+    flagged = [n.split(", layer")[0] for n in tables["Llama 2 7B chat"]["open"].warnings if "has collapsed" in n]
     assert set(flagged) == {"survival-instinct (open), finetune negative", "sycophancy (open), finetune positive"}
     assert len(flagged) == 6
 

@@ -182,10 +182,7 @@ def lm_eval_(
     if not find_spec("lm_eval"):
         raise ImportError("this needs lm-evaluation-harness: pip install 'caa[lm-eval]'")
     if not (vector is None) == (layer is None) == (multipliers is None):
-        raise ValueError(
-            "say how to steer: --vector FILE with --layer N and --multipliers M,..., or none of them to compare "
-            "finetunes alone"
-        )
+        raise ValueError("say how to steer, by --vector, --layer and --multipliers, or name none of the three")
     refuse_to_overwrite(out / "rows.jsonl")
     direction = SteeringVector.load(vector) if vector else None
     layers: Sequence[int] = [] if layer is None else [layer]
