@@ -661,9 +661,9 @@ def test_an_answer_streams_stops_and_ends_when_the_page_is_gone(served):
         page.ask("ENDLESS")
         page.until(lambda: len(page.said("steered")) == 2)
         page.press("Clear")
-        page.until(lambda: not threads())
+        page.until(lambda: not threads() and page.said("steered") == [])
         w.page.wait_for_timeout(300)
-        assert page.said("steered") == []
+        assert page.said("steered") == [], "a late piece brought the answer back"
 
         page.ask("ENDLESS")
         page.until(lambda: page.said("steered"))
