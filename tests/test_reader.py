@@ -127,7 +127,7 @@ def test_some_of_the_pairs():
     some = read_pairs(model, tokenizer, PAIRS, [2], token="last", behavior="haste").subset([3, 1])
     direct = extract(model, tokenizer, [PAIRS[3], PAIRS[1]], [2], token="last", behavior="haste")
     torch.testing.assert_close(some.vector().at(2), direct.at(2), atol=1e-5, rtol=1e-4)
-    known = dataclasses.replace(direct.source, data_hash="", checks={})  # not which were read, nor how they were rounded
+    known = dataclasses.replace(direct.source, data_hash="", checks={})  # not which were read, nor their rounding
     assert some.vector().source == known
     with pytest.raises(KeyError, match=r"layer 3 was not read; these are activations of layers \[2\]"):
         some.at(3)
