@@ -18,12 +18,14 @@ from caa.data.sources import BUILTIN, IN_WORDS, PUBLIC, load_behavior, load_fact
 from caa.files import only_writer, replacing
 from caa.judges.config import OFFLINE, JudgeConfig
 from caa.preflight import (
+    amounts_of,
     behavior_problems,
     folder_problems,
     judge_problems,
     model_problems,
     multiplier_problems,
     refuse,
+    unit_problems,
 )
 from caa.reports.tables import Table, best_layer, finetune_tables, to_markdown, write_report
 from caa.runs.rows import Cell, Row, read_rows
@@ -37,8 +39,6 @@ DAMAGE = "damage.csv"
 """What the open answers of each cell say again and again, and how much they surprise the unsteered model."""
 SETTINGS = "experiment.yaml"
 """What an experiment was told, in its folder; `caa run` reads it as any other config."""
-DOSES = (-0.25, 0.0, 0.25)
-"""Taken if nobody says how much."""
 MEASURED = 64
 """Prompts of each behavior by which the length of the stream is taken."""
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Experiment:
     @property
     def amounts(self) -> Sequence[float]:
         """How much of the vector is added: the multipliers of the rows."""
-        return self.doses or DOSES if self.multipliers is None else self.multipliers
+        return amounts_of(self.multipliers, self.doses)
 
     @property
     def in_doses(self) -> bool:
@@ -155,8 +155,7 @@ class Experiment:
         yield from folder_problems(self.out)
         yield from model_problems(self.model, self.dtype, self.device, [] if self.layer is None else [self.layer])
         yield from multiplier_problems(self.amounts, choose_layer=self.layer is None)
-        if self.multipliers is not None and self.doses is not None:
-            yield "multipliers and doses are two units of one thing: say one of them"
+        yield from unit_problems(self.multipliers, self.doses)
         if self.in_doses and self.set_mean_norm:
             yield "set_mean_norm rescales the vectors to each other and doses to the stream: say multipliers with it"
         parts = ["pairs", *(["validation_questions"] if self.layer is None else [])]
@@ -212,11 +211,14 @@ class Experiment:
             return {name: in_doses(vector, norms) for name, vector in vectors.items()}
         return set_mean_normalize(vectors) if self.set_mean_norm else vectors
 
+    def _chat(self, tokenizer: Any) -> ChatFormat:
+        return ChatFormat(tokenizer, template=self.template, arguments=self.template_arguments)
+
     def _stream_norms(self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior]) -> dict[int, float]:
         """layer -> mean length of the residual stream at the last prompt token, over the first pairs."""
         from caa.extraction.norms import peaks, stream_profiles
 
-        chat = ChatFormat(tokenizer, template=self.template, arguments=self.template_arguments)
+        chat = self._chat(tokenizer)
         prompts = [chat.encode(pair.text) for behavior in behaviors for pair in behavior.require("pairs")[:MEASURED]]
         profiles = stream_profiles(model, tokenizer, prompts, batch_size=self.batch_size)
         for words in peaks(profiles):
@@ -228,7 +230,7 @@ class Experiment:
         from caa.extraction.vector_file import load_or_extract
 
         path, pairs = self.out / "vectors" / f"{file}.safetensors", behavior.require("pairs")
-        chat = ChatFormat(tokenizer, template=self.template, arguments=self.template_arguments)
+        chat = self._chat(tokenizer)
         size = self.batch_size
         return load_or_extract(path, model, chat, pairs, token=self.token, behavior=behavior.name, batch_size=size)
 
@@ -334,7 +336,7 @@ class Experiment:
         from caa.training.sft import finetune
 
         adapters: dict[str, Path] = {}
-        chat = ChatFormat(tokenizer, template=self.template, arguments=self.template_arguments)
+        chat = self._chat(tokenizer)
         for direction in self.finetunes:
             if direction != "none":
                 folder = self.out / "adapters" / f"{behavior.name}-{direction}"
@@ -348,7 +350,7 @@ class Experiment:
         from caa.steering.wrapper import SteeringWrapper
 
         rows = self._first_answers()
-        chat = ChatFormat(tokenizer, template=self.template, arguments=self.template_arguments)
+        chat = self._chat(tokenizer)
         texts = {(row.evidence["asked"], row.evidence["text"]): None for row in rows}
         questions, answers = zip(*texts, strict=True)
         wrapper = SteeringWrapper(model)

@@ -16,6 +16,8 @@ from caa.runs.rows import QUESTIONS, TASKS
 from caa.suggestions import did_you_mean
 from caa.vectors.vector import SteeringVector
 
+DOSES = (-0.25, 0.0, 0.25)
+"""Taken if nobody says how much: clearly seen in most models, and not yet an overdose."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SPREAD = ("auto", "cpu", "balanced", "balanced_low_0", "sequential")
 """Devices that are there everywhere, and ways to spread a model over those that there are."""
@@ -149,6 +151,23 @@ def folder_problems(out: Path) -> Iterator[str]:
             elif not os.access(place, os.W_OK):
                 yield f"{place} cannot be written to; choose another folder"
             return
+
+
+def amounts_of(multipliers: Sequence[float] | None, doses: Sequence[float] | None) -> Sequence[float]:
+    """How much of a vector is added, in the unit that was said; the usual doses if none was.
+
+    >>> amounts_of(None, None), amounts_of((1.0,), None), amounts_of(None, (0.1,))
+    ((-0.25, 0.0, 0.25), (1.0,), (0.1,))
+    """
+    if multipliers is not None:
+        return multipliers
+    return DOSES if doses is None else doses
+
+
+def unit_problems(multipliers: object, doses: object) -> Iterator[str]:
+    """Of an amount that was said twice."""
+    if multipliers is not None and doses is not None:
+        yield "say how much by multipliers or by doses, not by both: they are two units of one thing"
 
 
 def multiplier_problems(multipliers: Sequence[float], *, choose_layer: bool = False) -> Iterator[str]:

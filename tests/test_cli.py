@@ -368,6 +368,12 @@ def test_a_dose_is_the_same_share_of_the_stream_at_every_layer(tmp_path, vector,
     assert "two units of one thing" in capsys.readouterr().err
 
 
+def test_a_share_that_is_taken_out_is_no_dose(vector, capsys):
+    words = ["generate", "Hi", "--vector", str(vector), "--layer", "2", "--operator", "ablate"]
+    assert main([*words, "--dose", "0.3"]) == 1
+    assert "ablate takes a share of the direction out and knows no dose" in capsys.readouterr().err
+
+
 def test_generate_takes_a_dose(vector, capsys):
     words = ["generate", "Hi?", "--vector", str(vector), "--layer", "2", "--max-new-tokens", "1"]
     assert main([*words, "--dose", "-0.5"]) == 0

@@ -11,27 +11,6 @@ from caa.extraction.norms import OF_DOSE_1, StreamProfile, in_doses, multiplier_
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
 
-DOSE = 0.25
-"""What is taken if nobody says how much: clearly seen in most models, and not yet an overdose."""
-
-
-def check_one_unit(multipliers: object, doses: object) -> None:
-    """ValueError if both are given."""
-    if multipliers is not None and doses is not None:
-        raise ValueError("say how much by multipliers or by doses, not by both: they are two units of one thing")
-
-
-def amounts_of(multipliers: Sequence[float] | None, doses: Sequence[float] | None) -> Sequence[float]:
-    """Those that were said, in either unit; the usual doses if neither was.
-
-    >>> amounts_of(None, None), amounts_of((1.0,), None)
-    ((-0.25, 0.0, 0.25), (1.0,))
-    """
-    check_one_unit(multipliers, doses)
-    if multipliers is not None:
-        return multipliers
-    return (-DOSE, 0.0, DOSE) if doses is None else doses
-
 
 def profiles_of(
     wrapper: SteeringWrapper, chat: ChatFormat | Any, layers: Sequence[int], prompts: Sequence[str]

@@ -47,14 +47,16 @@ def generate(
     """
     from caa import Intervention, SteeringVector, SteeringWrapper
     from caa import preflight as check
-    from caa.cli.doses import DOSE, check_one_unit, multiplier_for
+    from caa.cli.doses import multiplier_for
     from caa.data.chat import ChatFormat
     from caa.models.loading import load_tokenizer
     from caa.models.names import model_name
     from caa.steering.operators import OPERATORS
     from caa.steering.scopes import SCOPES
 
-    check_one_unit(multiplier, dose)
+    check.refuse(check.unit_problems(multiplier, dose))
+    if operator == "ablate" and dose is not None:
+        raise ValueError("ablate takes a share of the direction out and knows no dose: give --multiplier, 1 for all")
     if (steered is None) == (vector is None) or (vector is not None and layer is None):
         raise ValueError("say how to steer: --steered FOLDER, or --vector FILE with --layer N")
     arguments = template_arguments or {}
@@ -69,7 +71,7 @@ def generate(
         wrapper, tokenizer = load_wrapper(model, adapters, dtype, device)
         chat = ChatFormat(tokenizer, system, arguments=arguments)
         if multiplier is None:
-            amount = DOSE if dose is None else dose
+            amount = check.DOSES[-1] if dose is None else dose
             ablating = operator == "ablate"
             multiplier = 1.0 if ablating else multiplier_for(wrapper, chat, direction, layer, amount, prompt)
         interventions = (Intervention(direction, layer, multiplier, OPERATORS[operator], SCOPES[where]),)

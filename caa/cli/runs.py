@@ -199,10 +199,9 @@ def grid(
     """
     from caa import EvalGrid, SteeringVector, load_behavior
     from caa import preflight as check
-    from caa.cli.doses import amounts_of
     from caa.cli.dry_run import grid_work, nobody, print_work
 
-    amounts = amounts_of(multipliers, doses)
+    amounts = check.amounts_of(multipliers, doses)
     finetunes = adapters or {}
     loaded, direction = load_behavior(behavior).first_questions(limit), SteeringVector.load(vector)
     questions = load_facts(facts)[:limit] if "facts" in tasks else ()
@@ -214,6 +213,7 @@ def grid(
             check.adapter_problems(finetunes, model),
             check.behavior_problems(loaded, tasks, facts=bool(questions)),
             check.judge_problems(judge, loaded) if "open" in tasks else (),
+            check.unit_problems(multipliers, doses),
             check.multiplier_problems(amounts),
         )
     )

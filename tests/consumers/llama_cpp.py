@@ -4,10 +4,14 @@ Its loader of control vectors is C++: the few structs that it takes are laid out
 """
 
 import ctypes as c
+import json
 from pathlib import Path
+from typing import Any
 
+import gguf
 import numpy as np
 import xllamacpp
+from safetensors.numpy import load_file
 
 
 class Parameters(c.Structure):
@@ -110,3 +114,38 @@ class Model:
         assert function("llama_decode", c.c_int32, c.c_void_p, Batch)(self.context, batch) == 0
         read = function("llama_get_logits", c.POINTER(c.c_float), c.c_void_p)(self.context)
         return np.ctypeslib.as_array(read, (len(ids), self.vocab_size)).copy()
+
+
+def rotated(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Llama's query and key rows in the order of llama.cpp's rotary embedding (convert_hf_to_gguf.py, permute)."""
+    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
+
+
+def write_llama(folder: Path, path: Path) -> dict[str, Any]:
+    """A Llama's checkpoint in F32, biases in its MLPs too, as a GGUF file; its config."""
+    config = json.loads((folder / "config.json").read_text())
+    writer, heads, kv = gguf.GGUFWriter(path, "llama"), config["num_attention_heads"], config["num_key_value_heads"]
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv)
+    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    writer.add_rope_freq_base(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_tokenizer_model("none")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, weight in load_file(file).items():
+            assert weight.dtype == np.float32, "equal numbers are promised in F32 alone"
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                weight = rotated(weight, heads if "q_proj" in name else kv)
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return config

@@ -11,49 +11,12 @@ import json
 import sys
 from pathlib import Path
 
-import gguf
 import numpy as np
-from llama_cpp import Model, load_control_vector
-from safetensors.numpy import load_file
+from llama_cpp import Model, load_control_vector, write_llama
 
 folder, vector, texts_file, out = sys.argv[1:]
-config = json.loads((Path(folder) / "config.json").read_text())
-
-
-def rotated(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Query and key rows in the order of llama.cpp's rotary embedding."""
-    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
-
-
-def write_model(path: Path) -> None:
-    writer, heads, kv = gguf.GGUFWriter(path, "llama"), config["num_attention_heads"], config["num_key_value_heads"]
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv)
-    writer.add_rope_dimension_count(config["hidden_size"] // heads)
-    writer.add_rope_freq_base(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_tokenizer_model("none")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        for name, weight in load_file(file).items():
-            assert weight.dtype == np.float32, "equal texts are promised in F32 alone"
-            if name.endswith(("q_proj.weight", "k_proj.weight")):
-                weight = rotated(weight, heads if "q_proj" in name else kv)
-            writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weight)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 path = Path(out).with_suffix(".gguf")
-write_model(path)
+config = write_llama(Path(folder), path)
 model = Model(str(path), config["vocab_size"])
 if vector:
     model.steer(
