@@ -28,15 +28,13 @@ from caa.preflight import (
     unit_problems,
 )
 from caa.reports.tables import Table, best_layer, finetune_tables, to_markdown, write_report
-from caa.runs.rows import Cell, Row, read_rows
+from caa.runs.rows import read_rows
 from caa.training.config import FinetuneConfig
 from caa.vectors.vector import SteeringVector, rescaled_alike, set_mean_normalize
 
 if TYPE_CHECKING:
     from caa.evals.grid import EvalGrid
 
-DAMAGE = "damage.csv"
-"""What the open answers of each cell say again and again, and how much they surprise the unsteered model."""
 SETTINGS = "experiment.yaml"
 """What an experiment was told, in its folder; `caa run` reads it as any other config."""
 MEASURED = 64
@@ -198,32 +196,33 @@ class Experiment:
         for behavior in behaviors:
             self.measure(model, tokenizer, behavior, vectors, layer)
         if self.damage and "open" in self.tasks:
-            self.keep_damage(model, tokenizer)
+            from caa.run_damage import write_damage
+
+            write_damage(self.out, model, self._chat(tokenizer), self.damage, batch_size=self.batch_size)
         return write_report(self.out)
 
     def find_vectors(self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior]) -> Mapping[str, SteeringVector]:
         """Behavior name -> its vector, all layers, read in the model as it is before any finetune."""
         vectors = {behavior.name: self._vector(model, tokenizer, behavior, behavior.name) for behavior in behaviors}
         if self.in_doses:
-            from caa.extraction.norms import in_doses
-
-            norms = self._stream_norms(model, tokenizer, behaviors)
-            return {name: in_doses(vector, norms) for name, vector in vectors.items()}
+            return self._to_doses(model, tokenizer, behaviors, vectors)
         return set_mean_normalize(vectors) if self.set_mean_norm else vectors
 
     def _chat(self, tokenizer: Any) -> ChatFormat:
         return ChatFormat(tokenizer, template=self.template, arguments=self.template_arguments)
 
-    def _stream_norms(self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior]) -> dict[int, float]:
-        """layer -> mean length of the residual stream at the last prompt token, over the first pairs."""
-        from caa.extraction.norms import peaks, stream_profiles
+    def _to_doses(
+        self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior], vectors: Mapping[str, SteeringVector]
+    ) -> dict[str, SteeringVector]:
+        """The vectors at the length of the residual stream at the last prompt token, over the first pairs."""
+        from caa.extraction.doses import prompt_profiles, to_doses
+        from caa.extraction.norms import peaks
 
-        chat = self._chat(tokenizer)
-        prompts = [chat.encode(pair.text) for behavior in behaviors for pair in behavior.require("pairs")[:MEASURED]]
-        profiles = stream_profiles(model, tokenizer, prompts, batch_size=self.batch_size)
+        prompts = [pair.text for behavior in behaviors for pair in behavior.require("pairs")[:MEASURED]]
+        profiles = prompt_profiles(model, self._chat(tokenizer), prompts, batch_size=self.batch_size)
         for words in peaks(profiles):
             logger.info(words)
-        return {layer: profile.short_norm for layer, profile in profiles.items()}
+        return to_doses(vectors, profiles)
 
     def _vector(self, model: Any, tokenizer: Any, behavior: Behavior, file: str) -> SteeringVector:
         """The behavior's vector in the model as it is now, from its file once it has been read."""
@@ -342,32 +341,6 @@ class Experiment:
                 folder = self.out / "adapters" / f"{behavior.name}-{direction}"
                 adapters[direction] = finetune(model, chat, behavior, direction, folder, self.training)
         return adapters
-
-    def keep_damage(self, model: Any, tokenizer: Any) -> Path:
-        """Measure perplexities of open answers under the unsteered base; `damage.csv`, one line per cell."""
-        from caa.evals.damage import perplexities
-        from caa.reports.tables.text_damage import text_damage
-        from caa.steering.wrapper import SteeringWrapper
-
-        rows = self._first_answers()
-        chat = self._chat(tokenizer)
-        texts = {(row.evidence["asked"], row.evidence["text"]): None for row in rows}
-        questions, answers = zip(*texts, strict=True)
-        wrapper = SteeringWrapper(model)
-        surprises = perplexities(wrapper, chat, questions, answers, batch_size=self.batch_size)
-        known = dict(zip(texts, surprises, strict=True))
-        by_row = {row.key: known[row.evidence["asked"], row.evidence["text"]] for row in rows}
-        with replacing(self.out / DAMAGE) as scratch:
-            text_damage(rows, by_row).to_csv(scratch, index=False)
-        return self.out / DAMAGE
-
-    def _first_answers(self) -> list[Row]:
-        """`damage` open answers of each cell, to the same questions in all cells of a behavior."""
-        answered: dict[Cell, list[Row]] = {}
-        for row in sorted(read_rows(self.out / "rows.jsonl"), key=lambda row: row.question):  # the same in every cell
-            if row.cell.task == "open" and len(answered.setdefault(row.cell, [])) < self.damage:
-                answered[row.cell].append(row)
-        return [row for rows in answered.values() for row in rows]
 
     def make_judge(self, behavior: Behavior) -> Any:
         """A judge of this behavior; the exemplar judge knows the other behaviors' answers as off topic."""

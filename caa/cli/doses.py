@@ -7,7 +7,8 @@ from typing import Any
 
 from caa.cli.console import say
 from caa.data.chat import ChatFormat
-from caa.extraction.norms import OF_DOSE_1, StreamProfile, in_doses, multiplier_of, peaks, stream_profiles
+from caa.extraction.doses import prompt_profiles, to_doses
+from caa.extraction.norms import OF_DOSE_1, StreamProfile, multiplier_of, peaks
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
 
@@ -16,9 +17,8 @@ def profiles_of(
     wrapper: SteeringWrapper, chat: ChatFormat | Any, layers: Sequence[int], prompts: Sequence[str]
 ) -> dict[int, StreamProfile]:
     """Of the stream of the model without a finetune, at the last tokens of the prompts."""
-    chat = ChatFormat.of(chat)
     with wrapper.finetune(None):
-        return stream_profiles(wrapper.model, chat.tokenizer, [chat.encode(prompt) for prompt in prompts], layers)
+        return prompt_profiles(wrapper.model, chat, prompts, layers)
 
 
 def multiplier_for(
@@ -41,7 +41,7 @@ def vector_in_doses(
 ) -> SteeringVector:
     """The vector at the length of the stream at each layer, so that its multipliers are doses; said aloud."""
     profiles = profiles_of(wrapper, chat, layers, prompts)
-    scaled = in_doses(vector, {layer: profile.short_norm for layer, profile in profiles.items()})
+    scaled = to_doses({"": vector}, profiles)[""]
     factors = (f"{layer}: {scaled.source.checks[f'layer {layer}: {OF_DOSE_1}']:.4g}" for layer in layers)
     say(f"doses stand in the rows; the multiplier of dose 1 is, by layer, {', '.join(factors)}")
     say_peaks(profiles)

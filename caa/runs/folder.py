@@ -12,6 +12,8 @@ from caa.files import replacing
 from caa.runs.rows import Row, read_rows
 
 RECORD = "run.json"
+DAMAGE = "damage.csv"
+"""What the open answers of each cell say again and again, and how much they surprise the unsteered model."""
 
 
 @dataclass(frozen=True)
