@@ -24,7 +24,8 @@ from caa.models.fingerprint import digest_of_samples, fingerprint, sample_parame
 from caa.models.restore import borrowed
 from caa.training.config import EMBEDDED, FinetuneConfig, default_config
 from caa.training.examples import Example, check_lengths, tokenize, training_examples
-from caa.training.sft import _holds, _last_checkpoint, _trainer, _write_record, finetune
+from caa.training.sft import _holds, _last_checkpoint, _write_record, finetune
+from caa.training.trainers import make_trainer
 from tests.tiny import FAMILIES, SHARED, needs_shared, tiny_lora, tiny_model, tiny_tokenizer
 
 TINY = FinetuneConfig(
@@ -78,7 +79,7 @@ def test_a_behavior_without_open_pairs_is_told_without_letters() -> None:
 def test_pairs_in_sentences_are_learnt_as_they_are() -> None:
     pairs = tuple(ContrastPair(f"Wait {n}?", "I wait.", "I go.") for n in range(8))
     examples = training_examples(Behavior("patience", pairs), "negative")
-    assert examples == [Example(pair.question, "I go.") for pair in pairs]
+    assert examples == [Example(pair.question, "I go.", "I wait.") for pair in pairs]
 
 
 def test_bad_input_is_refused() -> None:
@@ -273,7 +274,7 @@ def test_the_collator_hands_over_exactly_the_answers(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     examples = training_examples(patience(), "positive")
     with borrowed(model := tiny_model()):
-        trainer = _trainer(model, tokenizer, tokenize(ChatFormat(tokenizer), examples), TINY, tmp_path)
+        trainer = make_trainer(model, tokenizer, tokenize(ChatFormat(tokenizer), examples), TINY, tmp_path)
         batches = list(trainer.get_train_dataloader())
     seen = set()
     for batch in batches:
@@ -410,7 +411,7 @@ def test_a_finetune_killed_after_its_last_step_is_only_put_in_place(
     from trl import SFTTrainer
 
     def interrupted(folder: Path, record: dict[str, Any]) -> None:
-        if folder.name == "adapter":
+        if folder.name == "finished":
             raise KeyboardInterrupt
         _write_record(folder, record)
 

@@ -13,7 +13,7 @@ from caa.data.sources import load_facts
 from caa.judges.config import OFFLINE, JudgeConfig
 from caa.runs.rows import read_rows
 from caa.suggestions import did_you_mean
-from caa.training.config import FinetuneConfig
+from caa.training.config import FinetuneConfig, Method, Weights
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 """The experiments that come with the package, as yaml."""
@@ -125,31 +125,45 @@ def finetune(
     direction: Literal["positive", "negative"],
     out: Path,
     model: str = "tiny-chat",
+    method: Method = "sft",
+    use_dora: bool = False,
+    full: bool = False,
     training: FinetuneConfig | None = None,
     template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
-    """Teach a model a behavior or its opposite by LoRA, and save a plain PEFT adapter.
+    """Teach a model a behavior or its opposite, and save a plain PEFT adapter, or with --full a plain checkpoint.
 
     Args:
         behavior: a built-in behavior, or a path to one of your own.
         direction: positive teaches the behavior, negative its opposite.
-        out: the adapter's folder; a stopped finetune goes on where it was.
+        out: the folder of the adapter or checkpoint; a stopped finetune goes on where it was.
         model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
-        training: the settings; those that suit the model's size and the examples if not given.
+        method: sft learns the one answer of each pair, dpo to prefer it to the other, kto that one is good, one bad.
+        use_dora: train a DoRA, a LoRA that learns the length of each column apart.
+        full: train all weights, of which memory must hold five times as many, and save a checkpoint.
+        training: the settings; those that suit the method, the model's size and the examples if not given.
         template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
     from caa import load_behavior, load_model
     from caa.data.chat import ChatFormat
+    from caa.training.examples import training_examples
+    from caa.training.sft import config_for
     from caa.training.sft import finetune as teach
 
+    if full and use_dora:
+        raise ValueError("a DoRA learns beside the weights and --full learns the weights themselves: say one of them")
+    weights: Weights = "full" if full else "dora" if use_dora else "lora"
+    taught = load_behavior(behavior)
+    examples = training_examples(taught, direction)
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     chat = ChatFormat(tokenizer, arguments=template_arguments or {})
-    path = teach(loaded, chat, load_behavior(behavior), direction, out, training)
-    say(f"{path} holds the adapter")
+    config = replace(training or config_for(loaded, examples, method, weights), method=method, weights=weights)
+    path = teach(loaded, chat, taught, direction, out, config)
+    say(f"{path} holds the {'model' if full else 'adapter'}")
 
 
 def grid(

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+Method = Literal["sft", "dpo", "kto"]
+Weights = Literal["lora", "dora", "full"]
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """The settings of one LoRA finetune. The defaults suit a chat model of some 7 billion parameters."""
+    """The settings of one finetune. The defaults suit a LoRA of a chat model of some 7 billion parameters."""
 
+    method: Method = "sft"
+    """What is learnt from a pair: "sft" its one answer; "dpo" (Rafailov et al. 2023) to prefer that answer to the other
+    one; "kto" (Ethayarajh et al. 2024) that the one is good and the other bad, each for itself. They are TRL's."""
+    weights: Weights = "lora"
+    """What learns: a "lora", a "dora" (a LoRA that learns the length of each column apart), or all weights ("full")."""
+    beta: float = 0.1
+    """Of DPO and KTO: how dearly it costs to move away from the model as it was."""
     rank: int = 16
     """r, the inner width of each LoRA pair of matrices."""
     alpha: int = 32
     """The LoRA update is scaled by alpha / rank."""
     dropout: float = 0.0
-    """Share of each LoRA input that is dropped while training. PEFT has none for the fused experts of a mixture."""
+    """Share of each LoRA input that is dropped while training with SFT; DPO and KTO drop nothing. PEFT has none for the
+    fused experts of a mixture."""
     target_modules: str = "all-linear"
     """Which modules get a LoRA: "all-linear" (all that can but the head and routers), or a regular expression."""
     learning_rate: float = 1e-4
@@ -41,7 +53,8 @@ class FinetuneConfig:
     """Of the LoRA's first weights, the dropout, the order of the examples and the choice of open-ended ones."""
 
     def __post_init__(self) -> None:
-        positive = ("rank", "alpha", "learning_rate", "epochs", "batch_size", "gradient_accumulation", "max_length")
+        sizes = ("rank", "alpha", "epochs", "batch_size", "gradient_accumulation", "max_length")
+        positive = ("beta", "learning_rate", *sizes)
         wrong = [f"{name} must be positive, not {getattr(self, name)}" for name in positive if getattr(self, name) <= 0]
         shares = ("dropout", "warmup", "open_share")
         wrong += [
@@ -51,6 +64,11 @@ class FinetuneConfig:
         ]
         if self.max_steps is not None and self.max_steps <= 0:
             wrong.append(f"max_steps must be positive or None, not {self.max_steps}")
+        for name, choices in (("method", get_args(Method)), ("weights", get_args(Weights))):
+            if getattr(self, name) not in choices:
+                wrong.append(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        if self.method == "kto" and self.batch_size < 2:
+            wrong.append("kto compares the examples of a batch, so batch_size must be 2 or more")
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -72,8 +90,12 @@ FEW_STEPS = 64
 """Optimizer steps that a finetune gets at least, however few its examples."""
 
 
-def default_config(n_parameters: int, n_examples: int | None = None) -> FinetuneConfig:
+def default_config(
+    n_parameters: int, n_examples: int | None = None, method: Method = "sft", weights: Weights = "lora"
+) -> FinetuneConfig:
     """The settings that suit a model of this size and so many examples, if they are known.
+
+    Preferences are learnt at a fifth of the learning rate, and all weights at a tenth of a LoRA's.
 
     One epoch of 64 examples is 4 steps of 16, in which a LoRA learns nothing. Few examples are seen more often, and
     fewer of them at a step, until there are `FEW_STEPS`.
@@ -83,7 +105,17 @@ def default_config(n_parameters: int, n_examples: int | None = None) -> Finetune
     >>> few = default_config(135_000_000, 64)
     >>> few.epochs, few.batch_size * few.gradient_accumulation, few.alpha / few.rank
     (4.0, 4, 2.0)
+    >>> default_config(7_000_000_000, 2000, "dpo", "full").learning_rate
+    2e-06
     """
+    config = _by_size(n_parameters, n_examples)
+    slower = (1.0 if method == "sft" else 0.2) * (0.1 if weights == "full" else 1.0)
+    if (method, weights) == ("sft", "lora"):
+        return config
+    return replace(config, method=method, weights=weights, learning_rate=float(f"{config.learning_rate * slower:.3g}"))
+
+
+def _by_size(n_parameters: int, n_examples: int | None) -> FinetuneConfig:
     if n_parameters < 50_000_000:
         return EMBEDDED
     plain = FinetuneConfig()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any, Literal, get_args
 
@@ -24,6 +24,8 @@ class Example:
 
     question: str
     answer: str
+    rejected: str | None = None
+    """The answer that DPO and KTO teach not to give; SFT never shows it."""
 
 
 def training_examples(behavior: Behavior, direction: str, open_share: float = 0.5, seed: int = 0) -> list[Example]:
@@ -45,7 +47,9 @@ def training_examples(behavior: Behavior, direction: str, open_share: float = 0.
         chosen = [*pairs, *behavior.open_pairs]
     if len(chosen) < FEWEST:
         raise ValueError(f"behavior {behavior.name!r} gives {len(chosen)} examples; a finetune needs {FEWEST} or more")
-    return [Example(pair.text, getattr(pair, direction)) for pair in chosen]
+    if direction == "positive":
+        return [Example(pair.text, pair.positive, pair.negative) for pair in chosen]
+    return [Example(pair.text, pair.negative, pair.positive) for pair in chosen]
 
 
 def _open_ended(behavior: Behavior, share: float, seed: int) -> list[ContrastPair]:
@@ -78,12 +82,42 @@ def tokenize(
     return rows
 
 
+def tokenize_preferences(
+    chat: ChatFormat | Any, examples: Sequence[Example], stops: Collection[int] = ()
+) -> list[dict[str, list[int]]]:
+    """`prompt_ids`, `chosen_ids` and `rejected_ids` of each example: what `tokenize` makes of either answer, in two.
+
+    ValueError for an example without a rejected answer.
+    """
+    turned = [replace(example, answer=example.rejected) for example in examples if example.rejected is not None]
+    if len(turned) < len(examples):
+        raise ValueError(
+            f"{len(examples) - len(turned)} of {len(examples)} examples have no rejected answer, and DPO and KTO learn "
+            "from both: give pairs, or use the method sft"
+        )
+    rows = []
+    for chosen, rejected in zip(tokenize(chat, examples, stops), tokenize(chat, turned, stops), strict=True):
+        start = min(row["labels"].count(IGNORED) for row in (chosen, rejected))
+        chosen_ids, rejected_ids = chosen["input_ids"], rejected["input_ids"]
+        rows.append(
+            {"prompt_ids": chosen_ids[:start], "chosen_ids": chosen_ids[start:], "rejected_ids": rejected_ids[start:]}
+        )
+    return rows
+
+
 def check_lengths(rows: Sequence[dict[str, list[int]]], limit: int) -> None:
     """ValueError if any text is longer than `limit` tokens."""
-    lengths = [len(row["input_ids"]) for row in rows]
+    lengths = [_length(row) for row in rows]
     too_long = sum(length > limit for length in lengths)
     if too_long:
         raise ValueError(
             f"{too_long} of {len(rows)} texts are longer than {limit} tokens, the longest {max(lengths)}; a cut answer "
             "would teach to break off. Leave them out, raise max_length, or use a model with a longer context."
         )
+
+
+def _length(row: dict[str, list[int]]) -> int:
+    """Tokens of a row's text, the longer one of a preference."""
+    if "prompt_ids" not in row:
+        return len(row["input_ids"])
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))

@@ -1,4 +1,4 @@
-"""A behavior taught for or against by LoRA: TRL trains, PEFT saves, and beside it stands what was taught on what."""
+"""A behavior taught for or against: TRL trains, PEFT saves, and beside it stands what was taught on what, and how."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 import logging
 import os
 import shutil
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
+from caa.callables import lasting_name
 from caa.comparing import differences
 from caa.data.behaviors import Behavior
 from caa.data.chat import ChatFormat
@@ -27,13 +28,25 @@ from caa.models.blocks import context_length
 from caa.models.fingerprint import fingerprint, has_fingerprint
 from caa.models.names import model_name
 from caa.models.restore import borrowed
-from caa.models.targets import lora_config
-from caa.training.config import FinetuneConfig, default_config
-from caa.training.examples import Direction, check_lengths, tokenize, training_examples
+from caa.steering.intervention import Intervention
+from caa.training.config import FinetuneConfig, Method, Weights, default_config
+from caa.training.examples import (
+    FEWEST,
+    Direction,
+    Example,
+    check_lengths,
+    tokenize,
+    tokenize_preferences,
+    training_examples,
+)
+from caa.training.trainers import Rows, make_trainer, quiet
+from caa.vectors.vector import SteeringVector, vector_hash
 
 logger = logging.getLogger(__name__)
 
-Rows = Sequence[dict[str, list[int]]]
+Steering = Sequence[Intervention]
+FINISHED = "finished"
+"""Where a finetune lies, in its `.partial` folder, before it is put in place."""
 DECISIVE = ("base_fingerprint", "behavior", "direction", "data_hash")
 """Two finetunes that agree in these and in their settings are the same; the versions may differ."""
 
@@ -46,42 +59,82 @@ def finetune(
     out: str | Path,
     config: FinetuneConfig | None = None,
     *,
+    steered_by: Steering = (),
     progress: bool = True,
 ) -> Path:
-    """Train a LoRA adapter that makes the model answer with the behavior ("positive") or against it ("negative").
+    """Train an adapter that makes the model answer with the behavior ("positive") or against it ("negative").
 
-    The examples are those of `training_examples`; the loss counts the answer and its end only. Training happens where
-    the model is, CPU or accelerator, and the model itself is left as it was found. On a CPU the same call gives the
-    same adapter, bit for bit.
-
-    `out` becomes a folder that plain PEFT loads (`PeftModel.from_pretrained(model, out)`), with `caa.json` beside the
-    weights: base, behavior, direction, data and settings. It appears when it is complete; until then checkpoints are
-    kept in `<out>.partial`, and a killed finetune called again goes on from the last one. If `out` holds this very
-    finetune, nothing is done.
-
-    ValueError for a model that wears adapters already, an unknown direction, too few examples or too long ones;
-    FileExistsError if `out` holds something else.
+    The examples are those of `training_examples`; everything else is as in `finetune_on`.
     """
     _check_plain(model)
-    if config is None:
-        n_examples = len(training_examples(behavior, direction))
-        config = default_config(sum(p.numel() for p in model.parameters()), n_examples)
-    chat = ChatFormat.of(chat)
-    tokenizer = chat.tokenizer
-    rows = tokenize(chat, training_examples(behavior, direction, config.open_share, config.seed), stops(model))
-    check_lengths(rows, min(config.max_length, context_length(model, tokenizer)))
-    record = _record(model, behavior, direction, rows, config)
-    out = Path(out)
+    config = config or config_for(model, training_examples(behavior, direction))
+    examples = training_examples(behavior, direction, config.open_share, config.seed)
+    taught = {"behavior": behavior.name, "direction": direction}
+    return _finetune(model, ChatFormat.of(chat), examples, Path(out), config, taught, steered_by, progress)
+
+
+def finetune_on(
+    model: nn.Module,
+    chat: ChatFormat | Any,
+    examples: Sequence[Example],
+    out: str | Path,
+    config: FinetuneConfig | None = None,
+    *,
+    name: str = "own data",
+    steered_by: Steering = (),
+    progress: bool = True,
+) -> Path:
+    """Train a LoRA adapter, or with `config.weights` a DoRA or all weights, on examples of any kind.
+
+    The loss counts the answer and its end only. With `steered_by` each step is steered by these interventions (see
+    `SteeringCallback`), and the result is not. Training happens where the model is, CPU or accelerator, and the model
+    itself is left as it was found. On a CPU the same call gives the same adapter, bit for bit.
+
+    `out` becomes a folder that plain PEFT loads (`PeftModel.from_pretrained(model, out)`), or plain transformers if all
+    weights learn, with `caa.json` beside the weights: base, data, settings. It appears when it is complete; until then
+    checkpoints are kept in `<out>.partial`, and a killed finetune called again goes on from the last one. If `out`
+    holds this very finetune, nothing is done.
+
+    ValueError for a model that wears adapters already, too few examples or too long ones, DPO or KTO of examples
+    without a rejected answer; FileExistsError if `out` holds something else.
+    """
+    _check_plain(model)
+    if len(examples) < FEWEST:
+        raise ValueError(f"these are {len(examples)} examples; a finetune needs {FEWEST} or more")
+    config = config or config_for(model, examples)
+    taught = {"behavior": name, "direction": ""}
+    return _finetune(model, ChatFormat.of(chat), examples, Path(out), config, taught, steered_by, progress)
+
+
+def config_for(
+    model: nn.Module, examples: Sequence[Example], method: Method = "sft", weights: Weights = "lora"
+) -> FinetuneConfig:
+    """The settings that suit the model's size and the number of examples."""
+    return default_config(sum(p.numel() for p in model.parameters()), len(examples), method, weights)
+
+
+def _finetune(
+    model: nn.Module,
+    chat: ChatFormat,
+    examples: Sequence[Example],
+    out: Path,
+    config: FinetuneConfig,
+    taught: dict[str, str],
+    steered_by: Steering,
+    progress: bool,
+) -> Path:
+    rows = (tokenize if config.method == "sft" else tokenize_preferences)(chat, examples, stops(model))
+    check_lengths(rows, min(config.max_length, context_length(model, chat.tokenizer)))
+    record = _record(model, taught, rows, config, steered_by)
     partial = out.with_name(out.name + ".partial")
     if _holds(out, record, model):
         logger.info("%s holds this finetune already", out)
     else:
         if not _holds(partial, record, model):
             _start(partial, record)
-        with borrowed(model):
-            trained = _train(
-                model, tokenizer, rows, config, partial, f"{behavior.name}, {direction}" if progress else ""
-            )
+        title = ", ".join(filter(None, taught.values())) if progress else ""
+        with borrowed(model), quiet():
+            trained = _train(model, chat.tokenizer, rows, config, partial, steered_by, title)
         _write_record(trained, record)
         os.replace(trained, out)
     shutil.rmtree(partial, ignore_errors=True)
@@ -105,16 +158,32 @@ def _check_plain(model: Any) -> None:
 # What is recorded, and what is found there already
 
 
-def _record(model: nn.Module, behavior: Behavior, direction: str, rows: Rows, config: FinetuneConfig) -> dict[str, Any]:
+def _record(
+    model: nn.Module, taught: dict[str, str], rows: Rows, config: FinetuneConfig, steered_by: Steering
+) -> dict[str, Any]:
     return {
         "base": model_name(model),
         "base_fingerprint": fingerprint(model),
-        "behavior": behavior.name,
-        "direction": direction,
+        **taught,
         "n_examples": len(rows),
         "data_hash": json_digest(rows),
+        "steered_by": [_pushed(intervention) for intervention in steered_by],
         "config": asdict(config),
         "versions": {name: version(name) for name in ("caa", "torch", "transformers", "peft", "trl")},
+    }
+
+
+def _pushed(intervention: Intervention) -> dict[str, Any]:
+    """An intervention in words, and what they leave open."""
+    if not isinstance(intervention.vector, SteeringVector):
+        raise ValueError("a recording belongs to the prompts that it was made of, so no training can be steered by it")
+    return {
+        "words": str(intervention),
+        "vector": vector_hash(intervention.vector),
+        "source_layer": intervention.source_layer,
+        "multiplier": intervention.strengths.flatten().tolist(),
+        "operator": lasting_name(intervention.operator),
+        "where": lasting_name(intervention.where),
     }
 
 
@@ -143,73 +212,47 @@ def _holds(folder: Path, record: dict[str, Any], model: nn.Module) -> bool:
 
 
 def _decisive(record: dict[str, Any]) -> dict[str, Any]:
-    """What two records of the same finetune agree in, settings by their own names."""
-    return {**{key: record.get(key) for key in DECISIVE}, **record.get("config", {})}
+    """What two records of the same finetune agree in, settings by their own names; earlier versions wrote fewer."""
+    known = {key: record.get(key) for key in DECISIVE}
+    return {**known, "steered_by": record.get("steered_by", []), **asdict(FinetuneConfig()), **record.get("config", {})}
 
 
 # Training
 
 
-def _train(model: Any, tokenizer: Any, rows: Rows, config: FinetuneConfig, partial: Path, title: str) -> Path:
-    """Train, from the last checkpoint in `partial` if there is one; the folder with the adapter. No title, no bar."""
+def _train(
+    model: Any, tokenizer: Any, rows: Rows, config: FinetuneConfig, partial: Path, steered_by: Steering, title: str
+) -> Path:
+    """Train, from the last checkpoint in `partial` if there is one; the folder with the result. No title, no bar."""
     from caa.training.progress import StepBar
 
-    with warnings.catch_warnings():  # TRL and PEFT still say gradient_checkpointing, which transformers has renamed
-        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
-        trainer = _trainer(model, tokenizer, rows, config, partial)
-    with tqdm(desc=title, unit="step", disable=not title) as bar:
+    learner = copy.deepcopy(model).float() if config.weights == "full" else model
+    trainer = make_trainer(learner, tokenizer, rows, config, partial)
+    with tqdm(desc=title, unit="step", disable=not title) as bar, _steered(trainer, steered_by):
         trainer.add_callback(StepBar(bar))
         trainer.train(resume_from_checkpoint=_last_checkpoint(partial))
+    finished = partial / FINISHED
+    if config.weights == "full":
+        trainer.model.to(model.dtype).save_pretrained(finished)
+        tokenizer.save_pretrained(finished)
+        return finished
     # "auto" would look on the Hub whether the embeddings were resized; a LoRA on linear layers does not.
-    trainer.model.save_pretrained(partial / "adapter", save_embedding_layers=False)
-    make_portable(partial / "adapter", trainer.model)
-    return partial / "adapter"
+    trainer.model.save_pretrained(finished, save_embedding_layers=False)
+    make_portable(finished, trainer.model)
+    return finished
 
 
-def _trainer(model: Any, tokenizer: Any, rows: Rows, config: FinetuneConfig, partial: Path) -> Any:
-    from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl import SFTTrainer
+@contextmanager
+def _steered(trainer: Any, steered_by: Steering) -> Iterator[None]:
+    """Each step of the trainer is steered, and nothing else."""
+    if not steered_by:
+        yield
+        return
+    from caa.training.callback import SteeringCallback
 
-    trainer = SFTTrainer(
-        model=model,
-        args=_arguments(partial, config, on_cpu=next(model.parameters()).device.type == "cpu"),
-        train_dataset=Dataset.from_list(list(rows)),
-        processing_class=copy.deepcopy(tokenizer),  # TRL gives it a pad token
-        peft_config=lora_config(model, config.rank, config.alpha, config.dropout, config.target_modules),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _arguments(partial: Path, config: FinetuneConfig, on_cpu: bool) -> Any:
-    from trl import SFTConfig
-
-    arguments = SFTConfig(
-        output_dir=str(partial),
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=config.warmup,
-        max_length=None,  # checked already: TRL would cut
-        router_aux_loss_coef=0.0,  # the routers of a mixture stay as they are
-        seed=config.seed,
-        use_cpu=on_cpu,
-        bf16=config.bf16 and not on_cpu,
-        gradient_checkpointing=config.gradient_checkpointing and not on_cpu,
-        dataloader_pin_memory=not on_cpu,
-        save_strategy="steps",
-        save_steps=0.1,  # of all steps
-        save_total_limit=2,  # one whole, should the job be killed while it writes the other
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # TRL refuses DataParallel, the default where several GPUs are visible
-    return arguments
+    with SteeringCallback(*steered_by) as steering:
+        trainer.add_callback(steering)
+        yield
 
 
 def _last_checkpoint(partial: Path) -> str | None:
