@@ -198,7 +198,8 @@ class Experiment:
         if self.damage and "open" in self.tasks:
             from caa.run_damage import write_damage
 
-            write_damage(self.out, model, self._chat(tokenizer), self.damage, batch_size=self.batch_size)
+            chat, size = self._chat(tokenizer), self.batch_size
+            write_damage(self.out, model, chat, self.damage, vectors, batch_size=size)
         return write_report(self.out)
 
     def find_vectors(self, model: Any, tokenizer: Any, behaviors: Sequence[Behavior]) -> Mapping[str, SteeringVector]:

@@ -99,7 +99,7 @@ def test_doses_controls_of_the_base_and_damage_of_every_answer(few, tmp_path):
         training=QUICK,
         max_new_tokens=8,
     )
-    experiment.run()
+    tables = experiment.run()
     rows = read_rows(out / "rows.jsonl")
     controls = {(row.cell.finetune, row.cell.vector.name) for row in rows if row.cell.vector.kind == "random"}
     assert controls == {(None, "0"), (None, "1"), (None, "2")}
@@ -111,6 +111,11 @@ def test_doses_controls_of_the_base_and_damage_of_every_answer(few, tmp_path):
     assert len(damage) == len({row.cell for row in rows})
     assert (damage.perplexity > 1).all()
     assert {"loops", "coverage", "score", "answers"} <= set(damage.columns)
+    pushed = (damage.finetune == "none") & (damage.multiplier != 0)
+    assert (damage.divergence[pushed] > 1e-4).all()
+    assert (damage.divergence[(damage.finetune == "none") & ~pushed] == 0).all()
+    assert damage.divergence[damage.finetune != "none"].isna().all(), "a finetune moves words too"
+    assert any(table.title.startswith("Damage: KL") for table in tables)
     with pytest.raises(FileExistsError, match="token was 'mean' and is now 'parting'"):
         replace(experiment, token="parting").run()
 

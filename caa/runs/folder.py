@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,12 @@ class Run:
     def model(self) -> str:
         """The model's name; "unknown model" if the record does not say it."""
         return str(self.record.get("notes", {}).get("model") or "unknown model")
+
+    @property
+    def damage(self) -> list[dict[str, str]]:
+        """The lines of its damage.csv, by the names of its columns; none if there is none."""
+        path = self.folder / DAMAGE
+        return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
 
     @property
     def figures(self) -> Path:

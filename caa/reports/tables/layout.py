@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,9 +13,14 @@ from caa.runs.rows import Cell
 
 Mark = Literal["", "highest", "lowest", "sure"]
 """Highest and lowest of a line of scores; or, of differences, sure to differ from 0."""
-Quantity = Literal["score", "effect", "slope", "wrong way", "effect change", "slope change"]
+Quantity = Literal[
+    "score", "effect", "slope", "wrong way", "effect change", "slope change", "perplexity", "loops", "divergence"
+]
 """A mean score; steering's effect (change from multiplier 0), the slope over multipliers, the share of questions that
-move the wrong way; and how much a finetune changes effect and slope."""
+move the wrong way; how much a finetune changes effect and slope; and the damage: how much answers surprise the
+unsteered model, the share of them that loop, how far the next token moves."""
+SHARES: Collection[Quantity] = ("wrong way", "loops")
+SIGNED: Collection[Quantity] = ("effect", "slope", "effect change", "slope change")
 Stub = Literal["behavior", "layer"]
 """What the lines of a table are."""
 Column = tuple[str, float | str]
@@ -50,10 +56,10 @@ class Entry:
         mean = self.estimate.mean
         if not self.estimate.n:
             return "?"
-        if self.quantity == "wrong way":
+        if self.quantity in SHARES:
             return f"{mean:.0%}"
         rounded = round(mean, 2) or 0.0  # or 0.0: not "-0.00"
-        return f"{rounded:.2f}" if self.quantity == "score" or not rounded else f"{rounded:+.2f}"
+        return f"{rounded:+.2f}" if self.quantity in SIGNED and rounded else f"{rounded:.2f}"
 
     @property
     def spread(self) -> str:
@@ -61,7 +67,7 @@ class Entry:
         half = self.estimate.half_width
         if math.isnan(half):
             return ""
-        if self.quantity == "wrong way":
+        if self.quantity in SHARES:
             return f"±{half:.0%}"
         return f"±{half:.1f}" if half >= 0.995 else f"±{half:.2f}".replace("0.", ".")
 
