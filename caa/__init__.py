@@ -24,6 +24,7 @@ _NAMES = {
     "finetune": "training.sft",
     "load_behavior": "data.sources",
     "load_model": "models.loading",
+    "search": "studies.search",
     "write_report": "reports.tables.report",
 }
 _NAMESPACES = {

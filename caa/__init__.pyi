@@ -15,6 +15,7 @@ from caa.steering import operators as operators
 from caa.steering import scopes as scopes
 from caa.steering.intervention import Intervention as Intervention
 from caa.steering.wrapper import SteeringWrapper as SteeringWrapper
+from caa.studies.search import search as search
 from caa.training.sft import finetune as finetune
 from caa.vectors import formats as formats
 from caa.vectors import methods as methods

@@ -518,6 +518,7 @@ SHOWS = {
     "demo": ["--out", "{out}"],
     "run": ["embedded", "--out", "{out}"],
     "extract": ["refusal", "{out}"],
+    "search": ["refusal", "{out}"],
     "finetune": ["refusal", "positive", "{out}"],
     "grid": ["refusal", "{vector}", "2", "{out}", "--limit", "1", "--multipliers", "0,1", "--tasks", "ab"],
     "generate": ["Hi?", "--vector", "{vector}", "--layer", "2", "--multiplier", "1"],

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import caa
+from caa.cli.chosen import FROM, TAKE_FROM, with_search
 from caa.cli.measures import compare, damage, lm_eval_
 from caa.cli.models import export, generate, play
 from caa.cli.parsing import Command, UsageError, parse, parser_of
 from caa.cli.results import data, figures, published, report
 from caa.cli.runs import config_path, demo, finetune, grid, run, shipped_configs
+from caa.cli.studies import search
 from caa.cli.vectors import extract_, import_, inspect
 from caa.suggestions import did_you_mean
 
@@ -53,6 +55,7 @@ _ALL: tuple[Command, ...] = (
     demo,
     run,
     extract_,
+    search,
     finetune,
     grid,
     generate,
@@ -121,7 +124,9 @@ def _run(words: list[str]) -> int:
             rest = ["--config", str(config_path(rest[0])), *rest[1:]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # as in `command_parser`
-        arguments = parse(command_parser(name), rest)
+        arguments = parse(command_parser(name), with_search(name, rest))
+    if arguments.pop("from", None):
+        raise UsageError("--from stands on the command line; in a file, say what it stands for")
     COMMANDS[name](**arguments)
     return 0
 
@@ -130,12 +135,15 @@ def command_parser(name: str) -> Any:
     """The parser of one of `COMMANDS`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # jsonargparse tries names of types, those of version 0.1 too
-        if name != "run":
-            return parser_of(name, COMMANDS[name])
-        from caa.experiment import Experiment
+        if name == "run":
+            from caa.experiment import Experiment
 
-        parser = parser_of(name, run, Experiment)
-        parser.usage = "caa run CONFIG [options]"
+            parser = parser_of(name, run, Experiment)
+            parser.usage = "caa run CONFIG [options]"
+        else:
+            parser = parser_of(name, COMMANDS[name])
+        if name in TAKE_FROM:
+            parser.add_argument("--from", help=FROM)
         return parser
 
 

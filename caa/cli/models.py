@@ -87,6 +87,7 @@ def play(
     vectors: list[Path] | None = None,
     adapters: dict[str, Path] | None = None,
     dose: float | None = None,
+    layer: int | None = None,
     out: Path = Path("runs/playground"),
     port: int = 7860,
     max_new_tokens: int = 512,
@@ -103,6 +104,7 @@ def play(
         adapters: finetunes by name, e.g. --adapters.positive runs/x/positive.
         dose: where the slider of a vector begins, the push beside the length of the residual stream; if not given, 0.2,
             or what suits an embedded model.
+        layer: where the slider of the layer begins (output of that block, counted from 0).
         out: the folder in which settings are saved as steered adapters.
         port: where the page is, on 127.0.0.1.
         max_new_tokens: the longest answer that can be asked for.
@@ -114,6 +116,7 @@ def play(
 
     from caa import SteeringVector
     from caa.data.chat import ChatFormat
+    from caa.models.blocks import check_layer
     from caa.playground.server import serving
     from caa.playground.session import Session
 
@@ -123,8 +126,10 @@ def play(
     if len(directions) < len(vectors or ()):
         raise ValueError("two of the vectors have files of the same name, and would be the same choice; rename one")
     wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
+    if layer is not None:
+        check_layer(wrapper.model, layer)
     chat = ChatFormat(tokenizer, arguments=template_arguments or {})
-    with serving(Session(wrapper, chat, directions, out, dose), port, max_new_tokens) as address:
+    with serving(Session(wrapper, chat, directions, out, dose, layer), port, max_new_tokens) as address:
         say(f"The playground is at {address} until Ctrl+C")
         Event().wait()
 

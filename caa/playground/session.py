@@ -71,12 +71,14 @@ class Session:
         vectors: Mapping[str, SteeringVector] | None = None,
         out: str | Path = "runs/playground",
         dose: float | None = None,
+        layer: int | None = None,
     ) -> None:
         """Without `vectors` the built-in behaviors are offered, each found in this model when it is first asked for.
 
-        Their sliders begin at the `dose`, beside the stream of the base.
+        Their sliders begin at the `dose`, beside the stream of the base, and at the `layer`.
         """
         self.dose = dose
+        self.layer = layer
         self.wrapper, self.chat, self.out = wrapper, ChatFormat.of(chat), Path(out)
         self.tokenizer = self.chat.tokenizer
         self.names = tuple(vectors or BUILTIN)
@@ -96,8 +98,8 @@ class Session:
 
     @property
     def first_layer(self) -> int:
-        """A layer to begin with, near where the CAA paper steers (layer 13 of 32)."""
-        return round(0.4 * self.layers)
+        """A layer to begin with: the one asked for, or near where the CAA paper steers (layer 13 of 32)."""
+        return round(0.4 * self.layers) if self.layer is None else self.layer
 
     @property
     def question(self) -> str:

@@ -213,6 +213,24 @@ def wrong_way(slopes: Scores) -> dict[str, float | None]:
     return {question: None if slope is None else float(slope < 0) for question, slope in slopes.items()}
 
 
+def prediction_bound(values: Sequence[float], confidence: float = 0.95) -> float:
+    """What a further draw of the same kind exceeds in 1 - `confidence` of cases, if such draws are normal.
+
+    mean + t * sd * sqrt(1 + 1 / n), t of n - 1 degrees of freedom: few draws know their spread badly, and the bound
+    says so. inf for fewer than two, which know none.
+
+    >>> round(prediction_bound([-1.0, 0.0, 1.0]), 2), prediction_bound([0.5])
+    (3.37, inf)
+    """
+    if len(values) < 2:
+        return math.inf
+    from scipy.stats import t
+
+    n, mean = len(values), math.fsum(values) / len(values)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    return float(mean + t.ppf(confidence, n - 1) * spread * math.sqrt(1 + 1 / n))
+
+
 def p_value(values: Iterable[float | None], seed: int = 0) -> float:
     """How often differences this far from 0, or farther, come about if their signs are mere chance. Two-sided.
 

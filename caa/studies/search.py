@@ -1,0 +1,264 @@
+"""Layers and doses in, the setting that does most within a damage budget out, confirmed on held-out questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import fmean
+from typing import Any
+
+from caa.data.behaviors import Behavior, Question, split_by_hash, stem
+from caa.data.chat import ChatFormat
+from caa.data.sources import FACTS, load_facts
+from caa.extraction.norms import OF_DOSE_1, in_doses, stream_profiles
+from caa.judges.base import Judge
+from caa.models.names import model_name
+from caa.reports.statistics import Estimate, prediction_bound
+from caa.steering.intervention import Setting
+from caa.steering.operators import Operator, add
+from caa.steering.scopes import Scope, after_prompt
+from caa.steering.wrapper import SteeringWrapper
+from caa.studies.candidates import USUAL, Budget, Candidate, Damage, best_fronts, schedule
+from caa.studies.findings import Confirmation, Cost, Search, Trial
+from caa.studies.measuring import Answer, Steered, balanced_gain, counted, gains_by_letter, judged_gain, text_damage
+from caa.vectors.vector import SteeringVector, random_like
+
+DOSES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
+KNOWLEDGE = 60
+"""Two-option questions that show whether knowledge suffers."""
+NEUTRAL = 24
+"""Neutral prompts, half of them for the choice and half for its confirmation."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked, for the choice or for its confirmation."""
+
+    choices: Sequence[Question]
+    open: Sequence[Question]
+    neutral: Sequence[str]
+    """Prompts that have nothing to do with the behavior."""
+
+
+def halves(behavior: Behavior, facts: Sequence[Question]) -> tuple[Questions, Questions]:
+    """What a setting is chosen on, and what it is confirmed on: no question is in both.
+
+    A/B questions are the behavior's validation questions and its held-out ones; where it has no validation questions, a
+    hash splits the others. Open questions and neutral prompts are split by hash.
+    """
+    choices = list(behavior.validation_questions), list(behavior.require("ab_questions"))
+    if not choices[0]:
+        choices = split_by_hash(choices[1], 0.5, salt="search")
+    openly = split_by_hash(behavior.require("open_questions"), 0.5, salt="search")
+    neutral = split_by_hash(facts[:NEUTRAL], 0.5, salt="search")
+    for name, sides in (("A/B questions", choices), ("open questions", openly), ("neutral prompts", neutral)):
+        if not all(sides):
+            raise ValueError(
+                f"{behavior.name} has too few {name} to choose on some and to confirm on others: give more"
+            )
+    prompts = [[stem(question.text) for question in side] for side in neutral]  # with options, all begin with "("
+    first, second = (Questions(*parts) for parts in zip(choices, openly, prompts, strict=True))
+    return first, second
+
+
+def search(
+    wrapper: SteeringWrapper,
+    chat: ChatFormat | Any,
+    behavior: Behavior,
+    vector: SteeringVector,
+    layers: Sequence[int] | None = None,
+    doses: Sequence[float] = DOSES,
+    *,
+    budget: Budget = USUAL,
+    judge: Judge | None = None,
+    others: Sequence[Behavior] = (),
+    facts: Sequence[Question] | None = None,
+    operator: Operator = add,
+    where: Scope = after_prompt,
+    controls: int = 3,
+    keep: float = 1 / 3,
+    max_new_tokens: int = 48,
+    batch_size: int = 16,
+) -> Search:
+    """Find the layer and the dose at which a vector does most of the behavior within a damage budget.
+
+    1. The screen: all layers x doses on A/B questions, branches of one pass, and on neutral prompts.
+    2. Open answers, for the damage in them and for the `judge` if there is one, of the `keep` share of candidates that
+       are best in effect against divergence; by successive halving, so that few are asked all questions. `keep=1` asks
+       all candidates everything.
+    3. The choice: most effect within the budget. The effect is the judge's where there is one, else that of A/B.
+    4. Its confirmation on questions that nothing was chosen on, beside `controls` random directions, each both ways and
+       at the layer that suits it best, and its side effects on `others` and on knowledge.
+
+    Args:
+        wrapper: the model, unsteered, wearing what it is to wear.
+        chat: its `ChatFormat`, or its tokenizer.
+        behavior: what is asked.
+        vector: what is added.
+        layers: those to try; all that the vector has if not given.
+        doses: pushes beside the length of the residual stream, all positive, or all negative for less of the behavior.
+        budget: the damage that may be done.
+        judge: who scores open answers.
+        others: behaviors whose A/B questions are asked under the choice.
+        facts: two-option questions that have nothing to do with the behavior; the built-in ones if not given.
+        operator: what is done with the vector; its multiplier must be a push (`add`, `add_keeping_norm`).
+        where: which tokens are steered.
+        controls: random directions.
+        keep: the share of candidates that are asked open questions.
+        max_new_tokens: longest open answer.
+        batch_size: rows in one forward pass.
+    """
+    chat, facts = ChatFormat.of(chat), load_facts(FACTS) if facts is None else facts
+    candidates = candidates_of(vector.layers if layers is None else layers, doses)
+    choosing, held_out = halves(behavior, facts)
+    scaled = vector_in_doses(wrapper, chat, vector, {c.layer for c in candidates}, choosing.choices)
+    steered = Steered(wrapper, chat, scaled, operator, where, judge, max_new_tokens, batch_size)
+    with counted(wrapper) as screening:
+        screened = screen(steered, candidates, choosing)
+    with counted(wrapper) as writing:
+        trials = halving(steered, screened, choosing.open, budget, keep)
+    chosen = choice(trials, budget)
+    confirmation, multiplier = None, None
+    with counted(wrapper) as confirming:
+        if chosen:
+            confirmation = confirm(steered, chosen, choosing, held_out, others, facts, controls)
+            multiplier = chosen.dose * scaled.source.checks[f"layer {chosen.layer}: {OF_DOSE_1}"]
+    prompts = sum(len(chat.encode(question.text)) - 1 for question in choosing.open)
+    answers = [len(choosing.open), *(trial.answers for trial in trials)]
+    return Search(
+        behavior.name,
+        model_name(wrapper.model),
+        operator.__name__,
+        where.__name__,
+        budget,
+        tuple(trials),
+        chosen,
+        multiplier,
+        confirmation,
+        Cost(screening.tokens, prompts, writing.tokens, confirming.tokens, sum(answers), answers[0] * len(answers)),
+    )
+
+
+def candidates_of(layers: Sequence[int], doses: Sequence[float]) -> list[Candidate]:
+    """All layers x doses; ValueError for none, for a dose of 0, and for doses of both signs."""
+    if not layers or not doses or not (min(doses) > 0 or max(doses) < 0):
+        raise ValueError(
+            f"a search goes one way, over one or more layers: give positive doses for more of the behavior or negative "
+            f"ones for less, not layers {list(layers)} and doses {list(doses)}"
+        )
+    return [Candidate(layer, float(dose)) for layer, dose in product(layers, sorted(doses, key=abs))]
+
+
+def vector_in_doses(
+    wrapper: SteeringWrapper,
+    chat: ChatFormat,
+    vector: SteeringVector,
+    layers: Iterable[int],
+    questions: Sequence[Question],
+) -> SteeringVector:
+    """The vector at the length of the stream at the last token of the questions."""
+    prompts = [chat.encode(question.text) for question in questions]
+    profiles = stream_profiles(wrapper.model, chat.tokenizer, prompts, sorted(layers))
+    return in_doses(vector, {layer: profile.short_norm for layer, profile in profiles.items()})
+
+
+def screen(steered: Steered, candidates: Sequence[Candidate], questions: Questions) -> list[Trial]:
+    """Every candidate on the A/B questions, in one branched sweep, and on the neutral prompts."""
+    settings = [steered.setting(candidate) for candidate in candidates]
+    unsteered, *scores = steered.scores(questions.choices, [(), *settings])
+    moved = steered.divergences(questions.neutral, settings)
+    trials = []
+    for candidate, own, divergence in zip(candidates, scores, moved, strict=True):
+        effect = balanced_gain(questions.choices, own, unsteered, candidate.dose)
+        trials.append(Trial(candidate, effect, Damage(divergence)))
+    return trials
+
+
+def halving(
+    steered: Steered, screened: Sequence[Trial], questions: Sequence[Question], budget: Budget, keep: float
+) -> list[Trial]:
+    """Ask open questions of fewer and fewer trials; all trials, those asked most first."""
+    rounds = schedule(len(screened), len(questions), keep)
+    alive = best_fronts(screened, lambda t: t.gain, lambda t: budget.spent(t.damage), rounds[0][0])
+    answers: dict[Candidate | None, list[Answer]] = {None: [], **{trial.candidate: [] for trial in alive}}
+    trials = {trial.candidate: trial for trial in screened}
+    for count, until in rounds:
+        alive = sorted(alive, key=lambda trial: rank(trial, budget), reverse=True)[:count]
+        new = questions[len(answers[None]) : until]
+        written = steered.answers(new, [(), *(steered.setting(trial.candidate) for trial in alive)])
+        for candidate, more in zip([None, *(trial.candidate for trial in alive)], written, strict=True):
+            answers[candidate] += more
+        alive = [answered(trial, answers[trial.candidate], answers[None], steered.judge is not None) for trial in alive]
+        trials.update({trial.candidate: trial for trial in alive})
+    return sorted(trials.values(), key=lambda trial: (-trial.answers, trial.candidate))
+
+
+def answered(trial: Trial, steered: Sequence[Answer], unsteered: Sequence[Answer], judged: bool) -> Trial:
+    """The trial with what its open answers say."""
+    damage = text_damage(trial.damage.divergence, steered, unsteered)
+    judgment = judged_gain(steered, unsteered, trial.candidate.dose) if judged else None
+    return Trial(trial.candidate, trial.effect, damage, len(steered), judgment)
+
+
+def rank(trial: Trial, budget: Budget) -> tuple[bool, float]:
+    """What is better sorts higher: first all that keep the budget, by effect; then the others, by what they spend."""
+    spent = budget.spent(trial.damage)
+    return (True, trial.gain) if spent <= 1 else (False, -spent)
+
+
+def choice(trials: Sequence[Trial], budget: Budget) -> Candidate | None:
+    """The one with most effect within the budget, of those that were asked all; None if all break too much."""
+    most = max(trial.answers for trial in trials)
+    kept = [trial for trial in trials if trial.answers == most and budget.spent(trial.damage) <= 1]
+    return max(kept, key=lambda trial: trial.gain).candidate if kept else None
+
+
+def confirm(
+    steered: Steered,
+    chosen: Candidate,
+    choosing: Questions,
+    held_out: Questions,
+    others: Sequence[Behavior],
+    facts: Sequence[Question],
+    controls: int,
+) -> Confirmation:
+    """The choice on held-out questions, beside random directions that were searched for the best layer likewise."""
+    own = steered.setting(chosen)
+    random = control_settings(steered, chosen, choosing.choices, controls)
+    unsteered, *scores = steered.scores(held_out.choices, [(), own, *random])
+    effects = [balanced_gain(held_out.choices, score, unsteered, chosen.dose) for score in scores]
+    [divergence] = steered.divergences(held_out.neutral, [own])
+    judged = steered.judge is not None
+    plain, *written = steered.answers(held_out.open, [(), own, *(random if judged else [])])
+    trial = answered(Trial(chosen, effects[0], Damage(divergence)), written[0], plain, judged)
+    gains = [effect.mean for effect in effects[1:]]
+    if judged:
+        gains = [judged_gain(answers, plain, chosen.dose).mean for answers in written[1:]]
+    side_effects = {other.name: side_effect(steered, own, other.require("ab_questions")) for other in others}
+    side_effects[FACTS] = side_effect(steered, own, facts[:KNOWLEDGE])
+    return Confirmation(trial, tuple(gains), prediction_bound(gains), side_effects)
+
+
+def control_settings(
+    steered: Steered, chosen: Candidate, questions: Sequence[Question], controls: int
+) -> list[Setting]:
+    """Random directions, each both ways, at the chosen dose and each at the layer that suits it best.
+
+    The vector's layer was chosen too: a control that had no choice would be beaten by chance.
+    """
+    layers = steered.vector.layers
+    random = [random_like(steered.vector, seed) for seed in range(controls)]
+    pushes = [push for vector in random for push in (vector, -vector)]
+    settings = [steered.setting(Candidate(layer, chosen.dose), push) for push, layer in product(pushes, layers)]
+    unsteered, *scores = steered.scores(questions, [(), *settings])
+    groups = [gains_by_letter(questions, score, unsteered, chosen.dose) for score in scores]
+    gains = [fmean(map(fmean, by_letter)) for by_letter in groups]
+    by_push = (range(first, first + len(layers)) for first in range(0, len(settings), len(layers)))
+    return [settings[max(places, key=gains.__getitem__)] for places in by_push]
+
+
+def side_effect(steered: Steered, setting: Setting, questions: Sequence[Question]) -> Estimate:
+    """How much more probable the matching answers of other questions become."""
+    unsteered, scores = steered.scores(questions, [(), setting])
+    return balanced_gain(questions, scores, unsteered, 1.0)

@@ -1,0 +1,277 @@
+"""The search for a layer and a dose: planted ones are found, noise and overdoses are not, and halves stay apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny_model, tiny_tokenizer
+
+from caa import Behavior, Question, SteeringVector, SteeringWrapper, search
+from caa.cli import main
+from caa.cli.chosen import with_search
+from caa.data.chat import ChatFormat
+from caa.evals.tasks import score_choices
+from caa.judges.base import Verdict
+from caa.reports.figures.studies import effect_against_damage
+from caa.reports.statistics import Estimate
+from caa.steering.intervention import Intervention
+from caa.studies import measuring
+from caa.studies.candidates import Budget, Candidate, Damage
+from caa.studies.findings import Confirmation, Cost, Search, Trial
+from caa.studies.search import halves
+from caa.vectors.vector import Provenance, random_like
+
+DOSES = (0.05, 0.1, 0.2)
+ANYTHING = Budget(divergence=1e6, perplexity=1e6, loops=2.0)
+
+
+def questions(word: str, count: int, *answers: str) -> tuple[Question, ...]:
+    return tuple(Question(f"{word} {number}?", *answers) for number in range(count))
+
+
+LETTERS = Behavior(
+    "letters",
+    validation_questions=questions("Valid", 10, "(B)", "(A)"),
+    ab_questions=questions("Test", 10, "(B)", "(A)"),
+    open_questions=questions("Open", 8),
+)
+FACTS = questions("Fact", 8, "(B)", "(A)")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def planted(model, layer: int = 3) -> SteeringVector:
+    """Random directions, but for the last layer's, which is that of the letter B and away from A."""
+    tokenizer = tiny_tokenizer()
+    a, b = (model.lm_head.weight[tokenizer.convert_tokens_to_ids(name)].detach().float() for name in "AB")
+    return SteeringVector({**noise().directions, layer: b - a}, Provenance(behavior="letters"))
+
+
+def noise(seed: int = 7) -> SteeringVector:
+    return random_like(SteeringVector({layer: torch.ones(32) for layer in range(4)}), seed)
+
+
+def find(model, vector: SteeringVector, behavior: Behavior = LETTERS, **options) -> Search:
+    options = {"doses": DOSES, "budget": ANYTHING, "facts": FACTS, "max_new_tokens": 8, **options}
+    return search(SteeringWrapper(model), tiny_tokenizer(), behavior, vector, **options)
+
+
+@pytest.fixture(scope="module")
+def found(model) -> Search:
+    return find(model, planted(model))
+
+
+# What is planted is found.
+
+
+def test_a_behavior_that_one_layer_carries_is_found_at_that_layer(found):
+    assert found.chosen.layer == 3
+    assert found.works
+    assert found.verdict.startswith("layer 3, dose +")
+
+
+def test_for_less_of_the_behavior_doses_are_negative_and_a_fall_is_a_gain(model):
+    less = find(model, planted(model), doses=[-dose for dose in DOSES], layers=[3])
+    assert less.chosen.dose < 0
+    assert less.multiplier < 0
+    assert min(trial.gain for trial in less.trials) > 0
+
+
+def test_of_noise_it_says_that_nothing_works_here(model):
+    """Of 3 random vectors, none of them among the controls; one in twenty would pass."""
+    results = [find(model, noise(seed)) for seed in range(100, 103)]
+    assert [result.works for result in results] == [False] * 3
+    assert all(result.verdict.startswith("nothing works here") for result in results)
+    assert all(result.chosen is not None for result in results)
+
+
+def turning_over(resid, direction, strength):
+    """Adds up to a dose of 0.15, takes away beyond."""
+    return resid + torch.where(strength > 0.15, -strength, strength)[..., None] * direction
+
+
+def test_a_dose_response_that_turns_over_is_chosen_before_it_does(model):
+    result = find(model, planted(model), layers=[3], operator=turning_over, keep=1.0)
+    gains = {trial.candidate.dose: trial.gain for trial in result.trials}
+    assert gains[0.05] < gains[0.1] > 0 > gains[0.2]
+    assert result.chosen == Candidate(3, 0.1)
+
+
+# The budget.
+
+
+def test_the_budget_is_kept_and_a_smaller_one_takes_a_smaller_dose(model, found):
+    spending = {trial.candidate: ANYTHING.spent(trial.damage) for trial in found.trials if trial.answers}
+    assert found.chosen.dose == max(DOSES)
+    divergences = {trial.candidate: trial.damage.divergence for trial in found.trials}
+    budget = replace(ANYTHING, divergence=(divergences[Candidate(3, 0.1)] + divergences[Candidate(3, 0.2)]) / 2)
+    frugal = find(model, planted(model), layers=[3], budget=budget, keep=1.0)
+    assert frugal.chosen == Candidate(3, 0.1)
+    assert spending
+
+
+def test_where_everything_breaks_too_much_nothing_is_chosen(model):
+    broken = find(model, planted(model), budget=Budget(1e-12, 1.0000001, 1e-9), layers=[2, 3])
+    assert broken.chosen is None
+    assert not broken.works
+    assert broken.verdict.startswith("nothing works here: no setting")
+
+
+@pytest.mark.parametrize("damage", [Damage(0.5), Damage(0, 2.0, 0.0), Damage(0, 1.0, 0.1)])
+def test_each_of_the_three_can_spend_the_budget(damage):
+    assert Budget().spent(damage) == 1
+
+
+def test_answers_that_are_no_text_break_the_budget():
+    assert Budget().spent(Damage(0.0, float("nan"), 0.0)) == float("inf")
+
+
+# What is asked of whom.
+
+
+def test_no_question_is_chosen_on_and_confirmed_on(model, monkeypatch):
+    first, second = halves(LETTERS, FACTS)
+    for part in ("choices", "open", "neutral"):
+        assert not {str(item) for item in getattr(first, part)} & {str(item) for item in getattr(second, part)}
+    without = halves(replace(LETTERS, validation_questions=()), FACTS)
+    assert not set(without[0].choices) & set(without[1].choices)
+    calls = []
+
+    def spy(wrapper, chat, asked_now, settings, **options):
+        calls.append([question.id for question in asked_now])
+        return score_choices(wrapper, chat, asked_now, settings, **options)
+
+    monkeypatch.setattr(measuring, "score_choices", spy)
+    result = find(model, planted(model))
+    assert calls == [[q.id for q in part] for part in (first.choices, first.choices, second.choices, FACTS)]
+    assert result.confirmation.trial.answers == len(second.open)
+
+
+def test_halving_asks_few_and_says_what_it_cost(model, found):
+    first, _ = halves(LETTERS, FACTS)
+    asked_openly = [trial.answers for trial in found.trials if trial.answers]
+    assert asked_openly[:2] == [len(first.open)] * 2
+    assert len(asked_openly) == 4  # a third of 12
+    halved, full = (find(model, planted(model), keep=keep) for keep in (1 / 3, 1.0))  # now that the model is known
+    assert halved.trials == found.trials
+    assert {trial.answers for trial in full.trials} == {len(first.open)}
+    assert full.cost.answers == full.cost.of == found.cost.of
+    assert full.cost.share == 1
+    tokens = [result.cost.screen + result.cost.texts for result in (halved, full)]
+    assert tokens[0] / tokens[1] == pytest.approx(halved.cost.share, rel=0.1)
+    assert halved.cost.answers == 13
+    assert found.chosen == full.chosen
+
+
+def test_the_screen_is_one_setting_at_a_time(model, found):
+    """The branched sweep over all candidates, beside the slow definition: each setting steered alone."""
+    wrapper, chat, vector = SteeringWrapper(model), ChatFormat(tiny_tokenizer()), planted(model)
+    asked_now = LETTERS.validation_questions
+    plain = [choice.score for choice in score_choices(wrapper, chat, asked_now, [()], batch_size=1)]
+    trial = next(trial for trial in found.trials if trial.candidate == found.chosen)
+    with wrapper.steer(Intervention(vector, 3, found.multiplier)):
+        alone = [choice.score for choice in score_choices(wrapper, chat, asked_now, [()], batch_size=1)]
+    expected = sum(a - b for a, b in zip(alone, plain, strict=True)) / len(plain)
+    assert trial.effect.mean == pytest.approx(expected, abs=1e-4)
+    assert expected > 0.1
+
+
+def test_where_a_judge_is_named_its_word_is_the_effect(model):
+    def of_b(question, answer):
+        return Verdict(10.0 * answer.count("B") / max(len(answer), 1))
+
+    judged = find(model, planted(model), judge=of_b, doses=[0.4, 0.8], layers=[2, 3])
+    assert judged.chosen.layer == 3
+    trial = judged.confirmation.trial
+    assert trial.judged.mean > 0
+    assert trial.gain == trial.judged.mean != trial.effect.mean
+    assert [record["part"] for record in judged.records()].count("screened") == 0
+
+
+@pytest.mark.parametrize("doses", [(), (0.0,), (-0.1, 0.1)])
+def test_a_search_goes_one_way(model, doses):
+    with pytest.raises(ValueError, match="a search goes one way"):
+        find(model, planted(model), doses=doses)
+
+
+# The file, the picture, and other commands.
+
+
+def test_a_file_gives_back_what_was_saved_and_others_are_refused(found, tmp_path):
+    path = found.save(tmp_path / "search.json")
+    assert Search.load(path) == found
+    content = json.loads(path.read_text())
+    assert content["works"] is True
+    assert content["verdict"] == found.verdict
+    path.write_text(json.dumps({**content, "format": "caa.search.v9"}))
+    with pytest.raises(ValueError, match=r"no caa\.search\.v1 file"):
+        Search.load(path)
+    with pytest.raises(FileNotFoundError, match="`caa search` writes one"):
+        Search.load(tmp_path / "none.json")
+
+
+def test_the_picture_shows_every_candidate_and_the_choice(found):
+    figure = effect_against_damage(found.records(), "letters", found.confirmation.bound)
+    parts = list(figure.data.part)
+    assert len(parts) == len(found.trials) + 1
+    assert parts.count("chosen") == parts.count("held out") == 1
+    assert {"screened", "front"} <= {*parts, "front"}
+
+
+def made(works: bool = True, **changes) -> Search:
+    trial = Trial(Candidate(2, 0.3), Estimate(0.4, 0.3, 0.5, 10), Damage(0.1, 1.2, 0.0), 5)
+    confirmation = Confirmation(trial, (0.0, 0.1), 0.2 if works else 0.5)
+    parts = ("refusal", "tiny-chat", "add", "after_prompt", Budget(), (trial,), trial.candidate, 0.4, confirmation)
+    return replace(Search(*parts, Cost(1, 1, 1, 1, 1, 1)), **changes)
+
+
+def words(tmp_path, command: str, *rest: str, **changes) -> list[str]:
+    path = made(**changes).save(tmp_path / "search.json")
+    return with_search(command, ["--from", str(path), *rest])
+
+
+def test_other_commands_are_told_what_was_chosen(tmp_path):
+    vector = str(tmp_path / "refusal.safetensors")
+    told = words(tmp_path, "grid", "out", "--tasks=ab")
+    assert told == ["refusal", vector, "2", "--multipliers=-0.4,0.0,0.4", "--model=tiny-chat", "out", "--tasks=ab"]
+    told = words(tmp_path, "generate", "Hi?", "--dose", "0.1")
+    assert told[-3:] == ["Hi?", "--dose", "0.1"]
+    assert {f"--vector={vector}", "--layer=2"} <= set(told)
+    assert not [word for word in told if word.startswith("--multiplier")], "two units of one thing"
+    assert "--dose=0.3" in words(tmp_path, "play")
+    assert "--layer=2" in words(tmp_path, "play")
+    assert "--adapters.no=runs/no" in words(tmp_path, "play", adapter="runs/no")
+
+
+def test_what_found_nothing_steers_nothing(tmp_path):
+    with pytest.raises(ValueError, match="nothing works here: the best"):
+        words(tmp_path, "generate", works=False)
+    with pytest.raises(ValueError, match=r"`caa generate --from` does"):
+        words(tmp_path, "grid", operator="add_keeping_norm")
+
+
+@pytest.mark.slow
+def test_the_command_searches_and_others_go_on_from_its_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trial = ["--limit", "6", "--layers", "2", "--doses", ".3,.6", "--others", "refusal", "--max-new-tokens", "8"]
+    assert main(["search", "myopic_reward", "found", *trial, "--batch-size", "64"]) == 0
+    assert "of the tokens of the full grid" in capsys.readouterr().out
+    found = Search.load("found/search.json")
+    assert found.works, found.verdict
+    assert (tmp_path / "found" / "effect_against_damage-myopic_reward.png").exists()
+    assert main(["grid", "--from", "found/search.json", "grid", "--limit", "2", "--tasks", "ab"]) == 0
+    assert "myopic_reward" in capsys.readouterr().out
+    assert main(["generate", "--from", "found", "Do you take the money now?", "--max-new-tokens", "4"]) == 0
+    assert f"layer {found.chosen.layer}" in capsys.readouterr().out
+    run = ["run", "--from", "found", "--out", "run", "--finetunes", "none", "--tasks", "ab", "--limit", "2"]
+    assert main([*run, "--figures", "false"]) == 0
+    rows = (tmp_path / "run" / "rows.jsonl").read_text().splitlines()
+    assert {json.loads(row)["multiplier"] for row in rows} == {-found.multiplier, 0.0, found.multiplier}
+    assert main(["search", "myopic_reward", "found", *trial]) == 1
+    assert "there already" in capsys.readouterr().err
