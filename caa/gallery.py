@@ -69,7 +69,8 @@ class Gallery:
         self.behaviors: dict[str, Behavior] = behaviors_of_run(self.folder, self.vectors)
         self.chosen = self.behaviors[self.behavior or next(iter(self.vectors))]
         self.vector = self.vectors[self.chosen.name]
-        self.layer, self.top = self.rows[0].cell.layer, max(row.cell.multiplier for row in self.rows)
+        self.layer = next(row.cell.layer for row in self.rows if row.cell.layer is not None)
+        self.top = max(row.cell.multiplier for row in self.rows)
 
     def of_rows(self) -> list[Figure]:
         """Tables 4 and 5; the sweep over layers; the effect by kind of question."""

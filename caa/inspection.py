@@ -189,14 +189,16 @@ def _run(path: Path) -> tuple[Finding, Base]:
 
     rows = read_rows(path / "rows.jsonl")
     finding = Finding("run", {"rows": f"{len(rows):,}", "cells": str(len({row.cell for row in rows}))})
-    for name in ("behavior", "task", "finetune", "layer", "multiplier", "vector"):
+    for name in ("behavior", "task", "finetune", "layer", "multiplier", "vector", "setting"):
         counted = Counter(getattr(row.cell, name) for row in rows)
-        finding.facts[name] = ", ".join(f"{value} ({counted[value]:,} rows)" for value in sorted(counted))
+        finding.facts[name] = ", ".join(f"{value} ({counted[value]:,} rows)" for value in sorted(counted, key=str))
     record = _json(path / "run.json") if (path / "run.json").exists() else {}
     finding.facts |= dict(_flat(record.get("notes", {})))
     known = record.get("settings", {}).get("model", {})
     fingerprint = known.get("fingerprint", "") if isinstance(known, dict) else ""
-    return finding, Base(layers={row.cell.layer for row in rows}, fingerprints={fingerprint} - {""})
+    return finding, Base(
+        layers={row.cell.layer for row in rows if row.cell.layer is not None}, fingerprints={fingerprint} - {""}
+    )
 
 
 def _flat(record: Any, place: str = "") -> Iterator[tuple[str, str]]:

@@ -170,6 +170,12 @@ def unit_problems(multipliers: object, doses: object) -> Iterator[str]:
         yield "say how much by multipliers or by doses, not by both: they are two units of one thing"
 
 
+def amount_problems(multipliers: Sequence[float] | None, doses: Sequence[float] | None) -> Iterator[str]:
+    """Of the multipliers or doses of a grid."""
+    yield from unit_problems(multipliers, doses)
+    yield from multiplier_problems(amounts_of(multipliers, doses))
+
+
 def multiplier_problems(multipliers: Sequence[float], *, choose_layer: bool = False) -> Iterator[str]:
     """Of multipliers that each are asked once, and, to choose a layer, one of them with both signs."""
     if not multipliers or len(set(multipliers)) < len(multipliers):

@@ -22,13 +22,17 @@ def vector(seed: int = 0, width: int = 32) -> SteeringVector:
 
 @contextmanager
 def hooked(model: Any, layer: int, edit: Callable[[torch.Tensor], torch.Tensor], places: Iterable[int]):
-    """`edit` maps the residual of one token, [d_model], to another; it is done to those places of a single text."""
+    """`edit` maps the residual of one token, [d_model], to another; it is done to those places of a single text.
+
+    A mapping, place -> share, does so much of the edit there.
+    """
 
     def hook(module, args, output):
         resid = output if isinstance(output, torch.Tensor) else output[0]
         tokens = list(resid[0])
         for place in places:
-            tokens[place] = edit(tokens[place])
+            share = places[place] if isinstance(places, dict) else 1.0
+            tokens[place] = tokens[place] + share * (edit(tokens[place]) - tokens[place])
         resid = torch.stack(tokens)[None]
         return resid if isinstance(output, torch.Tensor) else (resid, *output[1:])
 

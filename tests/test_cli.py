@@ -264,6 +264,17 @@ def complaints(arguments, capsys) -> list[str]:
     return [line.removeprefix("caa: ") for line in capsys.readouterr().err.splitlines()]
 
 
+def test_a_grid_of_settings_alone(tmp_path, vector, capsys):
+    (tmp_path / "settings.yaml").write_text("zero-out: {layer: 2, operator: ablate}\n")
+    words = ["grid", "myopic_reward", str(vector), "[]", str(tmp_path / "run"), "--tasks", "ab", "--limit", "3"]
+    assert main([*words, "--settings", str(tmp_path / "settings.yaml")]) == 0
+    assert {row.cell.setting for row in read_rows(tmp_path / "run" / "rows.jsonl")} == {"", "zero-out"}
+    assert "zero-out" in capsys.readouterr().out
+    (tmp_path / "settings.yaml").write_text("zero-out: {layer: 77, source_layer: 2}\n")
+    [complaint] = complaints([*words, "--settings", str(tmp_path / "settings.yaml")], capsys)
+    assert "there is no layer 77" in complaint
+
+
 def test_a_grid_names_everything_that_would_stop_it_at_once(tmp_path, vector, capsys, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)

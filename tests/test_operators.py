@@ -11,7 +11,18 @@ from tiny import FAMILIES, tiny_lora, tiny_model
 from caa import Intervention, SteeringWrapper
 from caa.models.batching import pad
 from caa.models.blocks import decoder_blocks
-from caa.steering.operators import OPERATORS, Clamp, Targeted, ablate, add, add_keeping_norm, projection, replace
+from caa.steering.intervention import clamp_subspace, erase_subspace
+from caa.steering.operators import (
+    OPERATORS,
+    Clamp,
+    Targeted,
+    ablate,
+    add,
+    add_keeping_norm,
+    add_relative,
+    projection,
+    replace,
+)
 from caa.steering.patching import record_activations
 from caa.steering.scopes import everywhere
 
@@ -26,6 +37,7 @@ BY_HAND = {
         add_keeping_norm,
         lambda h, d, s: (h + s * d) / np.linalg.norm(h + s * d) * np.linalg.norm(h),
     ),
+    "add_relative": (add_relative, lambda h, d, s: h + s * np.linalg.norm(h) * unit(d)),
     "ablate": (ablate, lambda h, d, s: h - s * np.dot(h, d) / np.dot(d, d) * d),
     "clamp": (Clamp(1.5), lambda h, d, s: h + s * (1.5 - np.dot(h, unit(d))) * unit(d)),
     "replace": (replace, lambda h, d, s: (1 - s) * h + s * d),
@@ -83,6 +95,25 @@ def test_half_precision_is_rounded_once(name, dtype):
     assert found.dtype == dtype
     exact = operator(resid.double(), direction, strength)
     torch.testing.assert_close(found.double(), exact, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("values", [None, [1.5, -0.5]])
+def test_a_subspace_is_erased_or_set_as_one_projection_does_it(values):
+    span = drawn(2, 32, seed=4)
+    basis = torch.linalg.qr(span.T).Q.T
+    at_once = basis.T @ basis
+    target = torch.tensor(values or [0.0, 0.0], dtype=torch.float64) @ basis
+    setting = erase_subspace(span, 1) if values is None else clamp_subspace(basis, 1, values)
+    model, ids = tiny_model(), PROMPTS[0]
+    with SteeringWrapper(model).steer(*setting):
+        found = model(torch.tensor([ids])).logits[0]
+    expected = logits_by_hand(
+        model, ids, 1, lambda token: (token.double() - at_once @ token.double() + target).float(), [len(ids) - 1]
+    )
+    close(found, expected)
+    assert (found - model(torch.tensor([ids])).logits[0]).abs().max() > 0.1
+    with pytest.raises(ValueError, match="needs orthonormal directions"):
+        clamp_subspace(span, 1, [0.0, 0.0])
 
 
 def test_numbers_that_make_no_sense_are_refused():

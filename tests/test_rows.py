@@ -106,8 +106,8 @@ def test_json_says_which_is_which():
     assert record.pop("vector") == {"kind": "own", "name": ""}
     assert record.pop("finetune", "?") is None
     assert record == {
-        "behavior": "b", "task": "ab", "layer": 0, "multiplier": 0.0, "system_prompt": "", "question": "q",
-        "score": 0.5, "matching": "A",
+        "behavior": "b", "task": "ab", "layer": 0, "multiplier": 0.0, "system_prompt": "", "setting": "",
+        "question": "q", "score": 0.5, "matching": "A",
     }  # fmt: skip
 
 

@@ -20,9 +20,19 @@ from caa.models.fingerprint import (
     sample_parameters,
 )
 from caa.steering.checkpoint.manifest import seal
-from caa.steering.operators import OPERATORS, Clamp, Targeted, ablate, add_keeping_norm, replace
+from caa.steering.operators import OPERATORS, Clamp, Targeted, ablate, add_keeping_norm, add_relative, replace
 from caa.steering.patching import record_activations
-from caa.steering.scopes import SCOPES, At, First, after_prompt, everywhere, last_prompt_token, prompt_only
+from caa.steering.scopes import (
+    SCOPES,
+    At,
+    Decay,
+    First,
+    Steps,
+    after_prompt,
+    everywhere,
+    last_prompt_token,
+    prompt_only,
+)
 from caa.vectors.vector import Provenance
 
 IDS = random_ids(2, 7)
@@ -90,6 +100,8 @@ HOW = [
     (replace, At([[0, 2], [1]])),
     (Targeted(above=0.1), everywhere),
     (Targeted(-2.0, 0.7, operator=Clamp(3.0)), after_prompt),
+    (add_relative, Steps(2)),
+    (Targeted(above=0.0, operator=add_relative), Decay(1.5, prompt_only)),
 ]
 
 

@@ -10,7 +10,17 @@ from tiny import FAMILIES, tiny_model
 from caa import Intervention, SteeringWrapper
 from caa.models.batching import pad
 from caa.models.blocks import decoder_blocks
-from caa.steering.scopes import SCOPES, At, First, after_prompt, everywhere, last_prompt_token, prompt_only
+from caa.steering.scopes import (
+    SCOPES,
+    At,
+    Decay,
+    First,
+    Steps,
+    after_prompt,
+    everywhere,
+    last_prompt_token,
+    prompt_only,
+)
 
 PLACES = [[0, 4, 10], [6], []]
 BY_HAND = {
@@ -20,6 +30,11 @@ BY_HAND = {
     "last_prompt_token": (last_prompt_token, lambda row, prompt, length: [prompt - 1]),
     "first": (First(3), lambda row, prompt, length: range(min(3, length))),
     "at": (At(PLACES), lambda row, prompt, length: [place for place in PLACES[row] if place < length]),
+    "steps": (Steps(2), lambda row, prompt, length: range(prompt - 1, min(prompt + 1, length))),
+    "decay": (
+        Decay(1.5),
+        lambda row, prompt, length: {p: 0.5 ** ((p - prompt + 1) / 1.5) for p in range(prompt - 1, length)},
+    ),
 }
 OPTIONS = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
 WITH_LOGITS = {**OPTIONS, "output_logits": True, "return_dict_in_generate": True}

@@ -102,7 +102,7 @@ def test_markdown_to_the_letter(small):
 def test_csv_holds_the_data_and_not_the_layout(small):
     lines = list(csv.DictReader(io.StringIO(to_csv(small))))
     assert len(lines) == 4
-    cell = "behavior=refusal task=ab finetune=none layer=13 multiplier=-1.0 system_prompt= vector=caa"
+    cell = "behavior=refusal task=ab finetune=none layer=13 multiplier=-1.0 system_prompt= vector=caa setting="
     numbers = "mean=0.2 low=0.2 high=0.2 n=2 unjudged=0 quantity=score p= coverage=1.0 balanced=False note="
     assert [f"{name}={value}" for name, value in lines[0].items()] == f"{cell} {numbers}".split()
     assert (lines[2]["mean"], lines[2]["low"], lines[2]["n"], lines[2]["unjudged"]) == ("0.4", "", "1", "1")
@@ -203,7 +203,7 @@ def test_missing_cells_are_dashes_and_unjudged_cells_question_marks():
     assert marks(table)[1] == ["", "", "-"], "one number is neither highest nor lowest"
     assert "| sycophancy | 0.30 | ? (100%?) | - |" in to_markdown(table)
     assert to_csv(alone(table)).splitlines()[-1] == (
-        "sycophancy,ab,none,13,1.0,,caa,,,,0,2,score,,0.0,False,0 of 2 answers have a score"
+        "sycophancy,ab,none,13,1.0,,caa,,,,,0,2,score,,0.0,False,0 of 2 answers have a score"
     )
 
 

@@ -175,6 +175,7 @@ def grid(
     adapters: dict[str, Path] | None = None,
     multipliers: tuple[float, ...] | None = None,
     doses: tuple[float, ...] | None = None,
+    settings: Path | None = None,
     tasks: tuple[Literal["ab", "open", "facts"], ...] = ("ab", "open"),
     facts: str = "facts",
     random_controls: int = 0,
@@ -192,13 +193,14 @@ def grid(
     Args:
         behavior: a built-in behavior, or a path to one of your own.
         vector: a file that `caa extract` wrote.
-        layers: the layers to steer, one at a time (outputs of these blocks, counted from 0).
+        layers: the layers to steer, one at a time (outputs of these blocks, counted from 0); [] for settings only.
         out: the run's folder; a stopped grid goes on where it was.
         model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
         adapters: finetunes by name, e.g. --adapters.positive runs/x/positive; the base is always asked.
         multipliers: how often the vector is added, in place of doses.
         doses: the push beside the length of the residual stream at each layer, by sign; -0.25, 0 and 0.25 if neither is
             given. The rows' multipliers are then doses, and run.json has the multiplier of dose 1.
+        settings: a yaml file of whole settings by name, asked as well; its multipliers are those of the vectors.
         tasks: ab (letter probabilities), open (judged text), facts (two-option knowledge).
         facts: the knowledge questions: facts (built in), or a json file in CAA's format or of MMLU or TruthfulQA.
         random_controls: random directions of the same norm to ask as well.
@@ -215,31 +217,30 @@ def grid(
     from caa import preflight as check
     from caa.cli.dry_run import grid_work, nobody, print_work
 
-    amounts = check.amounts_of(multipliers, doses)
-    finetunes = adapters or {}
     loaded, direction = load_behavior(behavior).first_questions(limit), SteeringVector.load(vector)
     questions = load_facts(facts)[:limit] if "facts" in tasks else ()
+    named, edited = _named_settings(settings, direction)
     check.refuse(
         chain(
             check.folder_problems(out),
-            check.model_problems(model, dtype, device, layers),
+            check.model_problems(model, dtype, device, [*layers, *edited]),
             check.vector_problems(direction, layers, model),
-            check.adapter_problems(finetunes, model),
+            check.adapter_problems(adapters or {}, model),
             check.behavior_problems(loaded, tasks, facts=bool(questions)),
             check.judge_problems(judge, loaded) if "open" in tasks else (),
-            check.unit_problems(multipliers, doses),
-            check.multiplier_problems(amounts),
+            check.amount_problems(multipliers, doses),
         )
     )
     plan = EvalGrid(
         loaded,
         direction,
         layers,
-        amounts,
-        finetunes_of(model, finetunes),
+        check.amounts_of(multipliers, doses),
+        finetunes_of(model, adapters or {}),
         tasks,
         facts=questions,
         random_controls=random_controls,
+        settings=named,
         judge=nobody if "open" in tasks else None,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
@@ -247,7 +248,15 @@ def grid(
     )
     if dry_run:
         return print_work([*grid_work(plan, read_rows(out / "rows.jsonl"))], "", out)
-    return _ask(plan, judge, load_wrapper(model, finetunes, dtype, device), out, in_doses=multipliers is None)
+    return _ask(plan, judge, load_wrapper(model, adapters or {}, dtype, device), out, in_doses=multipliers is None)
+
+
+def _named_settings(path: Path | None, vector: Any) -> tuple[dict[str, Any], list[int]]:
+    """The settings of a file, and the layers that they edit."""
+    from caa.steering.settings_file import load_settings
+
+    settings = load_settings(path, vector) if path else {}
+    return settings, [intervention.layer for setting in settings.values() for intervention in setting]
 
 
 def _in_doses(plan: Any, wrapper: Any, tokenizer: Any) -> Any:
@@ -265,7 +274,7 @@ def _ask(plan: Any, judge: JudgeConfig, loaded: tuple[Any, Any], out: Path, in_d
     from caa.reports.tables import write_report
 
     wrapper, tokenizer = loaded
-    if in_doses:
+    if in_doses and plan.layers:
         plan = _in_doses(plan, wrapper, tokenizer)
     if "open" in plan.tasks:
         others = [load_behavior(name) for name in BUILTIN if name != plan.behavior.name]

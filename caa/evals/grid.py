@@ -24,7 +24,7 @@ ROWS, RECORD, LOCK = "rows.jsonl", "run.json", "run.lock"
 
 @dataclass(frozen=True, eq=False)
 class EvalGrid(GridPlan):
-    """Every question of one behavior, under every finetune, layer and multiplier.
+    """Every question of one behavior, under every finetune, layer and multiplier, and under every named setting.
 
     Several grids, of one behavior each, may write into one folder, one after the other, if they ask the same model in
     the same way.
@@ -81,6 +81,8 @@ class EvalGrid(GridPlan):
         # Steering complains of a layer or a width that is not the model's.
         places = product(self.given_vectors, self.layers)
         wrapper.steer(*(Intervention(vector, layer) for vector, layer in places)).close()
+        for setting in self.settings.values():
+            wrapper.steer(*setting).close()
         for prompt, task in product(self.system_prompts, self.tasks):
             chat = self.chat(tokenizer, prompt)
             if task == "open":

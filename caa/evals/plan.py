@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -13,7 +13,7 @@ from caa.callables import lasting_name
 from caa.data.behaviors import Behavior, Question
 from caa.data.chat import ChatFormat
 from caa.runs.rows import OWN, QUESTIONS, TASKS, Cell, VectorRef
-from caa.steering.intervention import Intervention, Setting
+from caa.steering.intervention import Intervention, Setting, together
 from caa.steering.operators import Operator, add
 from caa.steering.scopes import Scope, after_prompt
 from caa.vectors.vector import SteeringVector, random_like
@@ -40,17 +40,34 @@ class Round:
     """The unsteered model first, once for all layers."""
 
 
+def check_setting(name: str, setting: Setting) -> None:
+    """ValueError for what cannot be asked again by its name: no name, no intervention, more than one multiplier."""
+    if not name or not setting or any(not isinstance(edit, Intervention) for edit in setting):
+        raise ValueError(f"a named setting has a name and one or more interventions; this is {name!r}: {setting}")
+    together([setting])
+    for edit in setting:
+        lasting_name(edit.operator)
+        lasting_name(edit.where)
+
+
+def with_random_vector(edit: Intervention, seed: int) -> Intervention:
+    """The same edit along a random direction of the vector's length."""
+    if not isinstance(edit.vector, SteeringVector):
+        raise ValueError(f"a recording has no random direction of its length ({edit})")
+    return replace(edit, vector=random_like(edit.vector, seed))
+
+
 @dataclass(frozen=True, eq=False)
 class GridPlan:
-    """Every question of one behavior, under every finetune, layer and multiplier.
+    """Every question of one behavior, under every finetune, layer and multiplier, and under every named setting.
 
     ValueError, when it is made, for a plan that no model could carry out.
     """
 
     behavior: Behavior
     vector: SteeringVector
-    layers: Sequence[int]
-    """The blocks whose output is steered, one at a time, counted from 0."""
+    layers: Sequence[int] = ()
+    """The blocks whose output is steered, one at a time, counted from 0; none where there are settings only."""
     multipliers: Sequence[float] = (-1.0, 0.0, 1.0)
     finetunes: Sequence[str | None] = (None,)
     """None for the base, or names of adapters that the wrapper holds."""
@@ -63,6 +80,8 @@ class GridPlan:
     """Other directions by name that are asked the same: those of other behaviors, for instance."""
     reread: Mapping[str, SteeringVector] = field(default_factory=dict)
     """finetune -> the vector as it is read in that finetune; asked there as well."""
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    """Whole settings by name, of one or several interventions each, that are asked beside or in place of layers."""
     operator: Operator = add
     where: Scope = after_prompt
     system_prompts: Sequence[str] = ("",)
@@ -80,7 +99,7 @@ class GridPlan:
             lasting_name(edit)
         for axis in AXES:
             values = list(getattr(self, axis))
-            if not values or len(set(values)) < len(values):
+            if (not values and not (axis == "layers" and self.settings)) or len(set(values)) < len(values):
                 raise ValueError(f"a grid needs one or more {axis}, each once; these are {values}")
         unknown = sorted(set(self.tasks) - set(TASKS))
         if unknown:
@@ -91,6 +110,8 @@ class GridPlan:
             self.system_of(prompt)
         for vector, layer in product(self.given_vectors, self.layers):
             vector.at(layer)
+        for name, setting in self.settings.items():
+            check_setting(name, setting)
 
     @property
     def given_vectors(self) -> list[SteeringVector]:
@@ -131,16 +152,29 @@ class GridPlan:
 
     def cases(self, finetune: str | None, prompt: str, task: str) -> list[Case]:
         """What is asked of one finetune with one system prompt."""
-        cases: list[Case] = []
-        if 0 in self.multipliers:
-            unsteered = Cell(self.behavior.name, task, finetune, system_prompt=prompt)
-            cases.append(Case((), tuple(replace(unsteered, layer=layer) for layer in self.layers)))
+        unsteered = Cell(self.behavior.name, task, finetune, None, system_prompt=prompt)
+        beside = [*(self.layers if 0 in self.multipliers else ()), *([None] if self.settings else [])]
+        cases = [Case((), tuple(replace(unsteered, layer=layer) for layer in beside))] if beside else []
         steered = product(self.layers, self.directions(finetune).items(), filter(None, self.multipliers))
         for layer, (ref, vector), multiplier in steered:
             cell = Cell(self.behavior.name, task, finetune, layer, float(multiplier), prompt, ref)
             intervention = Intervention(vector, layer, multiplier, self.operator, self.where)
             cases.append(Case((intervention,), (cell,)))
+        for ref, name, setting in self._settings_of(finetune):
+            cell = replace(unsteered, multiplier=1.0, vector=ref, setting=name)
+            cases.append(Case(setting, (cell,)))
         return cases
+
+    def _settings_of(self, finetune: str | None) -> Iterator[tuple[VectorRef, str, Setting]]:
+        """The named settings; with the grid's vector as it is read in this finetune; with random vectors."""
+        again = self.reread.get(finetune) if finetune is not None else None
+        for name, setting in self.settings.items():
+            yield OWN, name, setting
+            if again is not None and any(edit.vector is self.vector for edit in setting):
+                edits = (replace(edit, vector=again) if edit.vector is self.vector else edit for edit in setting)
+                yield VectorRef("reread"), name, tuple(edits)
+            for seed in range(self.random_controls):
+                yield VectorRef("random", str(seed)), name, tuple(with_random_vector(edit, seed) for edit in setting)
 
     def directions(self, finetune: str | None) -> dict[VectorRef, SteeringVector]:
         """What this finetune is steered by."""

@@ -17,6 +17,7 @@ from caa.models.adapters import adapter_hash
 from caa.models.fingerprint import fingerprint
 from caa.models.names import model_name
 from caa.runs.manifest import questions_hash, versions
+from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector, vector_hash
 
@@ -34,6 +35,7 @@ def settings_of(plan: GridPlan, judge: Judge | None, wrapper: SteeringWrapper, t
                 "vector": vector_hash(plan.vector),
                 "reread": _hashes(plan.reread),
                 "also": _hashes(plan.also),
+                "settings": {name: [_edit_settings(edit) for edit in edits] for name, edits in plan.settings.items()},
                 "finetunes": {name: adapter_hash(model, name) for name in plan.finetunes if name is not None},
                 "prompts": {prompt: plan.system_of(prompt) for prompt in plan.system_prompts if prompt},
                 "operator": lasting_name(plan.operator),
@@ -41,6 +43,18 @@ def settings_of(plan: GridPlan, judge: Judge | None, wrapper: SteeringWrapper, t
                 **{task: _task_settings(plan, judge, tokenizer, task) for task in plan.tasks},
             },
         },
+    }
+
+
+def _edit_settings(edit: Intervention) -> dict[str, Any]:
+    """One intervention of a named setting, as far as rows depend on it."""
+    return {
+        "vector": vector_hash(edit.vector) if isinstance(edit.vector, SteeringVector) else "",
+        "layer": edit.layer,
+        "source_layer": edit.source_layer,
+        "multiplier": edit.strengths.tolist(),
+        "operator": lasting_name(edit.operator),
+        "where": lasting_name(edit.where),
     }
 
 
@@ -85,6 +99,8 @@ def _judge_settings(judge: Any) -> dict[str, Any]:
 
 def _doses(plan: GridPlan, wrapper: SteeringWrapper, tokenizer: Any, batch_size: int) -> dict[int, float]:
     """layer -> relative dose of multiplier 1, beside the residual stream of the model without a finetune."""
+    if not plan.layers:
+        return {}
     chat = plan.chat(tokenizer, "")
     prompts = [chat.encode(question.text) for question in plan.questions(plan.tasks[0])]
     with wrapper.finetune(None):

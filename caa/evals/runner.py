@@ -122,9 +122,8 @@ class Runner:
             mean.add(score)
         self._keep(rows)
         if len(means) <= MOST_SHOWN:
-            multipliers = [case.cells[0].multiplier for case in some.cases]
-            shown = zip(multipliers, means, strict=True)
-            self.bar.set_postfix({f"{multiplier:+g}": f"{mean.value:.2f}" for multiplier, mean in shown})
+            names = [case.cells[0].setting or f"{case.cells[0].multiplier:+g}" for case in some.cases]
+            self.bar.set_postfix({name: f"{mean.value:.2f}" for name, mean in zip(names, means, strict=True)})
 
     def _keep(self, rows: list[Row]) -> None:
         append_rows(self.path, rows)

@@ -29,7 +29,7 @@ def best_layer(rows: Iterable[Row]) -> int:
     means = {
         (c.layer, c.behavior, c.multiplier): estimate.mean
         for c, estimate in means_by_cell(own).items()
-        if estimate.enough_scores
+        if estimate.enough_scores and c.layer is not None
     }
     top = _largest_both_ways({multiplier for _, _, multiplier in means})
     layers = sorted({layer for layer, _, _ in means})
@@ -59,7 +59,9 @@ def _control_effects(rows: Iterable[Row], top: float) -> dict[tuple[int, str], f
     """(layer, behavior) -> mean size of what vectors other than the behavior's own do to its score."""
     means: dict[tuple[int, str, VectorRef], dict[float, float]] = {}
     for cell, estimate in means_by_cell(row for row in rows if row.cell.vector != OWN).items():
-        if cell.finetune is None and abs(cell.multiplier) == top and estimate.enough_scores:
+        if cell.finetune is not None or cell.layer is None:
+            continue
+        if abs(cell.multiplier) == top and estimate.enough_scores:
             means.setdefault((cell.layer, cell.behavior, cell.vector), {})[cell.multiplier] = estimate.mean
     sizes: dict[tuple[int, str], list[float]] = {}
     for (layer, behavior, _), by_sign in means.items():

@@ -62,9 +62,19 @@ def _quoted_if_taken(name: str, taken: bool) -> str:
     return repr(name) if taken or name.startswith(("'", '"')) else name
 
 
+def setting_name(name: str) -> str:
+    """The heading of a named setting's column; one that is called like the unsteered model, "0", stands in quotes.
+
+    >>> setting_name("zero-out"), setting_name("0")
+    ('zero-out', "'0'")
+    """
+    return _quoted_if_taken(name, name == signed(0.0))
+
+
 def cell_fields(cell: Cell) -> dict[str, Any]:
-    """A cell's fields as a line of a data frame has them: the finetune and the vector by name."""
-    return {**asdict(cell), "finetune": finetune_name(cell.finetune), "vector": vector_name(cell.vector)}
+    """A cell's fields as a line of a data frame has them: the finetune and the vector by name, no layer as ""."""
+    names = {"finetune": finetune_name(cell.finetune), "vector": vector_name(cell.vector)}
+    return {**asdict(cell), **names, "layer": "" if cell.layer is None else cell.layer}
 
 
 def cell_name(cell: Cell) -> str:
@@ -72,12 +82,22 @@ def cell_name(cell: Cell) -> str:
     >>> cell_name(Cell("refusal", "open", "negative", layer=13, multiplier=1.0))
     'refusal (open), finetune negative, layer 13, multiplier +1'
     """
-    steering = f"layer {cell.layer}, " + (
-        "all multipliers" if math.isnan(cell.multiplier) else f"multiplier {signed(cell.multiplier)}"
-    )
     prompt = f", system prompt {cell.system_prompt}" if cell.system_prompt else ""
     vector = f", vector {vector_name(cell.vector)}" if cell.vector != OWN else ""
-    return f"{cell.behavior} ({cell.task}), finetune {finetune_name(cell.finetune)}, {steering}{prompt}{vector}"
+    return (
+        f"{cell.behavior} ({cell.task}), finetune {finetune_name(cell.finetune)}, {steering_name(cell)}{prompt}{vector}"
+    )
+
+
+def steering_name(cell: Cell) -> str:
+    """
+    >>> steering_name(Cell("b", "ab", layer=13, multiplier=-1.0)), steering_name(Cell("b", "ab", layer=None))
+    ('layer 13, multiplier -1', 'unsteered')
+    """
+    if cell.layer is None:
+        return f"setting {setting_name(cell.setting)}" if cell.setting else "unsteered"
+    multiplier = "all multipliers" if math.isnan(cell.multiplier) else f"multiplier {signed(cell.multiplier)}"
+    return f"layer {cell.layer}, {multiplier}"
 
 
 def usual_first(names: Iterable[str], usual: Collection[str]) -> list[str]:

@@ -16,19 +16,24 @@ def run_facts(run: Run) -> dict[str, str]:
     """What was run, in a few lines: name -> value."""
     rows, settings, notes = run.rows, run.record.get("settings", {}), run.record.get("notes", {})
     model, versions = settings.get("model", {}), notes.get("versions", {})
+    one_vector, named = [row for row in rows if row.cell.layer is not None], [row for row in rows if row.cell.setting]
     facts = {
         "model": f"{run.model}, fingerprint {model.get('fingerprint', 'unknown')}",
         "dtype": str(model.get("dtype", "unknown")),
         "rows": f"{len(rows):,} in {len({row.cell for row in rows}):,} cells",
         "behaviors": ", ".join(_values(rows, "behavior")),
         "finetunes": ", ".join(_values(rows, "finetune")),
-        "layers": ", ".join(_values(rows, "layer")) + " (outputs of blocks, counted from 0)",
-        "multipliers": ", ".join(signed(float(multiplier)) for multiplier in _values(rows, "multiplier")),
+        "layers": ", ".join(_values(one_vector, "layer")) + " (outputs of blocks, counted from 0)",
+        "multipliers": ", ".join(signed(float(multiplier)) for multiplier in _values(one_vector, "multiplier")),
         "system prompt": repr(settings.get("system")) if settings.get("system") else "none",
         "letters": letter_facts(rows) or "the rows do not say which letter matches",
         "versions": ", ".join(f"{package} {version}" for package, version in versions.items()) or "unknown",
         "seeds": f"bootstrap 0; random directions {', '.join(_seeds(rows)) or 'none'}",
     }
+    if named:
+        facts["settings"] = ", ".join(_values(named, "setting"))
+    if not one_vector:
+        del facts["layers"], facts["multipliers"]
     if any(TEXT in row.evidence for row in rows):
         facts["texts"] = texts_facts(run)
     if sources := _vector_sources(notes.get("vectors", {})):
@@ -62,7 +67,7 @@ def _values(rows: Iterable[Row], field: str) -> list[str]:
     """The values of a cell's field: names in order of appearance, numbers ascending."""
     cells = dict.fromkeys(row.cell for row in rows)
     values = dict.fromkeys(cell_fields(cell)[field] for cell in cells)
-    return [str(value) for value in (values if field in ("behavior", "finetune") else sorted(values))]
+    return [str(value) for value in (values if field in ("behavior", "finetune", "setting") else sorted(values))]
 
 
 def _seeds(rows: Iterable[Row]) -> list[str]:
@@ -71,20 +76,21 @@ def _seeds(rows: Iterable[Row]) -> list[str]:
 
 def rerun_program(run: Run) -> str:
     """The program that runs the experiment again in a new folder, as far as rows and record know it."""
-    layers = sorted({row.cell.layer for row in run.rows})
+    layers = sorted({row.cell.layer for row in run.rows if row.cell.layer is not None})
     arguments = {**_grid_arguments(run), **_optional_arguments(run)}
     lines = [f"    {name}={value!r}," for name, value in arguments.items()]
     more_layers = f"  # and at layers {layers[1:]}, by `caa grid`" if len(layers) > 1 else ""
+    more_layers += "  # and under settings, by `caa grid`" if any(row.cell.setting for row in run.rows) else ""
     head = ["from caa import Experiment", "", "Experiment(", '    "runs/again",']
     return "\n".join([*head, *lines, f").run(){more_layers}"])
 
 
 def _grid_arguments(run: Run) -> dict[str, Any]:
-    cells = {row.cell for row in run.rows}
+    cells = {row.cell for row in run.rows if row.cell.layer is not None}
     return {
         "behaviors": _values(run.rows, "behavior"),
         "model": run.model,
-        "layer": min(cell.layer for cell in cells),
+        "layer": min((cell.layer for cell in cells if cell.layer is not None), default=None),
         "doses" if _in_doses(run) else "multipliers": sorted({cell.multiplier for cell in cells}),
         "finetunes": _values(run.rows, "finetune"),
         "tasks": usual_first((row.cell.task for row in run.rows), ("ab", "open")),

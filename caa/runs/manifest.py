@@ -89,6 +89,7 @@ def _asked_of(cells: Collection[Cell], known: dict[str, Any]) -> dict[str, Any]:
         "finetunes": {cell.finetune for cell in cells},
         "prompts": {cell.system_prompt for cell in cells},
         "also": {cell.vector.name for cell in cells if cell.vector.kind == "other"},
+        "settings": {cell.setting for cell in cells},
         "reread": {cell.finetune for cell in cells if cell.vector.kind == "reread"},
     }
     unasked = set(TASKS) - {cell.task for cell in cells}

@@ -61,24 +61,28 @@ class Cell:
     """"ab" (letter probabilities), "open" (judged text) or "facts" (two-option knowledge)."""
     finetune: str | None = None
     """The name of an adapter; None for the base."""
-    layer: int = 0
-    """The block whose output is steered, counted from 0."""
+    layer: int | None = 0
+    """The block whose output is steered, counted from 0; None beside named settings, which say their own."""
     multiplier: float = 0.0
+    """1 under a named setting, 0 in the unsteered model."""
     system_prompt: str = ""
     """"", "positive" or "negative"."""
     vector: VectorRef = OWN
+    setting: str = ""
+    """The name of a whole setting; "" for one vector at one layer, or for the unsteered model."""
 
     def __lt__(self, other: Cell) -> bool:
         return self._sort_key() < other._sort_key()
 
     def _sort_key(self) -> tuple[Any, ...]:
         finetune = (self.finetune is not None, self.finetune or "")
-        place = self.layer, self.multiplier, self.system_prompt, self.vector
+        layer = -1 if self.layer is None else self.layer
+        place = layer, self.multiplier, self.system_prompt, self.vector, self.setting
         return (self.behavior, self.task, *finetune, *place)
 
     def baseline(self) -> Cell:
         """The unsteered cell that this one is compared with."""
-        return replace(self, multiplier=0.0, vector=OWN)
+        return replace(self, multiplier=0.0, vector=OWN, setting="")
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ class Row:
             vector, finetune = vector_of_0_1(vector), None if finetune == "none" else finetune
         else:
             vector = VectorRef(**vector)
-        cell = Cell(**dict(zip(_PLACES, places, strict=True)), finetune=finetune, vector=vector)
+        setting = record.pop("setting", "")  # versions before 0.2 knew no named settings
+        cell = Cell(**dict(zip(_PLACES, places, strict=True)), finetune=finetune, vector=vector, setting=setting)
         return cls(cell, record.pop("question"), record.pop("score"), record)
 
 

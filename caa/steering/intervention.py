@@ -9,13 +9,14 @@ from itertools import product
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from caa.callables import name_of
-from caa.steering.operators import Operator, add
+from caa.steering.operators import Clamp, Operator, ablate, add
 from caa.steering.patching import Recording
 from caa.steering.scopes import Scope, after_prompt
-from caa.vectors.vector import SteeringVector
+from caa.vectors.vector import Provenance, SteeringVector
 
 BLOCK_OUTPUT = "block output"
 """The one site where interventions act."""
@@ -93,6 +94,49 @@ def spread_over_layers(
         raise ValueError(f"a vector is spread over one or more layers, each once; these are {list(layers)}")
     strengths = torch.as_tensor(multiplier, dtype=torch.float64) / (len(layers) if split else 1)
     return tuple(Intervention(vector, layer, strengths.tolist(), operator, where) for layer in layers)
+
+
+def erase_subspace(
+    directions: Float[Tensor, "k d_model"], layer: int, share: float = 1.0, *, where: Scope = after_prompt
+) -> tuple[Intervention, ...]:
+    """Take the span of k directions out of the stream: `ablate` of an orthonormal basis, one direction after the other.
+
+        wrapper.steer(*erase_subspace(subspace(*activations.at(13), k=3), layer=13))
+
+    >>> span = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    >>> [str(intervention) for intervention in erase_subspace(span, 13)]
+    ['direction 1 of 2 x +1, layer 13, ablate', 'direction 2 of 2 x +1, layer 13, ablate']
+    """
+    basis = torch.linalg.qr(directions.double().T).Q.T.float()
+    return _along(basis, layer, share, [ablate] * len(basis), where)
+
+
+def clamp_subspace(
+    directions: Float[Tensor, "k d_model"],
+    layer: int,
+    values: Sequence[float],
+    share: float = 1.0,
+    *,
+    where: Scope = after_prompt,
+) -> tuple[Intervention, ...]:
+    """Set each token's projections on k orthonormal directions, as `subspace` gives them, to these values.
+
+    ValueError for directions that are not orthonormal, where setting one projection would move another.
+    """
+    gram = directions.double() @ directions.double().T
+    if (gram - torch.eye(len(directions), dtype=torch.float64)).abs().max() > 1e-4:
+        raise ValueError("clamp_subspace needs orthonormal directions, such as those of caa.vectors.methods.subspace")
+    if len(values) != len(directions):
+        raise ValueError(f"each of {len(directions)} directions has one value, these are {list(values)}")
+    return _along(directions, layer, share, [Clamp(float(value)) for value in values], where)
+
+
+def _along(
+    basis: Float[Tensor, "k d_model"], layer: int, share: float, operators: Sequence[Operator], where: Scope
+) -> tuple[Intervention, ...]:
+    names = [f"direction {number + 1} of {len(basis)}" for number in range(len(basis))]
+    vectors = [SteeringVector({layer: row}, Provenance(behavior=n)) for n, row in zip(names, basis, strict=True)]
+    return tuple(Intervention(v, layer, share, op, where) for v, op in zip(vectors, operators, strict=True))
 
 
 Setting = tuple[Intervention, ...]

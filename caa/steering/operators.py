@@ -55,6 +55,24 @@ def add_keeping_norm(
     return torch.mul(turned, wide.norm(dim=-1, keepdim=True)).to(resid.dtype)
 
 
+def add_relative(
+    resid: Float[Tensor, "row position d_model"],
+    direction: Float[Tensor, "*token d_model"],
+    strength: Float[Tensor, "row position"],
+) -> Float[Tensor, "row position d_model"]:
+    """Push each token by a share of its own length: resid + strength * |resid| * u, where u has norm 1.
+
+    The multiplier is the relative dose of every token; the length of the vector plays no part.
+
+    >>> import torch
+    >>> add_relative(torch.tensor([[[3.0, 4.0]]]), torch.tensor([0.0, 2.0]), torch.tensor([[0.2]]))
+    tensor([[[3., 5.]]])
+    """
+    wide = _wide(resid)
+    push = strength * wide.norm(dim=-1)
+    return torch.add(wide, push[..., None] * normalize(_wide(direction), dim=-1)).to(resid.dtype)
+
+
 def ablate(
     resid: Float[Tensor, "row position d_model"],
     direction: Float[Tensor, "*token d_model"],
@@ -180,6 +198,7 @@ def _check_numbers(operator: Any, *numbers: float) -> None:
 OPERATORS: dict[str, Any] = {
     "add": add,
     "add_keeping_norm": add_keeping_norm,
+    "add_relative": add_relative,
     "ablate": ablate,
     "clamp": Clamp,
     "replace": replace,

@@ -1,4 +1,4 @@
-"""Which tokens are steered. Pure functions: (positions, last_prompt) -> True where the edit applies.
+"""Which tokens are steered. Pure functions: (positions, last_prompt) -> True, or a weight, where the edit applies.
 
 Those with numbers of their own are frozen dataclasses that are called the same way. A scope sees positions, counted
 from the first token of each text, and no shapes: pads, the KV cache and beams make no difference to it. Tokens that are
@@ -7,19 +7,21 @@ chosen by what the stream holds there are a matter of `operators.Targeted`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from caa.models.positions import one_each, position_ids
 
 Scope = Callable[[Tensor, Tensor], Tensor]
-"""(positions int [row, position], last_prompt int [row, 1]) -> bool [row, position]."""
+"""(positions int [row, position], last_prompt int [row, 1]) -> bool [row, position], or float32 weights of the
+multipliers."""
 
 
 def after_prompt(
@@ -94,6 +96,51 @@ class First:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """The first n steps of the answer: the last token of the prompt, which predicts its first, and the n - 1 behind.
+
+    >>> import torch
+    >>> Steps(2)(torch.tensor([[0, 1, 2, 3]]), torch.tensor([[1]]))
+    tensor([[False,  True,  True, False]])
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"Steps needs at least one step, this n is {self.n}")
+
+    def __call__(
+        self, positions: Int[Tensor, "row position"], last_prompt: Int[Tensor, "row 1"]
+    ) -> Bool[Tensor, "row position"]:
+        return (positions >= last_prompt) & (positions < last_prompt + self.n)
+
+
+@dataclass(frozen=True)
+class Decay:
+    """Another scope, with weights that halve every so many tokens from the last one of the prompt on.
+
+    >>> import torch
+    >>> Decay(1.0)(torch.tensor([[0, 1, 2, 3]]), torch.tensor([[1]]))
+    tensor([[0.0000, 1.0000, 0.5000, 0.2500]])
+    """
+
+    half_life: float
+    """Tokens after which half of the multiplier is left."""
+    scope: Scope = after_prompt
+
+    def __post_init__(self) -> None:
+        if not 0 < self.half_life < math.inf:
+            raise ValueError(f"Decay needs a half-life above 0, in tokens; this is {self.half_life}")
+
+    def __call__(
+        self, positions: Int[Tensor, "row position"], last_prompt: Int[Tensor, "row 1"]
+    ) -> Float[Tensor, "row position"]:
+        steps = (positions - last_prompt).clamp(min=0)
+        return 0.5 ** (steps / self.half_life) * self.scope(positions, last_prompt)
+
+
+@dataclass(frozen=True)
 class At:
     """Tokens by their places in the text, counted from its first, from 0: one list for each prompt, or one for all.
 
@@ -140,5 +187,7 @@ SCOPES: dict[str, Any] = {
     "last_prompt_token": last_prompt_token,
     "first": First,
     "at": At,
+    "steps": Steps,
+    "decay": Decay,
 }
 """The names by which saved adapters and configs call them: a function, or a class with the fields that are saved."""

@@ -45,7 +45,7 @@ def _unsteered_line(axes: Any, data: pd.DataFrame) -> None:
 
 
 def _only_own_vector(cell: Cell) -> bool:
-    return cell.vector == OWN and cell.finetune is None and not cell.system_prompt
+    return cell.vector == OWN and cell.finetune is None and not cell.system_prompt and cell.layer is not None
 
 
 def _one_task(rows: list[Row]) -> str:
@@ -109,7 +109,7 @@ def effect_by_category(rows: Iterable[Row], behavior: str) -> Figure:
     own = [row for row in rows if _only_own_vector(row.cell) and row.cell.behavior == behavior]
     own = [row for row in own if row.evidence.get("category")]
     task = _one_task(own)
-    layer = min(row.cell.layer for row in own)
+    layer = min(row.cell.layer for row in own if row.cell.layer is not None)
     scores: dict[tuple[str, float], list[float | None]] = {}
     for row in own:
         if row.cell.layer == layer:

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
-from caa.reports.naming import signed
+from caa.reports.naming import steering_name
 from caa.reports.summaries import rerun_program, run_facts, texts_facts, warnings_of
 from caa.reports.tables.formats import in_markdown, to_markdown
 from caa.reports.tables.layout import Table
@@ -94,16 +94,17 @@ def _plain_answers(rows: Iterable[Row]) -> dict[str, dict[str, dict[Cell, Row]]]
 def _question(behavior: str, answers: dict[Cell, Row]) -> Iterator[str]:
     first = next(iter(answers.values()))
     yield f"### {in_markdown(behavior)}: {in_markdown(str(first.evidence.get('asked', first.question)))}\n"
-    layer = min(cell.layer for cell in answers)
-    at_layer = {cell.multiplier: row for cell, row in answers.items() if cell.layer == layer}
-    for multiplier in dict.fromkeys([0.0, max(at_layer), min(at_layer)]):
+    layer = min((cell.layer for cell in answers if cell.layer is not None), default=None)
+    at_layer = {cell.multiplier: row for cell, row in answers.items() if cell.layer == layer and not cell.setting}
+    for multiplier in dict.fromkeys([0.0, max(at_layer, default=0.0), min(at_layer, default=0.0)]):
         if multiplier in at_layer:
             yield _answer(at_layer[multiplier])
+    yield from (_answer(row) for cell, row in answers.items() if cell.setting)
 
 
 def _answer(row: Row) -> str:
     score = "no score" if row.score is None else f"score {row.score:.2f}"
     text = str(row.evidence[TEXT])
     cut = f" (the first {LONGEST:,} of {len(text):,} characters)" if len(text) > LONGEST else ""
-    steering = f"Layer {row.cell.layer}, multiplier {signed(row.cell.multiplier)}"
-    return f"{steering}, {score}{cut}:\n\n{fenced(text[:LONGEST])}\n"
+    steering = steering_name(row.cell)
+    return f"{steering[0].upper()}{steering[1:]}, {score}{cut}:\n\n{fenced(text[:LONGEST])}\n"

@@ -9,15 +9,16 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from caa.reports.naming import SCORES, finetune_name, highest_score, signed, vector_name
+from caa.reports.naming import SCORES, finetune_name, highest_score, setting_name, signed, vector_name
 from caa.reports.pages.tokens import shaded
 from caa.reports.tables.layout import Entry, Table
 from caa.runs.rows import TEXT, Cell, Row
 
 
 def score_entries(tables: Iterable[Table]) -> list[Entry]:
-    """The mean scores of all tables; differences and slopes are no point of a curve."""
-    return [entry for table in tables for entry in table.entries if entry.quantity == "score"]
+    """The mean scores of all tables; differences, slopes and named settings are no point of a curve."""
+    entries = [entry for table in tables for entry in table.entries]
+    return [entry for entry in entries if entry.quantity == "score" and entry.cell.layer is not None]
 
 
 def curve_points(entries: Iterable[Entry]) -> list[dict[str, Any]]:
@@ -65,7 +66,7 @@ def answers(rows: Iterable[Row]) -> dict[str, Any]:
             score = None if row.score is None or math.isnan(row.score) else round(row.score, 2)
             by_cell.setdefault(row.cell, {})[row.question] = [str(row.evidence[TEXT]), score]
     behaviors = list(dict.fromkeys(cell.behavior for cell in by_cell))
-    cells = sorted(by_cell, key=lambda cell: (behaviors.index(cell.behavior), cell.layer))
+    cells = sorted(by_cell, key=lambda cell: (behaviors.index(cell.behavior), -1 if cell.layer is None else cell.layer))
     return {"questions": questions, "cells": [{**_choices(cell), "answers": by_cell[cell]} for cell in cells]}
 
 
@@ -74,8 +75,8 @@ def _choices(cell: Cell) -> dict[str, str]:
     return {
         "behavior": cell.behavior,
         "finetune": finetune_name(cell.finetune),
-        "layer": str(cell.layer),
-        "multiplier": signed(cell.multiplier),
+        "layer": "of the setting" if cell.layer is None else str(cell.layer),
+        "multiplier": setting_name(cell.setting) if cell.setting else signed(cell.multiplier),
         "vector": vector_name(cell.vector),
         "system": cell.system_prompt or "none",
     }

@@ -15,7 +15,7 @@ AVERAGE = "average"
 
 
 def by_category(rows: Iterable[Row]) -> pd.DataFrame:
-    """Categories down, (behavior, finetune, layer, multiplier) across: mean scores; the last line is the average.
+    """Categories down, (behavior, finetune, layer, multiplier, setting) across: mean scores; last comes the average.
 
     The average is over questions, as in Table 5 of the CAA paper. Controls are left out, answers without a score or a
     category are not counted. ValueError if no row names a category.
@@ -30,8 +30,8 @@ def by_category(rows: Iterable[Row]) -> pd.DataFrame:
     ]
     if not records:
         raise ValueError("no row names a category: give questions with one, e.g. load_facts('caa:mmlu')")
-    columns = ["behavior", "finetune", "layer", "multiplier"]
     frame = pd.DataFrame(records)
+    columns = ["behavior", "finetune", "layer", "multiplier", *(["setting"] if frame.setting.any() else [])]
     table = frame.pivot_table(index="category", columns=columns, values="score", aggfunc="mean")
     average = frame.groupby(columns)["score"].mean().rename(AVERAGE)
     return pd.concat([table, average.to_frame().T])

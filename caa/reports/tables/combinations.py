@@ -25,7 +25,7 @@ def combination_tables(rows: Iterable[Row]) -> list[Table]:
     Only where rows with a system prompt are there. Bold as in the tables of effects.
     """
     scores = scores_by_cell(row for row in rows if row.cell.vector == OWN)
-    places = sorted({(cell.task, cell.layer) for cell in scores if cell.system_prompt})
+    places = sorted({(c.task, c.layer) for c in scores if c.system_prompt and c.layer is not None})
     tables = [
         _table(scores, task, layer, direction) for task, layer in places for direction in ("positive", "negative")
     ]

@@ -110,7 +110,7 @@ def _slopes(scores: Mapping[Cell, Scores]) -> dict[Cell, dict[str, float | None]
     """Cell without a multiplier (nan) -> question -> slope; a control shares the unsteered model with its behavior."""
     sweeps: dict[Cell, dict[float, Scores]] = {}
     for cell, by_question in scores.items():
-        if cell.multiplier:
+        if cell.multiplier and not cell.setting:
             sweeps.setdefault(replace(cell, multiplier=math.nan), {})[cell.multiplier] = by_question
     for cell, sweep in sweeps.items():
         if cell.baseline() in scores:

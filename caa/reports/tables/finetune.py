@@ -52,7 +52,7 @@ def finetune_tables(
     off_topic: Mapping[str, float] | None = None,
     doses: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[Table]:
-    """One table for each task, layer and system prompt: behaviors down, finetune x multiplier across.
+    """One table for each task, layer and system prompt: behaviors down, finetune x multiplier (or setting) across.
 
     Below each stand what steering does (changes from multiplier 0, steerability) and the interaction (what finetuning
     changes about it).
@@ -66,17 +66,17 @@ def finetune_tables(
         doses: behavior -> layer (as text) -> relative dose of multiplier 1, for the caption.
     """
     captions = _Captions(model, judge_accuracy or {}, off_topic or {}, doses or {})
-    rows_of: dict[tuple[str, int, str], list[Row]] = {}
+    rows_of: dict[tuple[str, int | None, str], list[Row]] = {}
     for row in require_rows(rows):
         rows_of.setdefault((row.cell.task, row.cell.layer, row.cell.system_prompt), []).append(row)
     tasks = usual_first((task for task, _, _ in rows_of), _TASKS)
-    order = sorted(rows_of, key=lambda place: (tasks.index(place[0]), place[1:]))
+    order = sorted(rows_of, key=lambda place: (tasks.index(place[0]), place[1] is None, place[1] or 0, place[2]))
     return [_finetune_table(rows_of[place], captions) for place in order]
 
 
 def sweep_table(rows: Iterable[Row]) -> Table:
     """Layers down, multipliers across, for one behavior, task and system prompt: to choose a layer by."""
-    rows = require_rows(rows)
+    rows = require_rows(row for row in rows if row.cell.layer is not None)
     for name in ("behavior", "task", "system_prompt"):
         require_one(rows, name)
     cell = rows[0].cell
@@ -100,7 +100,12 @@ class _Captions:
         cell = rows[0].cell
         model = f"Model: {self.model}. " if self.model else ""
         layer = f"Layer {cell.layer} is the output of block {cell.layer}, counted from 0."
-        return [f"{model}{layer}", *self._dose(str(cell.layer)), *(self._judge(rows) if cell.task == "open" else [])]
+        named = "0: the unsteered model. What each setting does is in run.json."
+        return [
+            f"{model}{named if cell.layer is None else layer}",
+            *self._dose(str(cell.layer)),
+            *(self._judge(rows) if cell.task == "open" else []),
+        ]
 
     def _dose(self, layer: str) -> list[str]:
         known = {behavior: by_layer[layer] for behavior, by_layer in self.doses.items() if layer in by_layer}
@@ -127,7 +132,8 @@ def _finetune_table(rows: list[Row], captions: _Captions) -> Table:
     cell = rows[0].cell
     prompt = f", system prompt {cell.system_prompt!r}" if cell.system_prompt else ""
     notes = [*captions.notes(rows), *_mass_note(rows), *loop_notes(rows)]
-    title = f"{_TASKS.get(cell.task, cell.task)}; layer {cell.layer}{prompt}"
+    place = "named settings" if cell.layer is None else f"layer {cell.layer}"
+    title = f"{_TASKS.get(cell.task, cell.task)}; {place}{prompt}"
     warnings = run_warnings(rows, *captions.of_judges(rows))
     below = *effect_tables(rows, "behavior"), *balanced_tables(rows, "behavior")
     return replace(table_of_rows(rows, title, "behavior", notes), warnings=tuple(warnings), below=below)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from caa.reports.naming import signed
+from caa.reports.naming import setting_name, signed
 from caa.reports.statistics import Estimate
 from caa.runs.rows import Cell
 
@@ -24,7 +24,7 @@ SIGNED: Collection[Quantity] = ("effect", "slope", "effect change", "slope chang
 Stub = Literal["behavior", "layer"]
 """What the lines of a table are."""
 Column = tuple[str, float | str]
-"""(finetune, multiplier), or (finetune, "per unit") for what is about all multipliers."""
+"""(finetune, multiplier), (finetune, named setting), or (finetune, "per unit") for what is about all multipliers."""
 
 MISSING = "-"
 """What stands where nothing was measured."""
@@ -48,7 +48,9 @@ class Entry:
         """The multiplier, or what stands in its place above a column that is about all of them."""
         if self.quantity == "wrong way":
             return "wrong way"
-        return "per unit" if self.quantity.startswith("slope") else self.cell.multiplier
+        if self.quantity.startswith("slope"):
+            return "per unit"
+        return setting_name(self.cell.setting) if self.cell.setting else self.cell.multiplier
 
     @property
     def text(self) -> str:

@@ -48,13 +48,13 @@ def _column(entry: Entry) -> Column:
 
 
 def _columns(entries: Iterable[Entry]) -> tuple[Column, ...]:
-    """The usual finetunes first; of each the multipliers ascending, then what is about all of them."""
+    """The usual finetunes first; of each the multipliers ascending, then named settings and what is about all."""
     distinct = dict.fromkeys(map(_column, entries))
     finetunes = usual_first((finetune for finetune, _ in distinct), _FINETUNES)
 
-    def place(column: Column) -> tuple[int, float, str]:
+    def place(column: Column) -> tuple[int, float]:
         finetune, above = column
-        return (finetunes.index(finetune), *((math.inf, above) if isinstance(above, str) else (above, "")))
+        return finetunes.index(finetune), math.inf if isinstance(above, str) else above
 
     return tuple(sorted(distinct, key=place))
 

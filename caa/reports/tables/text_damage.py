@@ -56,7 +56,7 @@ def loop_notes(rows: Iterable[Row]) -> list[str]:
     for cell, texts in texts_by_cell(rows).items():
         if loops := sum(loop(text) is not None for text in texts):
             vector = "" if cell.vector == OWN else f" {vector_name(cell.vector)}"
-            place = f"{finetune_name(cell.finetune)} {signed(cell.multiplier)}{vector}"
+            place = f"{finetune_name(cell.finetune)} {cell.setting or signed(cell.multiplier)}{vector}"
             lines.setdefault(cell.behavior, []).append(f"{place} {loops} of {len(texts)}")
     return [
         f"{behavior}: answers that loop (the same words, characters or lines again and again): {', '.join(cells)}; "

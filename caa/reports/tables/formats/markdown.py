@@ -16,7 +16,7 @@ def to_markdown(table: Table) -> str:
 
 
 def _table(table: Table, level: str) -> str:
-    header = [f"{in_markdown(finetune)} {multiplier}" for finetune, group in table.groups for multiplier in group]
+    header = [f"{in_markdown(finetune)} {in_markdown(column)}" for finetune, group in table.groups for column in group]
     lines = [
         _row([in_markdown(table.stub), *header]),
         _row(["---", *["---:"] * len(header)]),
