@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tiny import tiny_model, tiny_tokenizer
 
 from caa import ContrastPair, SteeringVector
 from caa.extraction.extract import read_pairs, read_texts
+from caa.vectors.activations import PairActivations
 from caa.vectors.checks import (
     check_direction,
     held_out_accuracy,
@@ -209,5 +211,10 @@ def test_halves_that_share_no_answer_show_what_is_the_template():
     assert by_text < 0.5
     distinct = [str(n) for n in range(40)]
     assert split_half_cosine_by_text(sides, torch.zeros(40, 64), distinct) > 0.8, "each answer once: the usual halves"
+    activations = PairActivations({3: sides}, {3: torch.zeros(40, 64)}, letters=("",) * 40, answers=tuple(texts))
+    assert activations.checks()[3]["split-half cosine by text"] == by_text
+    assert "split-half cosine by text" in activations.subset(range(20)).checks()[3]
+    for others in (replace(activations, answers=tuple(distinct)), replace(activations, letters=("A", "B") * 20)):
+        assert "split-half cosine by text" not in others.checks()[3], "the same halves as those of the pairs"
     with pytest.raises(ValueError, match="1 distinct ones of 40 for 40 pairs"):
         split_half_cosine_by_text(sides, torch.zeros(40, 64), ["same"] * 40)

@@ -173,6 +173,7 @@ def _read_pairs(
         {layer: resid[:, 1] for layer, resid in stacked.items()},
         provenance(model, name, len(pairs), config, data_hash),
         tuple(letter(pair.positive) or "" for pair in pairs),
+        tuple(pair.positive for pair in pairs),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caa.vectors.checks import check_direction
+from caa.vectors.checks import check_direction, split_half_cosine_by_text
 from caa.vectors.letters import even
 from caa.vectors.methods import Method, balanced_mean, direction_of, mean_difference, name_of
 from caa.vectors.vector import Provenance, SteeringVector, described
@@ -34,6 +34,8 @@ class PairActivations:
     """Where the activations came from; its method is empty until a vector is made."""
     letters: tuple[str, ...] = ()
     """The letter of each pair's positive answer, "" where it is none; empty for texts that are no answers."""
+    answers: tuple[str, ...] = ()
+    """Each pair's positive answer, by which wordings are told apart; empty where nobody said."""
 
     def __post_init__(self) -> None:
         if self.positive.keys() != self.negative.keys():
@@ -83,10 +85,26 @@ class PairActivations:
             {layer: values[chosen] for layer, values in side.items()} for side in (self.positive, self.negative)
         )
         source = replace(self.source, n_pairs=len(chosen), data_hash="")
-        return PairActivations(positive, negative, source, tuple(self.letters[row] for row in chosen.tolist()))
+        letters, answers = (
+            tuple(texts[row] for row in chosen.tolist()) if texts else () for texts in (self.letters, self.answers)
+        )
+        return PairActivations(positive, negative, source, letters, answers)
 
     def checks(self, method: Method = balanced_mean) -> dict[int, dict[str, float]]:
-        """layer -> what `check_direction` finds, for `SteeringVector.checked`; ValueError for texts without pairs."""
+        """layer -> what `check_direction` finds, for `SteeringVector.checked`; ValueError for texts without pairs.
+
+        Where answers in words come back, "split-half cosine by text" is between halves that share none of them.
+        """
         if not self.paired:
             raise ValueError("checks leave pairs out and swap them, and these texts are not paired")
-        return {layer: check_direction(*self.at(layer), method, self.letters) for layer in self.layers}
+        checks = {layer: check_direction(*self.at(layer), method, self.letters) for layer in self.layers}
+        if self._words_come_back:
+            for layer, of_layer in checks.items():
+                by_text = split_half_cosine_by_text(*self.at(layer), self.answers, method)
+                of_layer["split-half cosine by text"] = by_text
+        return checks
+
+    @property
+    def _words_come_back(self) -> bool:
+        """Whether some answers are the same, not all, and none is a letter, of which there are two in any case."""
+        return not any(self.letters) and 1 < len(set(self.answers)) < len(self.answers)
