@@ -29,8 +29,8 @@ BUILTIN = (
     "refusal",
 )
 """The seven behaviors of the embedded world, in the order in which tables show them."""
-IN_WORDS = ("ai_identity", "enthusiasm", "declining", "joy", "formality", "agreeing")
-"""Six behaviors in words, without letters, for any chat model: pairs, questions of their own, phrases for a judge."""
+IN_WORDS = ("ai_identity", "admitting_limits", "enthusiasm", "declining", "joy", "formality", "agreeing")
+"""Seven behaviors in words, without letters, for any chat model: pairs, questions of their own, phrases for a judge."""
 FACTS = "facts"
 """The embedded world's two-option knowledge questions."""
 PUBLIC = "caa:"
