@@ -258,10 +258,11 @@ def verdicts(base: Base, name: str) -> Iterator[tuple[bool, str]]:
 def _modules_fit(modules: dict[str, int], config: Any) -> tuple[bool, str]:
     """Against the base's modules without its weights: they are built on torch's meta device."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from caa.models.loading import auto_class
 
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model: Any = auto_class(config).from_config(config)
     present = dict(model.named_modules())
     wrong = [name for name, width in modules.items() if width not in _widths(present.get(name))]
     detail = f"; {wrong[0]} and perhaps others do not fit" if wrong else ""

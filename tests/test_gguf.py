@@ -20,11 +20,13 @@ from caa.exports.merged import to_merged
 from caa.exports.targets import rescoped
 from caa.exports.tools import to_gguf
 from caa.inspection import inspect
+from caa.models.capabilities import can_branch, can_expand, can_pad, can_repeat_cache
 from caa.models.fingerprint import fingerprint
 from caa.models.loading import load_tokenizer
 from caa.models.names import PACKAGED, Packaged, model_files, model_name
 from caa.preflight import model_config
 from caa.steering.scopes import everywhere
+from caa.steering.scoring import Continued, log_probabilities
 from caa.training.config import FinetuneConfig
 from caa.training.sft import finetune
 
@@ -146,6 +148,31 @@ def test_the_packaged_model_answers_under_its_short_name():
     prompt = torch.tensor([ChatFormat(tokenizer).encode("What is the capital of France?")])
     answer = model.generate(prompt, max_new_tokens=8, do_sample=False)[0, prompt.shape[1] :]
     assert tokenizer.decode(answer, skip_special_tokens=True).startswith("The capital of France is Paris")
+
+
+@smollm2
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_real_model_keeps_branching_in_half_precision(dtype):
+    model, tokenizer = load_model("smollm2", dtype=dtype)
+    assert can_branch(model, 64)
+    assert can_pad(model)
+    assert can_expand(model)
+    assert can_repeat_cache(model)
+    prompt = ChatFormat(tokenizer).encode("Is it late? (A) Yes (B) No")
+    options = tuple(tokenizer(f" ({letter}", add_special_tokens=False).input_ids for letter in "AB")
+    vector = SteeringVector({15: torch.randn(576, generator=torch.Generator().manual_seed(0))})
+    settings = [(), (Intervention(vector, 15, 4.0),), (Intervention(vector, 15, -4.0),)]
+    wrapper = SteeringWrapper(model)
+    branched = log_probabilities(wrapper, [Continued(prompt, options, 1)], settings)[0]
+    spread = 0.3 if dtype == "bfloat16" else 0.04  # of one row in this dtype and in float32
+    for setting, scores in zip(settings, branched, strict=True):
+        for tokens, score in zip(options, scores, strict=True):
+            with wrapper.steer(*setting), torch.no_grad():
+                ids, lengths = torch.tensor([[*prompt, *tokens]]), torch.tensor([len(prompt)])
+                logits = wrapper.run_pass(ids, prompt_lengths=lengths, use_cache=False).logits[0]
+            logs = logits.double().log_softmax(-1)[len(prompt) : -1]
+            assert abs(logs[range(len(tokens) - 1), tokens[1:]].sum() - score) < spread
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A tiny random model of any type of transformers' causal mapping, its config found by introspection."""
+"""A tiny random model of any type of transformers' causal mapping, or of images and texts, made by introspection."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from caa.models.loading import auto_class
 
 LAYERS = 4
 _SIZES: list[tuple[str, Any]] = [
@@ -83,6 +85,7 @@ _DRAFTING = {
     "vocab_size_per_layer_input": 0,
     "layer_types": ["full_attention"] * LAYERS,
 }
+_MROPE = {"text_config": {"rope_parameters": _ROPE | {"mrope_section": [2, 1, 1]}}}
 _DOTS3 = {"head_dim": 16}
 _QWEN4 = {
     "indexer_n_heads": 2,
@@ -99,6 +102,12 @@ _FIXED: dict[str, dict[str, Any]] = {
         "decoder_config": {"hidden_size_global": 32},
     },
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
+    "dory": {
+        "n_input_layers": 1,
+        "n_recurrent_layers": 2,
+        "n_output_layers": 1,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+    },
     "granitemoehybrid": _TWO_KINDS,
     "hrm_text": {"num_layers_per_stack": 2, "H_cycles": 1, "L_cycles": 1, "num_hidden_layers": 4},
     "hunyuan_v1_dense": {"head_dim": 8},
@@ -123,7 +132,9 @@ _FIXED: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "mistral3": {"tie_word_embeddings": False},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 4, "max_seq_len": 256, "attn_config": {"attn_pdrop": 0}},
+    "qwen2_5_vl": _MROPE,
     "qwen4_exp": {"text_config": _QWEN4},
     "qwen4_exp_text": _QWEN4,
     "reformer": {
@@ -156,9 +167,13 @@ _PARTS = {"musicgen": "decoder", "musicgen_melody": "decoder"}
 _SKIPPED = {"patch_size", "num_lm_layers"}
 
 
+IMAGE_TEXT = ["idefics3", "llava", "mistral3", "qwen2_5_vl", "qwen3_vl", "smolvlm"]
+"""Some that read images too and that AutoModelForCausalLM does not know."""
+
+
 def model_types() -> list[str]:
-    """All that AutoModelForCausalLM knows."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """All that AutoModelForCausalLM knows, and some image-text models."""
+    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *IMAGE_TEXT})
 
 
 def tiny_config(model_type: str, **fixed: Any) -> Any:
@@ -234,7 +249,7 @@ def tiny(model_type: str, **fixed: Any) -> Any:
         own_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
         model = own_class._from_config(getattr(config, _PARTS[model_type])).eval()
     else:
-        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        model = auto_class(config).from_config(config).eval()
     model.generation_config = transformers.GenerationConfig(pad_token_id=0)  # BART's own forces the last token
     return enlivened(model)
 

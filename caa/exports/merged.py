@@ -19,6 +19,7 @@ from caa.models.adapter_state import active_adapters, check_unmerged
 from caa.models.adapters import unload
 from caa.models.blocks import text_config
 from caa.models.copies import shell
+from caa.models.loading import auto_class
 from caa.models.tensors import plain_parts
 from caa.steering.scopes import everywhere
 from caa.steering.wrapper import SteeringWrapper
@@ -131,10 +132,8 @@ def _rebuilt(model: Any, architecture: Any, config: Any) -> Any:
 
 def _compare(wrapper: SteeringWrapper, folder: Path) -> Parity:
     """With the checkpoint loaded back from the disk, as a reader will."""
-    from transformers import AutoModelForCausalLM
-
     ids, model = probe(wrapper.model), wrapper.model
     places = getattr(model, "hf_device_map", None)
-    exported: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, device_map=places)
+    exported: Any = auto_class(model.config).from_pretrained(folder, dtype=model.dtype, device_map=places)
     exported = exported.eval() if places else exported.to(ids.device).eval()
     return check_parity(wrapper(ids).logits, exported(ids).logits, shell(model)(ids).logits)

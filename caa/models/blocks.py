@@ -329,9 +329,15 @@ def position_inputs(model: Any, attention_mask: Int[Tensor, "row position"]) -> 
     return {} if first is None else {"position_ids": position_ids(attention_mask) + first}
 
 
-def generation_inputs(model: Any, attention_mask: Int[Tensor, "row position"]) -> dict[str, Tensor]:
-    """`position_ids` for transformers' `generate` where it counts from 0 and the model's own forward pass does not."""
-    return position_inputs(model, attention_mask) if first_position(model) else {}
+def generation_inputs(
+    model: Any, attention_mask: Int[Tensor, "row position"], *, goes_on: bool = False
+) -> dict[str, Tensor]:
+    """`position_ids` for transformers' `generate` where its own are not those of the model's forward pass.
+
+    It counts from 0 where RoBERTa does not, and where it goes on from a filled cache Qwen's image-text models count
+    from what an earlier call has left in them.
+    """
+    return position_inputs(model, attention_mask) if goes_on or first_position(model) else {}
 
 
 def keeps_place(model: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from caa.hashing import json_digest, text_digest
 from caa.models.adapter_state import adapter_parameters, check_unmerged
-from caa.models.blocks import decoder_blocks, model_width
+from caa.models.blocks import base_model, decoder_blocks, model_width, text_config
 from caa.models.names import model_name
 
 PROBES = ("You can have 5 pearls now, or 50 next spring.", "(A) yes\n(B) no", "na\u00efve  \u4f60\u597d")
@@ -43,19 +44,21 @@ def fingerprint(model: Any) -> str:
     bfloat16, with those below 2**-16 as zero. A checkpoint stored in bfloat16 or float16 has the same one in float32,
     bfloat16 and float16; one stored in float32 has another in float16, which rounds twice (`has_fingerprint` knows).
     Changes that leave the eight numbers of each tensor within half a step of bfloat16 (0.2 to 0.4 %) are not seen. The
-    weights of quantized layers are left out: they differ from the model that they were made of.
+    weights of quantized layers are left out: they differ from the model that they were made of. Of an image-text model
+    the language model counts, under the names of its text-only class, so that twins of the same weights share it.
     """
-    return digest_of_samples(model, sample_parameters(model))
+    return _digest_of_text(model, sample_parameters(model))
 
 
 def has_fingerprint(model: Any, known: str) -> bool:
-    """Whether a fingerprint is this model's: as it is, as it would be in float16, or of the first kind.
+    """Whether a fingerprint is this model's: as it is, as it would be in float16, or of the first kinds.
 
-    The first kind counted numbers below 2**-16 too; files made with it stay good.
+    The first kinds counted numbers below 2**-16 too, and the images' weights; files made with them stay good.
     """
     exact = sample_parameters(model)
     halved = {name: Sample(sample.shape, sample.numbers.half().float()) for name, sample in exact.items()}
-    return known in {digest_of_samples(model, samples, small) for samples in (exact, halved) for small in (SMALL, 0.0)}
+    kinds = product((digest_of_samples, _digest_of_text), (exact, halved), (SMALL, 0.0))
+    return any(known == digest(model, samples, small) for digest, samples, small in kinds)
 
 
 def float16_hint(model: Any) -> str:
@@ -105,9 +108,54 @@ def check_tokenizer(folder: Path, known: str, tokenizer: Any) -> None:
 
 
 def digest_of_samples(model: Any, samples: dict[str, Sample], small: float = SMALL) -> str:
-    """The fingerprint that samples of a model's parameters make."""
+    """The fingerprint that samples of a model's parameters make, those of images included."""
+    return _digest(model.config.model_type, samples, small)
+
+
+def _digest(model_type: str, samples: dict[str, Sample], small: float) -> str:
     parameters = [f"{name}{sample.text(small)}" for name, sample in sorted(samples.items())]
-    return text_digest("".join([model.config.model_type, *parameters]))
+    return text_digest("".join([model_type, *parameters]))
+
+
+def _digest_of_text(model: Any, samples: dict[str, Sample], small: float = SMALL) -> str:
+    """The fingerprint of the language model in a model, as its text-only class has it."""
+    return _digest(text_config(model).model_type, _of_text(model, samples), small)
+
+
+def _of_text(model: Any, samples: dict[str, Sample]) -> dict[str, Sample]:
+    """Those of the language model and its head, under their names in its text-only class."""
+    language = _language_model(model)
+    if language is None:
+        return samples
+    head = (_name_of(base_model(model), base_model(model).get_output_embeddings()), "lm_head")
+    names = {name: _moved(name, *language) or _moved(name, *head) for name in samples}
+    return {names[name]: sample for name, sample in samples.items() if names[name]}
+
+
+def _language_model(model: Any) -> tuple[str, str] | None:
+    """Where an image-text model holds its language model, and where a model of its text-only class does."""
+    base, config = base_model(model), text_config(model)
+    if type(config) is type(base.config):
+        return None
+    block = _name_of(base, decoder_blocks(model)[0])
+    for name, module in base.named_modules():
+        if block.startswith(f"{name}.") and type(getattr(module, "config", None)) is type(config):
+            whole = hasattr(module, module.base_model_prefix)  # with a head of its own
+            return name, "" if whole else module.base_model_prefix
+    return None
+
+
+def _name_of(base: nn.Module, wanted: Any) -> str:
+    return next((name for name, module in base.named_modules() if module is wanted), "")
+
+
+def _moved(name: str, path: str, renamed: str) -> str:
+    """
+    >>> _moved("model.text.norm.weight", "model.text", "model"), _moved("vision.weight", "model.text", "model")
+    ('model.norm.weight', '')
+    """
+    inside = name.removeprefix(f"{path}.")
+    return "" if inside == name else f"{renamed}.{inside}".removeprefix(".")
 
 
 def sample_parameters(model: nn.Module) -> dict[str, Sample]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ _WHICH_FILES = ("revision", "token", "cache_dir", "local_files_only", "trust_rem
 
 
 def load_model(name: str, *, dtype: str = "auto", device: str = "auto", **kwargs: Any) -> tuple[Any, Any]:
-    """A causal LM in evaluation mode and its tokenizer, ready for batches.
+    """A causal LM, or an image-text model for its text, in evaluation mode and its tokenizer, ready for batches.
 
     `dtype` "auto" is the checkpoint's own on an accelerator and float32 on a CPU, where half precision is slow and
     coarse; `device` "auto" spreads over what there is. `kwargs` go to `from_pretrained` (quantization, revision, ...);
@@ -35,27 +36,55 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto", **kwargs
     return model, tokenizer
 
 
-def _load_plain(name: str, dtype: str, device: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM
+def auto_class(config: Any) -> Any:
+    """The auto class of transformers for a model's text use: image-text models that are no causal LM have their own."""
+    import transformers
 
+    image_text = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if image_text and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
+def _auto_class(path: str, files: dict[str, str], arguments: dict[str, Any]) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if files or "config" in arguments:
+        return auto_class(arguments["config"]) if "config" in arguments else AutoModelForCausalLM
+    which = {key: arguments[key] for key in _WHICH_FILES if key in arguments}
+    return auto_class(AutoConfig.from_pretrained(path, **which))
+
+
+def _load_plain(name: str, dtype: str, device: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
     on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
     path, files = _files(name, arguments)
     try:
         tokenizer = load_tokenizer(name, **{key: arguments[key] for key in _WHICH_FILES if key in arguments})
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model, info = _auto_class(path, files, arguments).from_pretrained(
             path,
             dtype="float32" if on_cpu and dtype == "auto" else dtype,
             device_map=None if on_cpu else device,
+            output_loading_info=True,
             **_gguf_arguments(path, files, arguments) | files | arguments,
         )
     except OSError as error:
         raise ValueError(f"no model {name!r}: it is none of {KINDS} ({str(error).splitlines()[0]})") from error
-    if not files:
-        return loaded.eval(), tokenizer
-    model, info = loaded
-    mend_model(model, _gguf_header(path, files | arguments), info["missing_keys"])
-    model.config.name_or_path = f"{path}/{files['gguf_file']}"
+    if files:
+        mend_model(model, _gguf_header(path, files | arguments), info["missing_keys"])
+        model.config.name_or_path = f"{path}/{files['gguf_file']}"
+    else:
+        _check_whole(name, model, info["missing_keys"])
     return model.eval(), tokenizer
+
+
+def _check_whole(name: str, model: Any, missing: Collection[str]) -> None:
+    """ValueError for weights that transformers has drawn at random, with no more than a warning."""
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise ValueError(
+            f"{name!r} lacks {len(missing)} of the weights of a {type(model).__name__} ({some}), and they "
+            "would be random: it is a model of another task, or its files are not all there"
+        )
 
 
 def _files(name: str, arguments: dict[str, Any]) -> tuple[str, dict[str, str]]:
@@ -64,11 +93,8 @@ def _files(name: str, arguments: dict[str, Any]) -> tuple[str, dict[str, str]]:
 
 
 def _gguf_arguments(path: str, files: dict[str, str], arguments: dict[str, Any]) -> dict[str, Any]:
-    """To be told what the file lacks. The config, which would be read once more, is not for another revision's file."""
-    if not files:
-        return {}
-    config = {} if arguments else {"config": load_gguf_config(path, files["gguf_file"])}
-    return config | {"output_loading_info": True}
+    """The config, which would be read once more, unless it is for another revision's file."""
+    return {} if arguments or not files else {"config": load_gguf_config(path, files["gguf_file"])}
 
 
 def load_config(name: str) -> Any:

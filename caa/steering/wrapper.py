@@ -210,7 +210,8 @@ class SteeringWrapper(nn.Module):
         self._warn_of_pads(mask)
         if self._steering and not keeps_place(self.model):
             kwargs.setdefault("use_cache", False)
-        kwargs = {**generation_inputs(self.model, mask), **kwargs}
+        goes_on = kwargs.get("past_key_values") is not None
+        kwargs = {**generation_inputs(self.model, mask, goes_on=goes_on), **kwargs}
         with self._prompts(mask.sum(1)):
             return self.model.generate(input_ids=input_ids, attention_mask=mask, **kwargs)
 
