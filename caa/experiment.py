@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,7 @@ from caa.judges.config import OFFLINE, JudgeConfig
 from caa.preflight import (
     amounts_of,
     behavior_problems,
+    finetune_problems,
     folder_problems,
     judge_problems,
     model_problems,
@@ -29,11 +31,13 @@ from caa.preflight import (
 )
 from caa.reports.tables import Table, best_layer, finetune_tables, to_markdown, write_report
 from caa.runs.rows import read_rows
-from caa.training.config import FinetuneConfig
+from caa.suggestions import did_you_mean
+from caa.training.config import FinetuneConfig, Training
 from caa.vectors.vector import SteeringVector, rescaled_alike, set_mean_normalize
 
 if TYPE_CHECKING:
     from caa.evals.grid import EvalGrid
+    from caa.steering.intervention import Intervention
 
 SETTINGS = "experiment.yaml"
 """What an experiment was told, in its folder; `caa run` reads it as any other config."""
@@ -66,7 +70,9 @@ class Experiment:
     token: Literal["parting", "last", "mean"] | int = "parting"
     """Where answers are read: "parting" (the first token that differs: the letter), "mean" over the answer (for answers
     in words), "last", or a token's number."""
-    finetunes: Sequence[Literal["none", "positive", "negative"]] = ("none", "positive", "negative")
+    finetunes: Sequence[str] = ("none", "positive", "negative")
+    """The columns: "none" (the base), "positive" and "negative" (LoRAs by SFT), the names in `trainings` and `given`,
+    and several adapters together ("positive+mine")."""
     tasks: Sequence[str] = ("ab", "open")
     facts: str | None = None
     """For the task "facts": "facts" (built in), or a file of two-option questions in CAA's MMLU format."""
@@ -102,6 +108,10 @@ class Experiment:
     """A chat template (Jinja) in place of the tokenizer's own."""
     template_arguments: dict[str, Any] = field(default_factory=dict)
     """What the chat template is told by name: `enable_thinking`, `date_string`, ..."""
+    trainings: Mapping[str, Training] = field(default_factory=dict)
+    """Other finetunes that are made here, by name: by DPO or KTO, of all weights, trained while steered."""
+    given: Mapping[str, str] = field(default_factory=dict)
+    """Finetunes that are there already, by name: the folder of an adapter, or a full checkpoint of the same base."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
@@ -154,6 +164,7 @@ class Experiment:
         yield from model_problems(self.model, self.dtype, self.device, [] if self.layer is None else [self.layer])
         yield from multiplier_problems(self.amounts, choose_layer=self.layer is None)
         yield from unit_problems(self.multipliers, self.doses)
+        yield from self._column_problems()
         if self.in_doses and self.set_mean_norm:
             yield "set_mean_norm rescales the vectors to each other and doses to the stream: say multipliers with it"
         parts = ["pairs", *(["validation_questions"] if self.layer is None else [])]
@@ -170,13 +181,35 @@ class Experiment:
         except (ValueError, OSError) as error:
             yield str(error)
 
+    def _parts(self) -> list[str]:
+        """The finetunes that the columns are of, each once; several together are several."""
+        known = ("none", *self.trainings, *self.given)
+        parts = [[column] if column in known else column.split("+") for column in self.finetunes]
+        return [part for part in dict.fromkeys(chain.from_iterable(parts)) if part != "none"]
+
+    @property
+    def made(self) -> dict[str, Training]:
+        """The finetunes to make, by name."""
+        known = {"positive": Training("positive"), "negative": Training("negative"), **self.trainings}
+        return {name: known[name] for name in self._parts() if name in known and name not in self.given}
+
+    def _column_problems(self) -> Iterator[str]:
+        known = ("none", "positive", "negative", *self.trainings, *self.given)
+        for name in self._parts():
+            if name not in known:
+                yield f"there is no finetune {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}"
+        if twice := self.trainings.keys() & self.given.keys():
+            yield f"the finetune {min(twice)!r} is both to be trained and given: choose another name for one"
+        asked_for = {name: Path(path) for name, path in self.given.items() if name in self._parts()}
+        yield from finetune_problems(asked_for, self.model)
+
     def _training_problems(self, behavior: Behavior) -> Iterator[str]:
         from caa.training.examples import training_examples
 
-        for direction in self.finetunes:
+        for training in self.made.values():
             try:
-                if direction != "none" and behavior.pairs:
-                    training_examples(behavior, direction)
+                if behavior.pairs:
+                    training_examples(behavior, training.direction)
             except ValueError as error:
                 yield str(error)
 
@@ -271,11 +304,11 @@ class Experiment:
         """Finetune for one behavior, ask every finetune at every multiplier, keep the rows and a steered adapter."""
         from caa.steering.wrapper import SteeringWrapper
 
-        adapters = self.finetune(model, tokenizer, behavior)
-        wrapper = SteeringWrapper(model)
-        for name, path in adapters.items():
-            wrapper.load_adapter(path, name)
         vector = vectors[behavior.name]
+        made = self.finetune(model, tokenizer, behavior, vector, layer)
+        wrapper = SteeringWrapper(model)
+        for name in self._parts():
+            wrapper.load_finetune(made[name] if name in made else self.given[name], name)
         reread = self.reread_vectors(wrapper, tokenizer, behavior, vector) if self.reread else {}
         judge = self.make_judge(behavior) if "open" in self.tasks else None
         grid = self.grid(behavior, vectors, layer, reread, judge)
@@ -322,7 +355,9 @@ class Experiment:
     ) -> dict[str, SteeringVector]:
         """Finetune -> the behavior's vector as it is read in that finetune, rescaled as `vector` was."""
         reread = {}
-        for name in wrapper.adapters:
+        for name in self.finetunes:
+            if name == "none":
+                continue
             with wrapper.finetune(name):
                 reread[name] = self._vector(wrapper.model, tokenizer, behavior, f"{behavior.name}-{name}")
         if not (self.set_mean_norm or self.in_doses):
@@ -331,17 +366,38 @@ class Experiment:
             plain = self._vector(wrapper.model, tokenizer, behavior, behavior.name)
         return {name: rescaled_alike(own, plain, vector) for name, own in reread.items()}
 
-    def finetune(self, model: Any, tokenizer: Any, behavior: Behavior) -> dict[str, Path]:
-        """Direction -> its LoRA adapter."""
-        from caa.training.sft import finetune
+    def finetune(
+        self, model: Any, tokenizer: Any, behavior: Behavior, vector: SteeringVector, layer: int
+    ) -> dict[str, Path]:
+        """Name -> the folder of the finetune, made where it is not there."""
+        return {
+            name: self._train(model, tokenizer, behavior, training, name, self._push(training, vector, layer))
+            for name, training in self.made.items()
+        }
 
-        adapters: dict[str, Path] = {}
-        chat = self._chat(tokenizer)
-        for direction in self.finetunes:
-            if direction != "none":
-                folder = self.out / "adapters" / f"{behavior.name}-{direction}"
-                adapters[direction] = finetune(model, chat, behavior, direction, folder, self.training)
-        return adapters
+    def _push(self, training: Training, vector: SteeringVector, layer: int) -> list[Intervention]:
+        from caa.steering.intervention import Intervention
+        from caa.steering.scopes import everywhere
+
+        return [Intervention(vector, layer, training.steered, where=everywhere)] if training.steered else []
+
+    def _train(
+        self,
+        model: Any,
+        tokenizer: Any,
+        behavior: Behavior,
+        training: Training,
+        name: str,
+        steered_by: Sequence[Intervention],
+    ) -> Path:
+        from caa.training.examples import training_examples
+        from caa.training.sft import config_for, finetune
+
+        out, direction = self.out / "adapters" / f"{behavior.name}-{name}", training.direction
+        method, weights = training.method, training.weights
+        config = self.training or config_for(model, training_examples(behavior, direction), method, weights)
+        config = dataclasses.replace(config, method=method, weights=weights)
+        return finetune(model, self._chat(tokenizer), behavior, direction, out, config, steered_by=steered_by)
 
     def make_judge(self, behavior: Behavior) -> Any:
         """A judge of this behavior; the exemplar judge knows the other behaviors' answers as off topic."""

@@ -11,7 +11,7 @@ from typing import Any
 from caa.data.behaviors import Behavior
 from caa.judges.build import kind_of
 from caa.judges.config import JudgeConfig
-from caa.models.names import EMBEDDED, KINDS, PACKAGED, adapter_base
+from caa.models.names import ADAPTER_CONFIG, EMBEDDED, KINDS, PACKAGED, adapter_base
 from caa.runs.rows import QUESTIONS, TASKS
 from caa.suggestions import did_you_mean
 from caa.vectors.vector import SteeringVector
@@ -133,13 +133,31 @@ def adapter_problems(adapters: Mapping[str, Path], model: str) -> Iterator[str]:
     from caa.inspection import misfits
 
     for name, path in adapters.items():
-        if not (Path(path) / "adapter_config.json").exists():
-            yield f"{path} is no LoRA adapter (it has no adapter_config.json), so there is no finetune {name!r}"
+        if not (Path(path) / ADAPTER_CONFIG).exists():
+            yield f"{path} is no LoRA adapter (it has no {ADAPTER_CONFIG}), so there is no finetune {name!r}"
             continue
         try:
             yield from (f"the adapter {path} does not fit {model}: {reason}" for reason in misfits(path, model))
         except ValueError as error:
             yield str(error)
+
+
+def finetune_problems(finetunes: Mapping[str, Path], model: str) -> Iterator[str]:
+    """Of finetunes by name: adapters, and full checkpoints of the same base, by their configs alone."""
+    adapters = {name: path for name, path in finetunes.items() if (Path(path) / ADAPTER_CONFIG).exists()}
+    yield from adapter_problems(adapters, model)
+    for name in finetunes.keys() - adapters.keys():
+        try:
+            other, base = model_config(str(finetunes[name])), model_config(model)
+        except ValueError as error:
+            yield f"{finetunes[name]} is neither an adapter nor a checkpoint, so it is no finetune {name!r} ({error})"
+            continue
+        for field in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+            if getattr(other, field) != getattr(base, field):
+                yield (
+                    f"{finetunes[name]} is no finetune of {model}: its {field} is {getattr(other, field)}, "
+                    f"not {getattr(base, field)}"
+                )
 
 
 def folder_problems(out: Path) -> Iterator[str]:

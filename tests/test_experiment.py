@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +19,11 @@ import torch
 from tiny import SHARED, random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import ContrastPair, Experiment, SteeringVector, SteeringWrapper, load_behavior, load_model
+from caa.evals.tasks import score_choices
 from caa.files import only_writer
 from caa.runs.rows import read_rows
-from caa.training.config import FinetuneConfig
+from caa.steering.intervention import Intervention
+from caa.training.config import FinetuneConfig, Training
 
 QUICK = FinetuneConfig(rank=4, alpha=8, max_steps=3, learning_rate=1e-3, batch_size=4, gradient_accumulation=1)
 
@@ -80,6 +83,61 @@ def test_words_to_tables_and_again(few, tmp_path, caplog):
     assert steered.adapters == ["positive"]
     plain, _ = load_model("tiny-chat")
     assert not torch.allclose(expected, plain(ids).logits, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_columns_of_any_finetune_are_each_that_model_alone(few, tmp_path):
+    """Trained by DPO while steered, trained whole, made elsewhere, and two at once."""
+    from peft import PeftModel
+
+    out, mine = tmp_path / "run", tmp_path / "mine"
+    model, tokenizer = load_model("tiny-chat")
+    tiny_lora(model).save_pretrained(mine, save_embedding_layers=False)
+    experiment = Experiment(
+        out,
+        [few],
+        layer=2,
+        multipliers=(0, 0.3),
+        finetunes=["none", "pushed", "full", "pushed+mine"],
+        trainings={"pushed": Training(method="dpo", steered=0.3), "full": Training("negative", weights="full")},
+        given={"mine": str(mine / "sft")},
+        tasks=["ab"],
+        training=replace(QUICK, learning_rate=1e-2),
+    )
+    behavior = load_behavior(few)
+    (table,) = experiment.run()
+    rows = read_rows(out / "rows.jsonl")
+    vector = SteeringVector.load(out / "vectors" / "waiting.safetensors")
+    folders = {"pushed": out / "adapters" / "waiting-pushed", "mine": mine / "sft"}
+    scores = {}
+    for column in experiment.finetunes:
+        plain, _ = load_model(str(out / "adapters" / "waiting-full") if column == "full" else "tiny-chat")
+        for part in column.split("+") if column not in ("none", "full") else ():
+            plain = PeftModel.from_pretrained(plain, str(folders[part])).merge_and_unload()
+        for question, setting in product(behavior.ab_questions, [(), (Intervention(vector, 2, 0.3),)]):
+            (score,) = score_choices(SteeringWrapper(plain), tokenizer, [question], [setting])
+            scores[None if column == "none" else column, 0.3 * len(setting), question.id] = score.score
+    known = {(row.cell.finetune, row.cell.multiplier, row.question): row.score for row in rows}
+    assert known == pytest.approx(scores, abs=1e-5)
+    assert len(set(scores.values())) == len(scores)
+    assert (
+        "Finetunes: full: negative by SFT (all weights); pushed: positive by DPO (LoRA), trained while steered x +0.3; "
+        "pushed+mine: positive by DPO (LoRA), trained while steered x +0.3 and made elsewhere." in table.notes
+    )
+    before = (out / "rows.jsonl").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("caa.training.sft._train", lambda *_: pytest.fail("trained again"))
+        experiment.run()
+    assert (out / "rows.jsonl").read_bytes() == before
+
+
+def test_columns_that_there_are_not_are_told_before_anything_is_loaded(few, tmp_path):
+    settings = {"layer": 2, "tasks": ["ab"], "trainings": {"dpo": Training(method="dpo")}, "given": {"dpo": "nowhere"}}
+    experiment = Experiment(tmp_path / "run", [few], finetunes=["none", "postive", "dpo"], **settings)
+    with pytest.raises(ValueError, match="no finetune 'postive', did you mean 'positive'") as error:
+        experiment.run()
+    assert "'dpo' is both to be trained and given" in str(error.value)
+    assert "nowhere is neither an adapter nor a checkpoint" in str(error.value)
 
 
 @pytest.mark.slow

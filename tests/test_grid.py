@@ -383,7 +383,7 @@ def test_an_adapter_called_none_is_not_the_base(tmp_path):
     same_rows(rows, renamed)
     assert [name for name, _ in finetune_tables(rows)[0].groups] == ["none", "'none'"]
     assert "none" in json.loads((tmp_path / "run.json").read_text())["settings"]["behaviors"]["myopia"]["finetunes"]
-    with pytest.raises(ValueError, match=r"holds no adapter 'none'; it holds \['sft'\]. The base is None"):
+    with pytest.raises(ValueError, match=r"holds no finetune 'none'; it holds \['sft'\]. The base is None"):
         run(grid, tmp_path / "new")
 
 
@@ -654,7 +654,7 @@ def test_a_grid_that_cannot_be_is_not_made(changes, error, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"finetunes": [None, "dpo"]}, r"the model holds no adapter 'dpo'; it holds \['sft'\]"),
+        ({"finetunes": [None, "dpo"]}, r"the model holds no finetune 'dpo'; it holds \['sft'\]"),
         ({"layers": [9], "vector": SteeringVector({9: torch.ones(32)})}, "there is no layer 9"),
         ({"vector": SteeringVector({1: torch.ones(8), 2: torch.ones(8)})}, "8 wide and the model 32"),
         ({"max_new_tokens": 250}, "with room for 250 new tokens"),

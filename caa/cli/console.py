@@ -13,25 +13,26 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Of a model's weights."""
 
 
-def load_wrapper(model: str, adapters: Mapping[str, Path], dtype: str, device: str) -> tuple[Any, Any]:
-    """The model in a wrapper that holds these LoRA adapters, the last one active, and its tokenizer."""
+def load_wrapper(model: str, finetunes: Mapping[str, Path], dtype: str, device: str) -> tuple[Any, Any]:
+    """The model in a wrapper that holds these finetunes, of the adapters the last one active, and its tokenizer."""
     from caa import SteeringWrapper, load_model
-    from caa.preflight import adapter_problems, model_problems, refuse
+    from caa.preflight import finetune_problems, model_problems, refuse
 
-    refuse([*model_problems(model, dtype, device), *adapter_problems(adapters, model)])
+    refuse([*model_problems(model, dtype, device), *finetune_problems(finetunes, model)])
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     wrapper = SteeringWrapper(loaded)
-    for name, path in adapters.items():
-        wrapper.load_adapter(path, name)
+    for name, path in finetunes.items():
+        wrapper.load_finetune(path, name)
     return wrapper, tokenizer
 
 
-def finetunes_of(model: str, adapters: Mapping[str, Path]) -> tuple[str | None, ...]:
-    """What `load_wrapper` can run: the base, the adapter whose folder was named as the model, and the other ones."""
+def finetunes_of(model: str, finetunes: Mapping[str, Path], together: Sequence[str] = ()) -> tuple[str | None, ...]:
+    """What `load_wrapper` can run: the base, the adapter whose folder was named as the model, the other finetunes, and
+    several adapters `together` ("helpful+positive")."""
     from caa.models.names import adapter_base, adapter_name
 
     own = [adapter_name(model)] if adapter_base(model) else []
-    return None, *own, *adapters
+    return None, *own, *finetunes, *together
 
 
 def console() -> Any:

@@ -103,9 +103,11 @@ def damage(
 
     loaded, direction = load_behavior(behavior).first_questions(limit), SteeringVector.load(vector)
     prompts = [stem(question.text) for question in load_facts(facts)[:limit]]  # with options, all begin with "("
-    problems = [*check.model_problems(model, dtype, device, [layer]), *check.vector_problems(direction, [layer], model)]
+    worn = {adapter.name: adapter} if adapter else {}
+    problems = [*check.model_problems(model, dtype, device, [layer]), *check.adapter_problems(worn, model)]
+    problems += check.vector_problems(direction, [layer], model)
     check.refuse([*problems, *check.behavior_problems(loaded, ("ab", "open"))])
-    wrapper, tokenizer = load_wrapper(model, {adapter.name: adapter} if adapter else {}, dtype, device)
+    wrapper, tokenizer = load_wrapper(model, worn, dtype, device)
     chat = ChatFormat(tokenizer, arguments=template_arguments or {})
     responses = dose_response(
         wrapper,
@@ -159,7 +161,8 @@ def lm_eval_(
         vector: a file that `caa extract` wrote; needs a layer and multipliers.
         layer: the layer to steer (output of that block, counted from 0).
         multipliers: how often the vector is added; `caa extract` prints what multiplier 1 is.
-        adapters: finetunes by name, e.g. --adapters.positive runs/x/positive; the base is always asked.
+        adapters: finetunes by name, e.g. --adapters.positive runs/x/positive: adapters or full checkpoints of the same
+            base; the base is always asked.
         metric: the number that is reported; a task without it is an error.
         task_folder: where tasks of your own are described (yaml).
         chat: whether the model's chat template is put around the questions.

@@ -67,7 +67,7 @@ def generate(
         wrapper.unsteer()
     elif vector and layer is not None:
         direction, adapters = SteeringVector.load(vector), {adapter.name: adapter} if adapter else {}
-        check.refuse(check.vector_problems(direction, [layer], model))
+        check.refuse([*check.vector_problems(direction, [layer], model), *check.adapter_problems(adapters, model)])
         wrapper, tokenizer = load_wrapper(model, adapters, dtype, device)
         chat = ChatFormat(tokenizer, system, arguments=arguments)
         if multiplier is None:
@@ -115,6 +115,7 @@ def play(
     from threading import Event
 
     from caa import SteeringVector
+    from caa import preflight as check
     from caa.data.chat import ChatFormat
     from caa.models.blocks import check_layer
     from caa.playground.server import serving
@@ -125,6 +126,7 @@ def play(
     directions = {path.stem: SteeringVector.load(path) for path in vectors or ()}
     if len(directions) < len(vectors or ()):
         raise ValueError("two of the vectors have files of the same name, and would be the same choice; rename one")
+    check.refuse(check.adapter_problems(adapters or {}, model))
     wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
     if layer is not None:
         check_layer(wrapper.model, layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from caa.cli.console import Dtype, finetunes_of, load_wrapper, print_summary, print_tables, say
 from caa.cli.parsing import UsageError
+from caa.data.behaviors import Question
 from caa.data.sources import load_facts
 from caa.judges.config import OFFLINE, JudgeConfig
 from caa.runs.rows import read_rows
@@ -74,7 +76,7 @@ def _dry_run(job: Any) -> None:
 
     behaviors = job.load_behaviors()
     refuse(job.problems(behaviors))
-    trained = len([finetune for finetune in job.finetunes if finetune != "none"]) * len(behaviors)
+    trained = len(job.made) * len(behaviors)
     note = f"{trained} finetunes would be trained, where they are not there. " if trained else ""
     print_work([*experiment_work(job, behaviors)], note, job.out)
 
@@ -173,6 +175,7 @@ def grid(
     out: Path,
     model: str = "tiny-chat",
     adapters: dict[str, Path] | None = None,
+    together: list[str] | None = None,
     multipliers: tuple[float, ...] | None = None,
     doses: tuple[float, ...] | None = None,
     settings: Path | None = None,
@@ -196,7 +199,9 @@ def grid(
         layers: the layers to steer, one at a time (outputs of these blocks, counted from 0); [] for settings only.
         out: the run's folder; a stopped grid goes on where it was.
         model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
-        adapters: finetunes by name, e.g. --adapters.positive runs/x/positive; the base is always asked.
+        adapters: finetunes by name, e.g. --adapters.positive runs/x/positive: adapters or full checkpoints of the same
+            base; the base is always asked.
+        together: several adapters at once as one more finetune, e.g. --together helpful+positive.
         multipliers: how often the vector is added, in place of doses.
         doses: the push beside the length of the residual stream at each layer, by sign; -0.25, 0 and 0.25 if neither is
             given. The rows' multipliers are then doses, and run.json has the multiplier of dose 1.
@@ -213,19 +218,18 @@ def grid(
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
-    from caa import EvalGrid, SteeringVector, load_behavior
+    from caa import EvalGrid, load_behavior
     from caa import preflight as check
     from caa.cli.dry_run import grid_work, nobody, print_work
 
-    loaded, direction = load_behavior(behavior).first_questions(limit), SteeringVector.load(vector)
-    questions = load_facts(facts)[:limit] if "facts" in tasks else ()
-    named, edited = _named_settings(settings, direction)
+    loaded, questions = load_behavior(behavior).first_questions(limit), _facts(facts, tasks, limit)
+    direction, named, edited = _steering(vector, settings)
     check.refuse(
         chain(
             check.folder_problems(out),
             check.model_problems(model, dtype, device, [*layers, *edited]),
             check.vector_problems(direction, layers, model),
-            check.adapter_problems(adapters or {}, model),
+            check.finetune_problems(adapters or {}, model),
             check.behavior_problems(loaded, tasks, facts=bool(questions)),
             check.judge_problems(judge, loaded) if "open" in tasks else (),
             check.amount_problems(multipliers, doses),
@@ -236,7 +240,7 @@ def grid(
         direction,
         layers,
         check.amounts_of(multipliers, doses),
-        finetunes_of(model, adapters or {}),
+        finetunes_of(model, adapters or {}, together or ()),
         tasks,
         facts=questions,
         random_controls=random_controls,
@@ -251,12 +255,19 @@ def grid(
     return _ask(plan, judge, load_wrapper(model, adapters or {}, dtype, device), out, in_doses=multipliers is None)
 
 
-def _named_settings(path: Path | None, vector: Any) -> tuple[dict[str, Any], list[int]]:
-    """The settings of a file, and the layers that they edit."""
+def _facts(name: str, tasks: Collection[str], limit: int | None) -> tuple[Question, ...]:
+    """The knowledge questions, if they are to be asked."""
+    return load_facts(name)[:limit] if "facts" in tasks else ()
+
+
+def _steering(vector: Path, settings: Path | None) -> tuple[Any, dict[str, Any], list[int]]:
+    """The vector, the settings of a file, and the layers that these edit."""
+    from caa import SteeringVector
     from caa.steering.settings_file import load_settings
 
-    settings = load_settings(path, vector) if path else {}
-    return settings, [intervention.layer for setting in settings.values() for intervention in setting]
+    direction = SteeringVector.load(vector)
+    named = load_settings(settings, direction) if settings else {}
+    return direction, named, [intervention.layer for setting in named.values() for intervention in setting]
 
 
 def _in_doses(plan: Any, wrapper: Any, tokenizer: Any) -> Any:

@@ -43,12 +43,15 @@ def extract_(
     from caa import load_behavior
     from caa.cli.doses import profiles_of
     from caa.data.chat import ChatFormat
+    from caa.preflight import adapter_problems, refuse
     from caa.vectors import methods
     from caa.vectors.letters import letter_counts
 
     refuse_to_overwrite(out)
     subject = load_behavior(behavior)
-    wrapper, tokenizer = load_wrapper(model, {adapter.name: adapter} if adapter else {}, dtype, device)
+    worn = {adapter.name: adapter} if adapter else {}
+    refuse(adapter_problems(worn, model))
+    wrapper, tokenizer = load_wrapper(model, worn, dtype, device)
     pairs = subject.require("pairs")
     options: dict[str, Any] = {
         "method": getattr(methods, method),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,11 @@ class EvalGrid(GridPlan):
             runner = Runner(self, wrapper, tokenizer, out / ROWS, self.judge, self.batch_size)
             self._record(runner, out / RECORD)
             with tqdm(total=len(runner.missing()), unit="row", disable=not progress) as runner.bar:
-                for asked_together in self.rounds():
-                    runner.ask(asked_together)
+                for finetune, rounds in groupby(self.rounds(), key=lambda round: round.finetune):
+                    if runner.lacks(finetune):
+                        with wrapper.finetune(finetune):
+                            for asked_together in rounds:
+                                runner.ask(asked_together)
             return runner.added
 
     def _record(self, runner: Runner, path: Path) -> None:
@@ -72,11 +75,11 @@ class EvalGrid(GridPlan):
             raise ValueError(
                 "the wrapper is being steered already, so nothing would be unsteered: call unsteer() first"
             )
-        strangers = [name for name in self.finetunes if name not in (None, *wrapper.adapters)]
+        strangers = [name for name in self.finetunes if name is not None and not wrapper.holds(name)]
         if strangers:
-            cure = "The base is None." if strangers[0] == "none" else "Load it: wrapper.load_adapter(path, name)."
+            cure = "The base is None." if strangers[0] == "none" else "Load it: wrapper.load_finetune(path, name)."
             raise ValueError(
-                f"the model holds no adapter {strangers[0]!r}; it holds {wrapper.adapters or 'none'}. {cure}"
+                f"the model holds no finetune {strangers[0]!r}; it holds {wrapper.finetunes or 'none'}. {cure}"
             )
         # Steering complains of a layer or a width that is not the model's.
         places = product(self.given_vectors, self.layers)

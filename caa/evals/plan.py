@@ -70,7 +70,8 @@ class GridPlan:
     """The blocks whose output is steered, one at a time, counted from 0; none where there are settings only."""
     multipliers: Sequence[float] = (-1.0, 0.0, 1.0)
     finetunes: Sequence[str | None] = (None,)
-    """None for the base, or names of adapters that the wrapper holds."""
+    """None for the base, or names of finetunes that the wrapper holds: adapters, several of them together
+    ("helpful+positive"), full checkpoints."""
     tasks: Sequence[str] = ("ab", "open")
     """Some of "ab" (answers' probabilities), "open" (judged texts) and "facts" (two-answer knowledge)."""
     facts: Sequence[Question] = ()

@@ -13,7 +13,6 @@ from caa.evals.plan import GridPlan
 from caa.extraction.norms import dose, stream_norms
 from caa.hashing import lines_digest
 from caa.judges.base import Judge
-from caa.models.adapters import adapter_hash
 from caa.models.fingerprint import fingerprint
 from caa.models.names import model_name
 from caa.runs.manifest import questions_hash, versions
@@ -36,7 +35,7 @@ def settings_of(plan: GridPlan, judge: Judge | None, wrapper: SteeringWrapper, t
                 "reread": _hashes(plan.reread),
                 "also": _hashes(plan.also),
                 "settings": {name: [_edit_settings(edit) for edit in edits] for name, edits in plan.settings.items()},
-                "finetunes": {name: adapter_hash(model, name) for name in plan.finetunes if name is not None},
+                "finetunes": {name: wrapper.finetune_hash(name) for name in plan.finetunes if name is not None},
                 "prompts": {prompt: plan.system_of(prompt) for prompt in plan.system_prompts if prompt},
                 "operator": lasting_name(plan.operator),
                 "where": lasting_name(plan.where),
@@ -67,7 +66,32 @@ def notes_of(plan: GridPlan, wrapper: SteeringWrapper, tokenizer: Any, batch_siz
         "batch_size": batch_size,
         "vectors": {name: asdict(plan.vector.source)},
         "doses": {name: _doses(plan, wrapper, tokenizer, batch_size)},
+        "finetunes": {name: {finetune: _made(wrapper, finetune) for finetune in plan.finetunes if finetune}},
     }
+
+
+def _made(wrapper: SteeringWrapper, finetune: str) -> str:
+    """In words how a finetune was made, of each one that the name names."""
+    return " and ".join(map(training_in_words, wrapper.finetune_records(finetune)))
+
+
+def training_in_words(record: Mapping[str, Any]) -> str:
+    """What `finetune` wrote beside its weights, in a few words.
+
+    >>> config = {"method": "dpo", "weights": "full"}
+    >>> training_in_words({"direction": "positive", "config": config, "steered_by": [{"multiplier": [0.3]}]})
+    'positive by DPO (all weights), trained while steered x +0.3'
+    >>> training_in_words({"direction": "negative", "config": {"rank": 8}}), training_in_words({})
+    ('negative by SFT (LoRA)', 'made elsewhere')
+    """
+    if not record:
+        return "made elsewhere"
+    config = {"method": "sft", "weights": "lora"} | record.get("config", {})
+    weights = {"lora": "LoRA", "dora": "DoRA", "full": "all weights"}[config["weights"]]
+    taught = record.get("direction") or record.get("behavior")
+    pushes = [f"{amount:+.3g}" for push in record.get("steered_by", ()) for amount in push["multiplier"]]
+    steered = f", trained while steered x {' and '.join(pushes)}" if pushes else ""
+    return f"{taught} by {config['method'].upper()} ({weights}){steered}"
 
 
 def _task_settings(plan: GridPlan, judge: Judge | None, tokenizer: Any, task: str) -> dict[str, Any]:

@@ -75,19 +75,23 @@ class Runner:
             keys += [(cell, question.id) for question in self.plan.questions(cell.task)]
         return [key for key in keys if key not in self.rows]
 
+    def lacks(self, finetune: str | None) -> bool:
+        """Whether any row of a finetune is missing: one that is complete need not be loaded."""
+        return any(cell.finetune == finetune for cell, _ in self.missing())
+
     def ask(self, asked_together: Round) -> None:
-        """Ask for what is missing, batch by batch; those questions together that lack the same cases."""
+        """Ask the model as it is for what is missing, batch by batch; those questions together that lack the same
+        cases. Its finetune is put on by whoever calls, once for all rounds."""
         about = f"{asked_together.system_prompt} prompt, {asked_together.task}".removeprefix(" prompt, ")
         self.bar.set_description(f"{self.plan.behavior.name}: {asked_together.finetune or 'base'}, {about}")
         cases, questions = asked_together.cases, self.plan.questions(asked_together.task)
         self._copy_known(cases, questions)
         means = [MeanScore() for _ in cases]
-        with self.wrapper.finetune(asked_together.finetune):
-            for lacking, alike in self._groups(cases, questions).items():
-                some = replace(asked_together, cases=tuple(cases[place] for place in lacking))
-                size = self._questions_at_a_time(some)
-                for batch in by_length([question.text for question in alike], size):
-                    self._ask_batch(some, [alike[i] for i in batch], [means[place] for place in lacking])
+        for lacking, alike in self._groups(cases, questions).items():
+            some = replace(asked_together, cases=tuple(cases[place] for place in lacking))
+            size = self._questions_at_a_time(some)
+            for batch in by_length([question.text for question in alike], size):
+                self._ask_batch(some, [alike[i] for i in batch], [means[place] for place in lacking])
 
     def _groups(self, cases: Sequence[Case], questions: Sequence[Question]) -> dict[tuple[int, ...], list[Question]]:
         """places of cases -> the questions that lack an answer in just these"""

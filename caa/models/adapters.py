@@ -146,7 +146,7 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
 
 def _check_made_for(folder: Path, model: nn.Module) -> None:
     """Compare the base that an adapter was trained on with this model; adapters of other tools do not say theirs."""
-    record = _read_record(folder)
+    record = read_record(folder)
     if record and not has_fingerprint(model, record["base_fingerprint"]):
         raise AdapterError(
             f"the adapter at {folder} was trained on {record['base']!r} ({record['base_fingerprint']}), and this model "
@@ -154,8 +154,8 @@ def _check_made_for(folder: Path, model: nn.Module) -> None:
         )
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    """What is known of how an adapter was made; nothing of those of other tools."""
+def read_record(folder: Path) -> dict[str, Any]:
+    """What is known of how a finetune was made; nothing of those of other tools."""
     path = folder / PROVENANCE
     return _read_object(path) if path.exists() else {}
 
@@ -180,7 +180,7 @@ def _put_on(model: Any, folder: Path, name: str) -> Any:
             model.set_adapter(name, inference_mode=True)
         else:
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
-    if record := _read_record(folder):
+    if record := read_record(folder):
         model.peft_config[name]._caa_record = (record, adapter_hash(model, name))
     return model
 
@@ -352,23 +352,39 @@ def make_portable(folder: Path, model: Any) -> None:
 # Switched
 
 
+def adapters_called(model: Any, name: str) -> list[str]:
+    """The adapters that a name means: the one of that name, or several together, "helpful+positive".
+
+    ValueError for a name that the model does not hold, and for several of which one begins within the text (aLoRA).
+    """
+    held = held_adapters(model)
+    names = [name] if name in held else name.split("+")
+    if unknown := [part for part in names if part not in held]:
+        raise ValueError(f"the model holds no adapter {unknown[0]!r}; it holds {held or 'none'}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{name!r} names an adapter twice; a stronger one is `add_weighted_adapter`")
+    partial = [part for part in names if getattr(model.peft_config[part], "alora_invocation_tokens", None)]
+    if partial and len(names) > 1:
+        raise ValueError(f"PEFT lets all active adapters begin where the first one does, so {partial[0]!r} acts alone")
+    return names
+
+
 @contextmanager
 def active_adapter(model: Any, name: str | None) -> Iterator[None]:
-    """Run with one adapter active, or with none, and go back to what was before, also on an error.
+    """Run with one adapter active, with several ("helpful+positive"), or with none, and go back to what was before,
+    also on an error.
 
     That is: which are active, whether they act at all, and which parameters are trained. ValueError for a name that
     the model does not hold, and for a model that holds merged adapters or some that transformers itself put on.
     """
-    held = held_adapters(model)
-    if name is not None and name not in held:
-        raise ValueError(f"the model holds no adapter {name!r}; it holds {held or 'none'}")
-    if not held:
+    names = [] if name is None else adapters_called(model, name)
+    if not held_adapters(model):
         yield
         return
     _check_switchable(model)
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        with model.disable_adapter() if name is None else _only(model, name):
+        with _only(model, names) if names else model.disable_adapter():
             yield
     finally:
         for parameter, requires_grad in trained:
@@ -385,11 +401,11 @@ def _check_switchable(model: Any) -> None:
 
 
 @contextmanager
-def _only(model: Any, name: str) -> Iterator[None]:
-    """One adapter acts, also where all are switched off."""
+def _only(model: Any, names: list[str]) -> Iterator[None]:
+    """These adapters act, also where all are switched off."""
     before, acting = list(model.base_model.active_adapters), bool(active_adapters(model))
     _let_act(model, True)
-    model.base_model.set_adapter([name], inference_mode=True)
+    model.base_model.set_adapter(names, inference_mode=True)
     try:
         yield
     finally:

@@ -55,6 +55,7 @@ class Run:
                 "judge_accuracy": _of_judges(behaviors, "accuracy"),
                 "off_topic": _of_judges(behaviors, "off_topic"),
                 "doses": dict(notes.get("doses", {})),
+                "finetunes": dict(notes.get("finetunes", {})),
             }
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(_broken(self.folder / RECORD, error)) from error

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from caa.models.adapter_state import active_adapters
-from caa.models.adapters import active_adapter, load_adapter, unload
+from caa.models.adapter_state import active_adapters, held_adapters
+from caa.models.adapters import active_adapter, adapter_hash, adapter_record, adapters_called, load_adapter, unload
 from caa.models.blocks import (
     base_model,
     check_layer,
@@ -27,8 +27,9 @@ from caa.models.blocks import (
     position_inputs,
 )
 from caa.models.capabilities import can_pad
+from caa.models.checkpoints import Checkpoint, aside, load_alike, read_checkpoint
 from caa.models.hooks import Edit, listening, writing
-from caa.models.names import model_name
+from caa.models.names import ADAPTER_CONFIG, model_name
 from caa.models.positions import TokenClock, coefficients, one_each, repeat_rows
 from caa.steering.checkpoint.hub import upload
 from caa.steering.checkpoint.steered import load_steered, save_steered
@@ -53,6 +54,8 @@ class SteeringWrapper(nn.Module):
     def __init__(self, model: Any, *interventions: Intervention) -> None:
         super().__init__()
         self.model = model
+        self._waiting: list[Any] = []  # in a list, so that torch does not take it for a part of this module
+        self._checkpoints: dict[str, Checkpoint] = {}
         self._steering: dict[ExitStack, tuple[Intervention, ...]] = {}
         self._hooks = ExitStack()
         decoder_blocks(model)
@@ -237,26 +240,94 @@ class SteeringWrapper(nn.Module):
         finally:
             self._clock.prompt_lengths = before
 
-    # Finetunes: LoRA adapters by PEFT.
+    # Finetunes: adapters by PEFT, and checkpoints of the same base.
+
+    @property
+    def _worn(self) -> Any:
+        """The model that wears the adapters, also while a checkpoint runs in its place."""
+        return self._waiting[0] if self._waiting else self.model
 
     @property
     def adapters(self) -> list[str]:
         """The names of the LoRA adapters that the model holds."""
-        return list(getattr(self.model, "peft_config", {}))
+        return held_adapters(self._worn)
+
+    @property
+    def finetunes(self) -> list[str]:
+        """The names of all finetunes: adapters, then full checkpoints."""
+        return [*self.adapters, *self._checkpoints]
 
     def load_adapter(self, path: str | Path, name: str) -> None:
         """Add a LoRA adapter that PEFT saved; it becomes the active one. ValueError if it was made for another base."""
         self.model = load_adapter(self.model, path, name)
 
+    def load_finetune(self, path: str | Path, name: str) -> None:
+        """Add a finetune of any kind: the folder of an adapter, or a full checkpoint of the same base, by its folder or
+        its name on the Hub.
+
+        A checkpoint is looked at and dropped; `finetune(name)` loads it again, and it runs in the base's place.
+        ValueError for one of another base or under a name that is taken.
+        """
+        if name in self.finetunes:
+            raise ValueError(f"the model already holds a finetune {name!r}; give this one another name")
+        if (Path(path) / ADAPTER_CONFIG).is_file():
+            self.load_adapter(path, name)
+        else:
+            self._checkpoints[name] = read_checkpoint(path, self._worn)
+
     def unload_adapters(self) -> None:
-        """Take every LoRA adapter off: the base is left as it was before the first one was put on."""
+        """Take every finetune off: the base is left as it was before the first one was put on."""
+        self._checkpoints.clear()
         self.model = unload(self.model)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is such a finetune, or, for "helpful+positive", all adapters that it names."""
+        return name in self.finetunes or set(name.split("+")) <= set(self.adapters)
+
+    def finetune_hash(self, name: str) -> str:
+        """16 hex digits of what a finetune does, of each one that the name names."""
+        if name in self._checkpoints:
+            return self._checkpoints[name].fingerprint
+        return "+".join(adapter_hash(self._worn, adapter) for adapter in adapters_called(self._worn, name))
+
+    def finetune_records(self, name: str) -> list[dict[str, Any]]:
+        """What is known of how a finetune was made, of each one that the name names; {} of those made elsewhere."""
+        if name in self._checkpoints:
+            return [self._checkpoints[name].record]
+        return [adapter_record(self._worn, adapter) for adapter in adapters_called(self._worn, name)]
 
     @contextmanager
     def finetune(self, name: str | None) -> Iterator[None]:
-        """Run with one adapter active, or with none (exactly the base), and go back to what was active before."""
-        with active_adapter(self.model, name):
+        """Run with one finetune, with several adapters ("helpful+positive"), or with none (exactly the base), and go
+        back to what was before.
+
+        A full checkpoint is loaded and takes the model's place, `wrapper.model` too, until the block ends.
+        """
+        worn = self._worn
+        if name in self._checkpoints:
+            with aside(worn), self._exchanged(load_alike(self._checkpoints[name].path, worn), [worn]):
+                yield
+        else:
+            with self._exchanged(worn, []), active_adapter(worn, name):
+                yield
+
+    @contextmanager
+    def _exchanged(self, model: Any, waiting: list[Any]) -> Iterator[None]:
+        """Another model in the wrapper, steered as the one was; nothing to do where it is that one."""
+        if model is self.model:
             yield
+            return
+        before = self.model, self._waiting
+        self._put_in(model, waiting)
+        try:
+            yield
+        finally:
+            self._put_in(*before)
+
+    def _put_in(self, model: Any, waiting: list[Any]) -> None:
+        self._hooks.close()
+        self.model, self._waiting = model, waiting
+        self._install()
 
     def save_pretrained(
         self, folder: str | Path, tokenizer: Any = None, *, finetunes: Sequence[str] | None = None, results: str = ""

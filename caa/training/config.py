@@ -73,6 +73,18 @@ class FinetuneConfig:
             raise ValueError("; ".join(wrong))
 
 
+@dataclass(frozen=True)
+class Training:
+    """One finetune of an experiment, as a column: what is taught, by which method, and under which push."""
+
+    direction: Literal["positive", "negative"] = "positive"
+    method: Method = "sft"
+    weights: Weights = "lora"
+    steered: float = 0.0
+    """How much of the behavior's vector is added at every token while it learns, at the layer that is asked; a
+    multiplier or a dose, whichever the experiment goes by. 0 trains without."""
+
+
 EMBEDDED = FinetuneConfig(
     rank=8,
     alpha=16,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from caa.reports.diagnostics.letters import balanced_means
 from caa.reports.diagnostics.warnings import run_warnings
-from caa.reports.naming import cell_fields, cell_name, usual_first
+from caa.reports.naming import cell_fields, cell_name, finetune_name, usual_first
 from caa.reports.statistics import means_by_cell
 from caa.reports.tables.effects import balanced_tables, effect_tables
 from caa.reports.tables.layout import Table
@@ -51,6 +51,7 @@ def finetune_tables(
     judge_accuracy: Mapping[str, float] | None = None,
     off_topic: Mapping[str, float] | None = None,
     doses: Mapping[str, Mapping[str, float]] | None = None,
+    finetunes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Table]:
     """One table for each task, layer and system prompt: behaviors down, finetune x multiplier (or setting) across.
 
@@ -64,8 +65,9 @@ def finetune_tables(
         judge_accuracy: behavior -> cross-validated accuracy of the judge in [0, 1], for the caption of open questions.
         off_topic: behavior -> share of texts about something else that the judge gives no score, likewise.
         doses: behavior -> layer (as text) -> relative dose of multiplier 1, for the caption.
+        finetunes: behavior -> finetune -> how it was made, in words, for the caption.
     """
-    captions = _Captions(model, judge_accuracy or {}, off_topic or {}, doses or {})
+    captions = _Captions(model, judge_accuracy or {}, off_topic or {}, doses or {}, finetunes or {})
     rows_of: dict[tuple[str, int | None, str], list[Row]] = {}
     for row in require_rows(rows):
         rows_of.setdefault((row.cell.task, row.cell.layer, row.cell.system_prompt), []).append(row)
@@ -95,6 +97,8 @@ class _Captions:
     """Behavior -> share in [0, 1]."""
     doses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Behavior -> layer (as text) -> relative dose of multiplier 1."""
+    finetunes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Behavior -> finetune -> how it was made, in words."""
 
     def notes(self, rows: Sequence[Row]) -> list[str]:
         cell = rows[0].cell
@@ -104,8 +108,19 @@ class _Captions:
         return [
             f"{model}{named if cell.layer is None else layer}",
             *self._dose(str(cell.layer)),
+            *self._made(rows),
             *(self._judge(rows) if cell.task == "open" else []),
         ]
+
+    def _made(self, rows: Sequence[Row]) -> list[str]:
+        """How the finetunes were made that are columns here, those of several behaviors together where they agree."""
+        made: dict[str, dict[str, None]] = {}
+        for cell in sorted({row.cell for row in rows}):
+            words = self.finetunes.get(cell.behavior, {}).get(cell.finetune or "")
+            if words:
+                made.setdefault(finetune_name(cell.finetune), {})[words] = None
+        listed = "; ".join(f"{name}: {' / '.join(words)}" for name, words in made.items())
+        return [f"Finetunes: {listed}."] if made else []
 
     def _dose(self, layer: str) -> list[str]:
         known = {behavior: by_layer[layer] for behavior, by_layer in self.doses.items() if layer in by_layer}
