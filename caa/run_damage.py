@@ -76,12 +76,13 @@ def cell_divergences(
     batch_size: int = 16,
 ) -> dict[Cell, float]:
     """Cell of the plain model -> the mean divergence of its steering; cells of vectors that are not given are left out.
+    So are named settings.
 
     The steering is the plain one: added from the last token of the prompt on.
     """
     plain = [cell for cell in cells if cell.finetune is None and not cell.system_prompt]
     steered = {cell: vector for cell in plain if (vector := _vector_of(cell, vectors)) is not None}
-    settings = [(Intervention(vector, cell.layer, cell.multiplier),) for cell, vector in steered.items()]
+    settings = [(Intervention(vector, cell.layer or 0, cell.multiplier),) for cell, vector in steered.items()]
     prompts = [stem(question.text) for question in load_facts()[:PROMPTS]]
     moved = divergences(SteeringWrapper(model), chat, prompts, settings, batch_size=batch_size) if settings else []
     by_cell = {cell: fmean(moved[place :: len(settings)]) for place, cell in enumerate(steered)}
@@ -91,6 +92,6 @@ def cell_divergences(
 def _vector_of(cell: Cell, vectors: Mapping[str, SteeringVector]) -> SteeringVector | None:
     """What the cell is steered by; None for nothing, and for a vector that is not among these."""
     vector = vectors.get(cell.vector.name if cell.vector.kind == "other" else cell.behavior)
-    if vector is None or not cell.multiplier or cell.vector.kind == "reread":
+    if vector is None or not cell.multiplier or cell.vector.kind == "reread" or cell.layer is None:
         return None
     return random_like(vector, int(cell.vector.name)) if cell.vector.kind == "random" else vector

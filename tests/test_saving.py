@@ -209,7 +209,7 @@ def test_another_base_a_missing_folder_and_a_newer_format_are_refused(base, tmp_
     manifest = json.loads((folder / "steering.json").read_text())
     (folder / "steering.json").write_text(json.dumps(manifest | {"format": "caa.steered.v9"}))
     with pytest.raises(
-        ValueError, match=r"format 'caa.steered.v9'; this version of caa reads caa.steered.v1 and caa.steered.v2"
+        ValueError, match=r"format 'caa.steered.v9'; this version of caa reads caa.steered.v1 to caa.steered.v3"
     ):
         SteeringWrapper.from_pretrained(folder)
 

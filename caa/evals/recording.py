@@ -47,6 +47,7 @@ def settings_of(plan: GridPlan, judge: Judge | None, wrapper: SteeringWrapper, t
 
 def _edit_settings(edit: Intervention) -> dict[str, Any]:
     """One intervention of a named setting, as far as rows depend on it."""
+    gate = edit.gate and {"vector": vector_hash(edit.gate.vector), **edit.gate.bounds}
     return {
         "vector": vector_hash(edit.vector) if isinstance(edit.vector, SteeringVector) else "",
         "layer": edit.layer,
@@ -54,6 +55,7 @@ def _edit_settings(edit: Intervention) -> dict[str, Any]:
         "multiplier": edit.strengths.tolist(),
         "operator": lasting_name(edit.operator),
         "where": lasting_name(edit.where),
+        "gate": gate,
     }
 
 

@@ -37,6 +37,8 @@ def _check(intervention: Intervention, scopes: Sequence[Scope], target: str, ins
     if intervention.operator is not add:
         operator = name_of(intervention.operator)
         raise ValueError(f"{target} adds a vector and cannot {operator} ({intervention}). {KEEP}.")
+    if intervention.gate is not None:
+        raise ValueError(f"{target} steers every row, and a gate decides for each ({intervention}). {KEEP}.")
     if len(intervention.strengths) > 1:
         raise ValueError(
             f"{target} has one multiplier for all prompts, and this is one for each ({intervention}). Steer with one."

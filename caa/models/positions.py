@@ -23,6 +23,8 @@ class TokenClock:
         self._first = first_position
         self.prompt_lengths: Int[Tensor, " prompt"] | None = None
         """Set by whoever knows how many tokens of each prompt there are; None to let the first pass decide."""
+        self.begins = True
+        """Whether the running pass is the first over its texts."""
         self._positions: Int[Tensor, "row position"] | None = None
         self._last_prompt: Int[Tensor, "prompt 1"] | None = None
 
@@ -41,10 +43,11 @@ class TokenClock:
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         places = inputs.get("position_ids")
         places = None if places is None else (places - self._first).clamp(min=0)  # pads may stand before the first
+        self.begins = bool(seen == 0)
         self._positions = _positions(tokens, places, mask, seen)
         if self.prompt_lengths is not None:
             self._last_prompt = self.prompt_lengths.to(tokens.device)[:, None] - 1
-        elif seen == 0:
+        elif self.begins:
             self._last_prompt = _last_real(self._positions, mask)
 
     def now(self) -> tuple[Int[Tensor, "prompt position"], Int[Tensor, "prompt 1"]]:

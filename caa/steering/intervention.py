@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa.callables import name_of
+from caa.steering.gates import Gate
 from caa.steering.operators import Clamp, Operator, ablate, add
 from caa.steering.patching import Recording
 from caa.steering.scopes import Scope, after_prompt
@@ -36,12 +37,19 @@ class Intervention:
     where: Scope = after_prompt
     source_layer: int | None = None
     """The vector's layer to take the direction from, if it is not `layer`."""
+    gate: Gate | None = None
+    """What decides for each row whether it is steered at all; None steers every row."""
 
     def __post_init__(self) -> None:
         strengths = self.strengths
         if strengths.ndim > 2 or not strengths.numel() or not strengths.isfinite().all():
             raise ValueError(
                 f"a multiplier is one finite number, a list of them or [row or 1, position], this is {self.multiplier}"
+            )
+        if self.gate is not None and self.gate.layer >= self.layer:
+            raise ValueError(
+                f"a gate is read before the layer that it is for: it is at layer {self.gate.layer}, and layer "
+                f"{self.layer} is steered. Targeted chooses tokens at the layer itself."
             )
         site = getattr(self.vector.source, "site", BLOCK_OUTPUT)
         if site != BLOCK_OUTPUT:
@@ -67,7 +75,7 @@ class Intervention:
         strengths = "/".join(f"{m:+g}" if m else "0" for m in self.strengths.flatten().tolist())
         push = f"{self.vector.source.behavior or 'vector'} x {strengths}, layer {self.layer}"
         unusual = [function for function in (self.operator, self.where) if function not in (add, after_prompt)]
-        return ", ".join([push, *map(name_of, unusual)])
+        return ", ".join([push, *map(name_of, unusual), *([str(self.gate)] if self.gate else [])])
 
 
 def spread_over_layers(
@@ -160,7 +168,7 @@ def together(settings: Sequence[Setting]) -> list[Intervention]:
     multipliers: dict[tuple[Any, ...], list[float]] = {}
     for place, setting in enumerate(settings):
         for order, edit in enumerate(setting):
-            key = (order, id(edit.vector), edit.layer, edit.operator, edit.where, edit.source_layer)
+            key = (order, id(edit.vector), edit.layer, edit.operator, edit.where, edit.source_layer, id(edit.gate))
             shared.setdefault(key, edit)
             multipliers.setdefault(key, [0.0] * len(settings))[place] = _multiplier(edit)
     in_order = sorted(shared, key=lambda key: key[0])
@@ -186,4 +194,5 @@ def leaves_prompt(setting: Setting, length: int) -> bool:
     (True, False)
     """
     positions, last = torch.arange(length - 1)[None], torch.tensor([[length - 1]])
-    return not any(bool(intervention.where(positions, last).any()) for intervention in setting)
+    always = (intervention for intervention in setting if intervention.gate is None)
+    return not any(bool(intervention.where(positions, last).any()) for intervention in always)

@@ -105,7 +105,7 @@ class Clamp:
     """Along the direction of norm 1, in residual-stream units."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, self.value)
+        _check_numbers("Clamp", self.value)
 
     def __call__(
         self,
@@ -154,12 +154,7 @@ class Targeted:
     operator: Operator = add
 
     def __post_init__(self) -> None:
-        bounds = [bound for bound in (self.above, self.below) if bound is not None]
-        if not bounds:
-            raise ValueError("Targeted needs a threshold: give above=, below=, or both")
-        _check_numbers(self, *bounds)
-        if len(bounds) == 2 and bounds[0] >= bounds[1]:
-            raise ValueError(f"no projection is above {bounds[0]:g} and below {bounds[1]:g}")
+        check_bounds("Targeted", self.above, self.below)
 
     def __call__(
         self,
@@ -167,10 +162,8 @@ class Targeted:
         direction: Float[Tensor, "*token d_model"],
         strength: Float[Tensor, "row position"],
     ) -> Float[Tensor, "row position d_model"]:
-        along = projection(resid, direction)
-        above = along > (-math.inf if self.above is None else self.above)
-        below = along < (math.inf if self.below is None else self.below)
-        return torch.where((above & below)[..., None], self.operator(resid, direction, strength), resid)
+        chosen = lies_between(projection(resid, direction), self.above, self.below)
+        return torch.where(chosen[..., None], self.operator(resid, direction, strength), resid)
 
 
 def projection(
@@ -190,9 +183,28 @@ def _wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _check_numbers(operator: Any, *numbers: float) -> None:
+def lies_between(values: Tensor, above: float | None, below: float | None) -> Tensor:
+    """Where values are above the one bound and below the other; None is no bound.
+
+    >>> lies_between(torch.tensor([1.0, 2.0]), 1.5, None)
+    tensor([False,  True])
+    """
+    return (values > (-math.inf if above is None else above)) & (values < (math.inf if below is None else below))
+
+
+def check_bounds(name: str, above: float | None, below: float | None) -> None:
+    """ValueError for no bound, one that is no number, and two that nothing lies between. `name` is whose they are."""
+    bounds = [bound for bound in (above, below) if bound is not None]
+    if not bounds:
+        raise ValueError(f"{name} needs a threshold: give above=, below=, or both")
+    _check_numbers(name, *bounds)
+    if len(bounds) == 2 and bounds[0] >= bounds[1]:
+        raise ValueError(f"no projection is above {bounds[0]:g} and below {bounds[1]:g}")
+
+
+def _check_numbers(name: str, *numbers: float) -> None:
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{type(operator).__name__} needs finite numbers, in residual-stream units; got {numbers}")
+        raise ValueError(f"{name} needs finite numbers, in residual-stream units; got {numbers}")
 
 
 OPERATORS: dict[str, Any] = {

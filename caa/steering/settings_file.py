@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 
 from caa.callables import from_record
+from caa.steering.gates import Gate
 from caa.steering.intervention import Intervention, Setting
 from caa.steering.operators import OPERATORS
 from caa.steering.scopes import SCOPES
 from caa.suggestions import did_you_mean
 from caa.vectors.vector import SteeringVector
 
-KEYS = ("layer", "layers", "multiplier", "operator", "where", "source_layer", "vector")
+KEYS = ("layer", "layers", "multiplier", "operator", "where", "source_layer", "vector", "gate")
 """What an intervention of a file may say."""
 
 
@@ -24,7 +25,8 @@ def load_settings(path: str | Path, vector: SteeringVector) -> dict[str, Setting
     """Name -> interventions, each a mapping or a list of mappings with some of `KEYS`.
 
     `layers` gives the same edit at each of them; `vector` is a file beside this one, and the given vector where it is
-    not said; operators and scopes are written by name, or as `{name: clamp, value: 3}`.
+    not said; operators and scopes are written by name, or as `{name: clamp, value: 3}`; `gate` is like
+    `{layer: 5, above: 0.3}`, with a `vector` of its own where it has one.
     ValueError, with the setting's name, for anything that cannot be read.
     """
     try:
@@ -62,7 +64,7 @@ class _Reader:
             raise ValueError(f"unknown key {unknown[0]!r}{did_you_mean(str(unknown[0]), KEYS)}")
         if ("layer" in record) == ("layers" in record):
             raise ValueError("say where, by layer or by layers")
-        vector = SteeringVector.load(self.folder / record["vector"]) if "vector" in record else self.vector
+        vector, gate = self._vector(record), record.get("gate")
         for layer in record.get("layers", [record.get("layer")]):
             intervention = Intervention(
                 vector,
@@ -71,6 +73,10 @@ class _Reader:
                 from_record(record.get("operator", "add"), OPERATORS, "operator"),
                 from_record(record.get("where", "after_prompt"), SCOPES, "scope"),
                 record.get("source_layer"),
+                gate and Gate(self._vector(gate), **{key: gate[key] for key in gate if key != "vector"}),
             )
             intervention.direction  # noqa: B018 - KeyError, with the layers there are
             yield intervention
+
+    def _vector(self, record: Mapping[str, Any]) -> SteeringVector:
+        return SteeringVector.load(self.folder / record["vector"]) if "vector" in record else self.vector

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ from caa.models.names import ADAPTER_CONFIG, model_name
 from caa.models.positions import TokenClock, coefficients, one_each, repeat_rows
 from caa.steering.checkpoint.hub import upload
 from caa.steering.checkpoint.steered import load_steered, save_steered
+from caa.steering.gates import Decisions, Gate
 from caa.steering.intervention import Intervention
 from caa.steering.patching import Recording
-from caa.vectors.vector import SteeringVector
+from caa.vectors.vector import Provenance, SteeringVector
 
 
 class SteeringWrapper(nn.Module):
@@ -121,7 +122,9 @@ class SteeringWrapper(nn.Module):
                 by_layer.setdefault(intervention.layer, []).append(intervention)
         if not by_layer:
             return
-        edits = {layer: self._edit(by_layer[layer]) for layer in sorted(by_layer)}
+        gates = {edit.gate: Decisions(edit.gate) for edits in by_layer.values() for edit in edits if edit.gate}
+        layers = sorted({*by_layer, *(gate.layer for gate in gates)})
+        edits = {layer: self._edit(by_layer.get(layer, []), layer, gates) for layer in layers}
         with ExitStack() as stack:
             stack.callback(listening(decoder(self.model), self._clock.tick).remove)
             stack.enter_context(writing(decoder_blocks(self.model), edits))
@@ -131,15 +134,21 @@ class SteeringWrapper(nn.Module):
         if not isinstance(intervention, Intervention):
             raise TypeError(_not_an_intervention(intervention))
         check_layer(self.model, intervention.layer)
-        width, needed = intervention.direction.shape[-1], model_width(self.model)
+        self._check_width(intervention.direction, intervention.vector.source)
+        if intervention.gate:
+            self._check_width(intervention.gate.direction, intervention.gate.vector.source)
+
+    def _check_width(self, direction: Tensor, source: Provenance) -> None:
+        width, needed = direction.shape[-1], model_width(self.model)
         if width != needed:
-            source = intervention.vector.source.model or "another model"
             raise ValueError(
-                f"this vector is {width} wide and the model {needed}: it was read in {source!r}. "
-                "Extract one with this model."
+                f"this vector is {width} wide and the model {needed}: it was read in "
+                f"{source.model or 'another model'!r}. Extract one with this model."
             )
 
-    def _edit(self, interventions: Sequence[Intervention]) -> Edit:
+    def _edit(self, interventions: Sequence[Intervention], layer: int, gates: Mapping[Gate, Decisions]) -> Edit:
+        """What one layer's hook does: all its edits, then what gates read of it."""
+        read_here = [decisions for gate, decisions in gates.items() if gate.layer == layer]
         strengths = [intervention.strengths for intervention in interventions]
         directions = [intervention.direction for intervention in interventions]
 
@@ -154,8 +163,12 @@ class SteeringWrapper(nn.Module):
                     direction, chosen = repeat_rows(direction, rows), chosen * known
                 given = coefficients(strengths[n], len(positions), (rows, columns)).to(resid.device)
                 strength = given * repeat_rows(chosen, rows)
+                if intervention.gate:
+                    strength = strength * gates[intervention.gate].for_rows(rows, resid.device)
                 edited = intervention.operator(resid, direction, strength)
                 resid = torch.where((strength != 0)[..., None], edited, resid)
+            for decisions in read_here:
+                decisions.read(resid, positions, last_prompt, self._clock.begins)
             return resid
 
         return edit

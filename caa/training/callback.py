@@ -88,7 +88,9 @@ class SteeringCallback(TrainerCallback, Callback):
             self._steering = stack.pop_all()
 
     def _by_labels(self, intervention: Intervention) -> Intervention:
-        """The same edit, which learns from the labels where prompts end."""
+        """The same edit, which learns from the labels where prompts end; ValueError for a gated one."""
+        if intervention.gate is not None:
+            raise ValueError(f"a gate decides where a prompt ends, which training does not tell it ({intervention})")
 
         def where(positions: Tensor, last_prompt: Tensor) -> Tensor:
             known = last_prompt if self._last_prompt is None else self._last_prompt.to(positions.device)

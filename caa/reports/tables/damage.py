@@ -25,6 +25,7 @@ _BOLD: dict[Quantity, str] = {
     "loops": "more than at multiplier 0.",
     "divergence": "more than under each random direction of that multiplier. Equal doses at two layers are not equal.",
 }
+_Lines = dict[Cell, Mapping[str, str]]
 _COUNTS: dict[Quantity, str] = {"perplexity": "answers", "loops": "answers", "divergence": "prompts"}
 
 
@@ -33,11 +34,16 @@ def damage_tables(run: Run) -> list[Table]:
 
     Cells that the run's rows do not name are left out. ValueError for a damage.csv that holds no numbers.
     """
-    places: dict[tuple[int, str], dict[Cell, Mapping[str, str]]] = {}
+    places: dict[tuple[int | None, str], dict[Cell, Mapping[str, str]]] = {}
     for cell, line in _lines(run).items():
         places.setdefault((cell.layer, cell.system_prompt), {})[cell] = line
-    tables = [_table(quantity, lines) for _, lines in sorted(places.items()) for quantity in _TITLES]
+    tables = [_table(quantity, lines) for _, lines in _in_order(places) for quantity in _TITLES]
     return [table for table in tables if table.lines]
+
+
+def _in_order(places: Mapping[tuple[int | None, str], _Lines]) -> list[tuple[tuple[int | None, str], _Lines]]:
+    """By layer and system prompt; named settings, which have no layer, last."""
+    return sorted(places.items(), key=lambda item: (item[0][0] is None, item[0][0] or 0, item[0][1]))
 
 
 def _lines(run: Run) -> dict[Cell, Mapping[str, str]]:
@@ -53,7 +59,8 @@ def _lines(run: Run) -> dict[Cell, Mapping[str, str]]:
 def _key(fields: Mapping[str, object]) -> tuple[object, ...]:
     """What a cell is told by in a file of names."""
     texts = [str(fields[name]) for name in ("behavior", "task", "finetune", "system_prompt", "vector")]
-    return (*texts, float(str(fields["layer"])), float(str(fields["multiplier"])))
+    layer = str(fields["layer"])  # "" of a named setting; a file of before there were any does not name one
+    return (*texts, str(fields.get("setting", "")), float(layer) if layer else None, float(str(fields["multiplier"])))
 
 
 def _table(quantity: Quantity, lines: Mapping[Cell, Mapping[str, str]]) -> Table:
@@ -61,7 +68,8 @@ def _table(quantity: Quantity, lines: Mapping[Cell, Mapping[str, str]]) -> Table
     marked = [replace(entry, mark="sure") if _stands_out(entry, entries) else entry for entry in entries]
     cell = next(iter(lines))
     prompt = f", system prompt {cell.system_prompt!r}" if cell.system_prompt else ""
-    title = f"Damage: {_TITLES[quantity]}; layer {cell.layer}{prompt}"
+    place = "named settings" if cell.layer is None else f"layer {cell.layer}"
+    title = f"Damage: {_TITLES[quantity]}; {place}{prompt}"
     table = table_of_entries(merge_controls(marked), title, "behavior", [_count_note(quantity, entries)])
     return replace(table, bold=_BOLD[quantity])
 

@@ -68,7 +68,8 @@ def _intervention(record: dict[str, Any], vector: SteeringVector) -> list[str]:
     source, layer = vector.source, record["layer"]
     taken = layer if record["source_layer"] is None else record["source_layer"]
     strengths = ", ".join(f"{multiplier:+g}" for multiplier in record["multiplier"])
-    names = [_code(record[key]) for key in ("operator", "where")]
+    gate = record.get("gate")
+    names = [_code(record["operator"]), _code(record["where"]) + (f" if {_code(gate)}" if gate else "")]
     made = [_code(source.method), str(source.n_pairs), _code(source.data_hash)]
     return [_code(source.behavior), str(layer), strengths, f"{vector.norms()[taken]:.3g}", *names, *made]
 

@@ -17,6 +17,7 @@ from caa.models.loading import load_model
 from caa.steering.checkpoint.card import steered_card
 from caa.steering.checkpoint.hub import download
 from caa.steering.checkpoint.manifest import CARD, check_seal, inside, read_manifest, seal
+from caa.steering.gates import Gate
 from caa.steering.intervention import Intervention
 from caa.steering.operators import OPERATORS
 from caa.steering.patching import Recording
@@ -25,6 +26,8 @@ from caa.vectors.vector import SteeringVector
 
 FORMAT = "caa.steered.v2"
 OLD_FORMAT = "caa.steered.v1"
+GATED_FORMAT = "caa.steered.v3"
+"""That of folders with what readers of v2 would pass over, and steer otherwise: gates."""
 MANIFEST = "steering.json"
 
 
@@ -93,8 +96,10 @@ def _write(
 ) -> None:
     for number, intervention in enumerate(interventions):
         _vector(intervention).save(folder / f"vector-{number}.safetensors")
+        if intervention.gate:
+            intervention.gate.vector.save(folder / f"gate-{number}.safetensors")
     manifest = {
-        "format": FORMAT,
+        "format": GATED_FORMAT if any(intervention.gate for intervention in interventions) else FORMAT,
         "base": describe(model),
         "tokenizer": tokenizer_fingerprint(tokenizer) if tokenizer is not None else "",
         "adapters": [_save_adapter(folder, model, name, first=name == names[0]) for name in names],
@@ -113,6 +118,8 @@ def _save_adapter(folder: Path, model: Any, name: str, *, first: bool) -> dict[s
 
 
 def _to_json(number: int, intervention: Intervention) -> dict[str, Any]:
+    gate = intervention.gate
+    gated = {"gate": {"vector": f"gate-{number}.safetensors", **gate.bounds}} if gate else {}
     return {
         "vector": f"vector-{number}.safetensors",
         "layer": intervention.layer,
@@ -120,6 +127,7 @@ def _to_json(number: int, intervention: Intervention) -> dict[str, Any]:
         "multiplier": intervention.strengths.flatten().tolist(),
         "operator": to_record(intervention.operator, OPERATORS, "operator"),
         "where": to_record(intervention.where, SCOPES, "scope"),
+        **gated,
     }
 
 
@@ -155,10 +163,10 @@ def _could_be_on_the_hub(name: str) -> bool:
 def _read(folder: Path) -> dict[str, Any]:
     """The manifest of a whole folder, in the words of the present format."""
     manifest = read_manifest(folder, MANIFEST)
-    if manifest.get("format") not in (OLD_FORMAT, FORMAT):
+    if manifest.get("format") not in (OLD_FORMAT, FORMAT, GATED_FORMAT):
         raise ValueError(
-            f"{folder} has format {manifest.get('format')!r}; this version of caa reads {OLD_FORMAT} and {FORMAT}. "
-            "A newer version of caa may read it."
+            f"{folder} has format {manifest.get('format')!r}; this version of caa reads {OLD_FORMAT} to "
+            f"{GATED_FORMAT}. A newer version of caa may read it."
         )
     if manifest["format"] == OLD_FORMAT:
         return _upgraded(manifest)
@@ -194,4 +202,10 @@ def _from_json(folder: Path, record: dict[str, Any]) -> Intervention:
         from_record(record["operator"], OPERATORS, "operator"),
         from_record(record["where"], SCOPES, "scope"),
         record["source_layer"],
+        _gate(folder, record["gate"]) if "gate" in record else None,
     )
+
+
+def _gate(folder: Path, record: dict[str, Any]) -> Gate:
+    vector = SteeringVector.load(inside(folder, record["vector"]))
+    return Gate(vector, record["layer"], record["above"], record["below"])
