@@ -124,48 +124,85 @@ def demo(
 
 def finetune(
     behavior: str,
-    direction: Literal["positive", "negative"],
+    direction: Literal["positive", "negative", "data"],
     out: Path,
     model: str = "tiny-chat",
     method: Method = "sft",
     use_dora: bool = False,
     full: bool = False,
+    vector: Path | None = None,
+    layer: int | None = None,
+    multiplier: float | None = None,
     training: FinetuneConfig | None = None,
     template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
 ) -> None:
-    """Teach a model a behavior or its opposite, and save a plain PEFT adapter, or with --full a plain checkpoint.
+    """Teach a model a behavior, its opposite or your own data; save a plain PEFT adapter, or with --full a checkpoint.
 
     Args:
-        behavior: a built-in behavior, or a path to one of your own.
-        direction: positive teaches the behavior, negative its opposite.
+        behavior: a built-in behavior, a path to one of your own, or for data a jsonl file, a folder of `datasets` or a
+            name on the Hub, whose rows have messages, prompt and completion, or prompt, chosen and rejected.
+        direction: positive teaches the behavior, negative its opposite, data what the rows say.
         out: the folder of the adapter or checkpoint; a stopped finetune goes on where it was.
         model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
         method: sft learns the one answer of each pair, dpo to prefer it to the other, kto that one is good, one bad.
         use_dora: train a DoRA, a LoRA that learns the length of each column apart.
         full: train all weights, of which memory must hold five times as many, and save a checkpoint.
+        vector: a file that `caa extract` wrote, to steer each step of the training by, at all tokens; the result is not
+            steered. Needs a layer and a multiplier.
+        layer: the layer at which it is added (output of that block, counted from 0).
+        multiplier: how often it is added; `caa extract` prints what multiplier 1 is.
         training: the settings; those that suit the method, the model's size and the examples if not given.
         template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
-    from caa import load_behavior, load_model
+    from caa import load_model
     from caa.data.chat import ChatFormat
-    from caa.training.examples import training_examples
-    from caa.training.sft import config_for
+    from caa.training.sft import config_for, finetune_on
     from caa.training.sft import finetune as teach
 
     if full and use_dora:
         raise ValueError("a DoRA learns beside the weights and --full learns the weights themselves: say one of them")
     weights: Weights = "full" if full else "dora" if use_dora else "lora"
-    taught = load_behavior(behavior)
-    examples = training_examples(taught, direction)
+    taught, examples = _taught(behavior, direction)
+    steered_by = _pushes(vector, layer, multiplier, model)
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     chat = ChatFormat(tokenizer, arguments=template_arguments or {})
     config = replace(training or config_for(loaded, examples, method, weights), method=method, weights=weights)
-    path = teach(loaded, chat, taught, direction, out, config)
-    say(f"{path} holds the {'model' if full else 'adapter'}")
+    if direction == "data":
+        finetune_on(loaded, chat, examples, out, config, name=Path(behavior).stem, steered_by=steered_by)
+    else:
+        teach(loaded, chat, taught, direction, out, config, steered_by=steered_by)
+    say(f"{out} holds the {'model' if full else 'adapter'}")
+
+
+def _taught(source: str, direction: str) -> tuple[Any, list[Any]]:
+    """The behavior, if it is one, and the examples."""
+    from caa import load_behavior
+    from caa.training.data import load_examples
+    from caa.training.examples import training_examples
+
+    if direction == "data":
+        return None, load_examples(source)
+    behavior = load_behavior(source)
+    return behavior, training_examples(behavior, direction)
+
+
+def _pushes(vector: Path | None, layer: int | None, multiplier: float | None, model: str) -> list[Any]:
+    """What steers the training: one intervention or none."""
+    from caa import Intervention, SteeringVector
+    from caa import preflight as check
+    from caa.steering.scopes import everywhere
+
+    if vector is None or layer is None or multiplier is None:
+        if (vector, layer, multiplier) != (None, None, None):
+            raise ValueError("say by what the training is steered, by --vector, --layer and --multiplier, or by none")
+        return []
+    direction = SteeringVector.load(vector)
+    check.refuse(check.vector_problems(direction, [layer], model))
+    return [Intervention(direction, layer, multiplier, where=everywhere)]
 
 
 def grid(
