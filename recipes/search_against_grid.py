@@ -23,6 +23,7 @@ def compare(
     judged: bool = False,
     doses: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6),
     controls: int = 3,
+    limit: int | None = None,
     batch_size: int = 64,
 ) -> None:
     """Print one line for each behavior.
@@ -33,12 +34,13 @@ def compare(
         judged: whether the exemplar judge's word of open answers is the effect, in place of the A/B questions.
         doses: pushes beside the length of the residual stream, tried at all layers.
         controls: random directions beside each choice.
+        limit: ask only the first questions of each kind, as a trial.
         batch_size: rows in one forward pass.
     """
     network, tokenizer = load_model(model)
     table = Table("behavior", *COLUMNS)
     for name in behaviors:
-        behavior = load_behavior(name)
+        behavior = load_behavior(name).first_questions(limit)
         vector = extract(network, tokenizer, behavior)
         others = [load_behavior(other) for other in BUILTIN if other != behavior.name]
         judge = judges.ExemplarJudge.fit(behavior, others) if judged else None

@@ -530,6 +530,8 @@ SHOWS = {
     "run": ["embedded", "--out", "{out}"],
     "extract": ["refusal", "{out}"],
     "search": ["refusal", "{out}"],
+    "robustness": ["refusal", "{vector}", "2", "{out}", "--multiplier", "1"],
+    "redteam": ["refusal", "{vector}", "2", "{out}"],
     "finetune": ["refusal", "positive", "{out}"],
     "grid": ["refusal", "{vector}", "2", "{out}", "--limit", "1", "--multipliers", "0,1", "--tasks", "ab"],
     "generate": ["Hi?", "--vector", "{vector}", "--layer", "2", "--multiplier", "1"],
@@ -541,7 +543,11 @@ SHOWS = {
 }
 """Command -> the words with which it shows a model a prompt."""
 SHOWS_NONE = ("report", "figures", "published", "data", "import", "inspect", "completion")
-DOSES = {"grid": ["refusal", "{vector}", "2", "{out}", "--limit", "1"], "generate": SHOWS["generate"][:5]}
+DOSES = {
+    "grid": ["refusal", "{vector}", "2", "{out}", "--limit", "1"],
+    "generate": SHOWS["generate"][:5],
+    "robustness": SHOWS["robustness"][:4],
+}
 """Words with which the residual stream of the prompts is measured first."""
 
 

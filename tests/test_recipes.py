@@ -97,6 +97,24 @@ def test_less_sycophancy_on_the_embedded_model(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_the_lesson_on_the_embedded_model(monkeypatch, capsys):
+    """As the lesson writes it, in at most 40 lines."""
+    run(monkeypatch, "recipes/steering_experiment.py", "--limit", "6")
+    shown = capsys.readouterr().out
+    assert "moves held-out questions by" in shown
+    assert "'facts'" in shown
+    assert "fails first" in shown
+    assert len((ROOT / "recipes" / "steering_experiment.py").read_text(encoding="utf-8").splitlines()) <= 40
+
+
+@pytest.mark.slow
+def test_a_search_beside_the_full_grid(monkeypatch, capsys):
+    few = ["--behaviors", "[refusal]", "--doses", "[0.3]", "--controls", "1", "--limit", "4"]
+    run(monkeypatch, "recipes/search_against_grid.py", *few)
+    assert "refusal" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_honesty_on_the_embedded_model(monkeypatch, capsys):
     run(monkeypatch, "recipes/honesty_facts.py", "--claims", "60", "--layer", "2", "--max_new_tokens", "4")
     shown = capsys.readouterr().out

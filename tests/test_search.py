@@ -21,7 +21,8 @@ from caa.steering.intervention import Intervention
 from caa.studies import measuring
 from caa.studies.candidates import Budget, Candidate, Damage
 from caa.studies.findings import Confirmation, Cost, Search, Trial
-from caa.studies.search import halves
+from caa.studies.measuring import Answer
+from caa.studies.search import choice, halves, halving
 from caa.vectors.vector import Provenance, random_like
 
 DOSES = (0.05, 0.1, 0.2)
@@ -153,11 +154,9 @@ def test_no_question_is_chosen_on_and_confirmed_on(model, monkeypatch):
     assert result.confirmation.trial.answers == len(second.open)
 
 
-def test_halving_asks_few_and_says_what_it_cost(model, found):
+def test_the_cost_is_counted_and_foretold(model, found):
     first, _ = halves(LETTERS, FACTS)
-    asked_openly = [trial.answers for trial in found.trials if trial.answers]
-    assert asked_openly[:2] == [len(first.open)] * 2
-    assert len(asked_openly) == 4  # a third of 12
+    assert [trial.answers for trial in found.trials if trial.answers] == [len(first.open)] * 2
     halved, full = (find(model, planted(model), keep=keep) for keep in (1 / 3, 1.0))  # now that the model is known
     assert halved.trials == found.trials
     assert {trial.answers for trial in full.trials} == {len(first.open)}
@@ -165,8 +164,50 @@ def test_halving_asks_few_and_says_what_it_cost(model, found):
     assert full.cost.share == 1
     tokens = [result.cost.screen + result.cost.texts for result in (halved, full)]
     assert tokens[0] / tokens[1] == pytest.approx(halved.cost.share, rel=0.1)
-    assert halved.cost.answers == 13
+    assert halved.cost.answers == 9
     assert found.chosen == full.chosen
+
+
+class Stub:
+    """Stands for a model of which is known what every candidate breaks: text from a dose of .4 on, at layer 1 never."""
+
+    judge = None
+
+    def setting(self, candidate):
+        return candidate
+
+    def answers(self, asked_now, settings):
+        def perplexity(candidate) -> float:
+            return 9.0 if candidate and candidate.layer != 1 and candidate.dose > 0.3 else 1.0
+
+        return [[Answer(perplexity(candidate), loops=False)] * len(asked_now) for candidate in settings]
+
+
+def screened(gains: dict[Candidate, float]) -> list[Trial]:
+    return [Trial(candidate, Estimate(gain, gain, gain, 9), Damage(0.0)) for candidate, gain in gains.items()]
+
+
+def test_what_breaks_too_much_makes_room_for_what_does_less():
+    """Of 36 the 12 strongest break texts; those behind them are asked, until six keep the budget; the best one wins."""
+    gains = {
+        Candidate(layer, dose): dose - layer / 100 for layer in range(6) for dose in (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
+    }
+    gains |= {Candidate(1, dose): dose / 9 for dose in (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)}
+    trials = halving(Stub(), screened(gains), LETTERS.open_questions, Budget(), keep=1 / 3)
+    assert choice(trials, Budget()) == Candidate(0, 0.3)
+    answers = sorted((trial.answers for trial in trials), reverse=True)
+    assert answers[:3] == [8, 8, 8]
+    assert answers[:6] == [8, 8, 8, 4, 4, 4]
+    assert sum(answers) < 36 * 8 / 3
+
+
+def test_only_when_all_break_too_much_all_are_asked_and_none_is_chosen():
+    gains = {Candidate(0, dose): dose for dose in (0.4, 0.5, 0.6, 0.7, 0.8)}
+    trials = halving(Stub(), screened(gains), LETTERS.open_questions, Budget(), keep=1 / 3)
+    assert all(trial.answers for trial in trials)
+    assert choice(trials, Budget()) is None
+    with_one = screened({**gains, Candidate(1, 0.4): 0.0})
+    assert choice(halving(Stub(), with_one, LETTERS.open_questions, Budget(), 1 / 3), Budget()) == Candidate(1, 0.4)
 
 
 def test_the_screen_is_one_setting_at_a_time(model, found):

@@ -16,7 +16,7 @@ from caa.cli.models import export, generate, play
 from caa.cli.parsing import Command, UsageError, parse, parser_of
 from caa.cli.results import data, figures, published, report
 from caa.cli.runs import config_path, demo, finetune, grid, run, shipped_configs
-from caa.cli.studies import search
+from caa.cli.studies import redteam, robustness, search
 from caa.cli.vectors import extract_, import_, inspect
 from caa.suggestions import did_you_mean
 
@@ -56,6 +56,8 @@ _ALL: tuple[Command, ...] = (
     run,
     extract_,
     search,
+    robustness,
+    redteam,
     finetune,
     grid,
     generate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from caa.cli.parsing import UsageError
 from caa.studies.findings import Search
 
 FROM = "a file of caa search: behavior, vector, layer, strength and model are what it chose; options override it"
-TAKE_FROM = ("run", "grid", "generate", "play")
+TAKE_FROM = ("run", "grid", "generate", "play", "robustness", "redteam")
 """The commands that take it."""
 _UNITS = {"--multiplier": "--dose", "--multipliers": "--doses"}
 """An option and the one that says the same in another unit."""
@@ -64,6 +65,10 @@ def _words(name: str, search: Search, vector: Path) -> tuple[list[str], dict[str
         return [], {"--behaviors": behavior, **amount, **model}
     if name == "grid":
         return [behavior, str(vector), layer], {"--multipliers": both, **model, **worn}
+    if name == "robustness":
+        return [behavior, str(vector), layer], {"--multiplier": repr(search.multiplier), **model, **worn}
+    if name == "redteam":
+        return [behavior, str(vector), layer], {"--most": repr(math.copysign(1, search.chosen.dose)), **model, **worn}
     if name == "play":
         return [], {"--vectors": str(vector), "--layer": layer, "--dose": repr(search.chosen.dose), **model, **worn}
     adapter = {"--adapter": search.adapter} if search.adapter else {}

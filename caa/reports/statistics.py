@@ -213,6 +213,22 @@ def wrong_way(slopes: Scores) -> dict[str, float | None]:
     return {question: None if slope is None else float(slope < 0) for question, slope in slopes.items()}
 
 
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """The median (of an even number, the upper one) with an interval between order statistics; inf may be among them.
+
+    That at most so many of n draws lie below the median is a matter of coins (Conover 1999, section 3.2), whatever the
+    distribution is.
+
+    >>> median_interval([1.0, 1.0, 2.0, 2.0, 3.0, 3.0, math.inf, math.inf])
+    Estimate(mean=3.0, low=1.0, high=inf, n=8, unjudged=0)
+    """
+    from scipy.stats import binom
+
+    ordered, n = sorted(values), len(values)
+    low = int(binom.ppf((1 - confidence) / 2, n, 0.5))
+    return Estimate(ordered[n // 2], ordered[max(low - 1, 0)], ordered[min(n - low, n - 1)], n)
+
+
 def prediction_bound(values: Sequence[float], confidence: float = 0.95) -> float:
     """What a further draw of the same kind exceeds in 1 - `confidence` of cases, if such draws are normal.
 

@@ -83,21 +83,6 @@ def pareto_front(items: Sequence[T], gain: Callable[[T], float], cost: Callable[
     return front
 
 
-def best_fronts(items: Sequence[T], gain: Callable[[T], float], cost: Callable[[T], float], count: int) -> list[T]:
-    """`count` items, front by front: those of the Pareto front, then those of the front behind it; by gain within each.
-
-    >>> best_fronts([(1, 1), (2, 3), (3, 2), (0, 4)], lambda p: p[0], lambda p: p[1], count=3)
-    [(3, 2), (1, 1), (2, 3)]
-    """
-    chosen: list[T] = []
-    remaining = list(items)
-    while remaining and len(chosen) < count:
-        front = pareto_front(remaining, gain, cost)
-        chosen += sorted(front, key=gain, reverse=True)
-        remaining = [item for item in remaining if item not in front]
-    return chosen[:count]
-
-
 FINALISTS = 3
 """So few are asked all questions; with fewer left, halving stops."""
 

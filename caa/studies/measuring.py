@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
@@ -14,6 +14,7 @@ from caa.data.chat import ChatFormat
 from caa.data.text_quality import loop
 from caa.evals.damage import divergences, perplexities
 from caa.evals.tasks import answer_open, score_choices
+from caa.extraction.doses import prompt_profiles, to_doses
 from caa.judges.base import Judge, judge_all
 from caa.models.blocks import decoder
 from caa.models.hooks import listening
@@ -80,6 +81,18 @@ class Steered:
             for surprise, text, score in zip(surprises, texts, scores, strict=True)
         ]
         return by_setting(answers, len(settings))
+
+
+def vector_in_doses(
+    wrapper: SteeringWrapper,
+    chat: ChatFormat,
+    vector: SteeringVector,
+    layers: Iterable[int],
+    questions: Sequence[Question],
+) -> SteeringVector:
+    """The vector at the length of the stream at the last token of the questions."""
+    profiles = prompt_profiles(wrapper.model, chat, [question.text for question in questions], sorted(layers))
+    return to_doses({"": vector}, profiles)[""]
 
 
 def by_setting(values: Sequence[Any], settings: int) -> list[list[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
@@ -11,7 +11,7 @@ from typing import Any
 from caa.data.behaviors import Behavior, Question, split_by_hash, stem
 from caa.data.chat import ChatFormat
 from caa.data.sources import FACTS, load_facts
-from caa.extraction.norms import OF_DOSE_1, in_doses, stream_profiles
+from caa.extraction.norms import OF_DOSE_1
 from caa.judges.base import Judge
 from caa.models.names import model_name
 from caa.reports.statistics import Estimate, prediction_bound
@@ -19,9 +19,18 @@ from caa.steering.intervention import Setting
 from caa.steering.operators import Operator, add
 from caa.steering.scopes import Scope, after_prompt
 from caa.steering.wrapper import SteeringWrapper
-from caa.studies.candidates import USUAL, Budget, Candidate, Damage, best_fronts, schedule
+from caa.studies.candidates import USUAL, Budget, Candidate, Damage, schedule
 from caa.studies.findings import Confirmation, Cost, Search, Trial
-from caa.studies.measuring import Answer, Steered, balanced_gain, counted, gains_by_letter, judged_gain, text_damage
+from caa.studies.measuring import (
+    Answer,
+    Steered,
+    balanced_gain,
+    counted,
+    gains_by_letter,
+    judged_gain,
+    text_damage,
+    vector_in_doses,
+)
 from caa.vectors.vector import SteeringVector, random_like
 
 DOSES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
@@ -84,9 +93,9 @@ def search(
     """Find the layer and the dose at which a vector does most of the behavior within a damage budget.
 
     1. The screen: all layers x doses on A/B questions, branches of one pass, and on neutral prompts.
-    2. Open answers, for the damage in them and for the `judge` if there is one, of the `keep` share of candidates that
-       are best in effect against divergence; by successive halving, so that few are asked all questions. `keep=1` asks
-       all candidates everything.
+    2. Open answers, for the damage in them and for the `judge` if there is one: a few from the candidates that do most
+       in the screen, until enough keep the budget; then more from fewer, by successive halving. Of about the `keep`
+       share of candidates, that is; of all where too many break too much. `keep=1` asks all of them everything.
     3. The choice: most effect within the budget. The effect is the judge's where there is one, else that of A/B.
     4. Its confirmation on questions that nothing was chosen on, beside `controls` random directions, each both ways and
        at the layer that suits it best, and its side effects on `others` and on knowledge.
@@ -105,7 +114,7 @@ def search(
         operator: what is done with the vector; its multiplier must be a push (`add`, `add_keeping_norm`).
         where: which tokens are steered.
         controls: random directions.
-        keep: the share of candidates that are asked open questions.
+        keep: the share of candidates that are asked open questions, unless too many of them break the budget.
         max_new_tokens: longest open answer.
         batch_size: rows in one forward pass.
     """
@@ -150,19 +159,6 @@ def candidates_of(layers: Sequence[int], doses: Sequence[float]) -> list[Candida
     return [Candidate(layer, float(dose)) for layer, dose in product(layers, sorted(doses, key=abs))]
 
 
-def vector_in_doses(
-    wrapper: SteeringWrapper,
-    chat: ChatFormat,
-    vector: SteeringVector,
-    layers: Iterable[int],
-    questions: Sequence[Question],
-) -> SteeringVector:
-    """The vector at the length of the stream at the last token of the questions."""
-    prompts = [chat.encode(question.text) for question in questions]
-    profiles = stream_profiles(wrapper.model, chat.tokenizer, prompts, sorted(layers))
-    return in_doses(vector, {layer: profile.short_norm for layer, profile in profiles.items()})
-
-
 def screen(steered: Steered, candidates: Sequence[Candidate], questions: Questions) -> list[Trial]:
     """Every candidate on the A/B questions, in one branched sweep, and on the neutral prompts."""
     settings = [steered.setting(candidate) for candidate in candidates]
@@ -175,22 +171,43 @@ def screen(steered: Steered, candidates: Sequence[Candidate], questions: Questio
     return trials
 
 
+class OpenPart:
+    """The open answers so far, of the unsteered model (None) and of candidates."""
+
+    def __init__(self, steered: Steered, questions: Sequence[Question]) -> None:
+        self.steered, self.questions = steered, questions
+        self.answers: dict[Candidate | None, list[Answer]] = {None: []}
+
+    def ask(self, trials: Sequence[Trial], until: int) -> list[Trial]:
+        """The trials, all asked as many questions before, when each has answered the first `until`."""
+        lacking: list[Candidate | None] = [None] if len(self.answers[None]) < until else []
+        lacking += [trial.candidate for trial in trials]
+        settings = [() if candidate is None else self.steered.setting(candidate) for candidate in lacking]
+        before = len(self.answers.setdefault(lacking[-1], []))
+        for candidate, new in zip(lacking, self.steered.answers(self.questions[before:until], settings), strict=True):
+            self.answers.setdefault(candidate, []).extend(new)
+        unsteered, judged = self.answers[None][:until], self.steered.judge is not None
+        return [answered(trial, self.answers[trial.candidate], unsteered, judged) for trial in trials]
+
+
 def halving(
     steered: Steered, screened: Sequence[Trial], questions: Sequence[Question], budget: Budget, keep: float
 ) -> list[Trial]:
-    """Ask open questions of fewer and fewer trials; all trials, those asked most first."""
-    rounds = schedule(len(screened), len(questions), keep)
-    alive = best_fronts(screened, lambda t: t.gain, lambda t: budget.spent(t.damage), rounds[0][0])
-    answers: dict[Candidate | None, list[Answer]] = {None: [], **{trial.candidate: [] for trial in alive}}
-    trials = {trial.candidate: trial for trial in screened}
-    for count, until in rounds:
+    """Ask open questions of the trials that do most in the screen, until enough of them keep the budget, and more
+    questions of fewer and fewer of those; all trials, those asked most first."""
+    (count, until), *later = schedule(len(screened), len(questions), keep)
+    wanted, count = (later[0][0], later[0][0]) if later else (1, count)
+    part, trials = OpenPart(steered, questions), {trial.candidate: trial for trial in screened}
+    waiting = sorted(screened, key=lambda trial: rank(trial, budget), reverse=True)
+    alive: list[Trial] = []
+    while waiting and sum(budget.spent(trial.damage) <= 1 for trial in alive) < wanted:
+        alive += part.ask(waiting[:count], until)
+        waiting = waiting[count:]
+    trials |= {trial.candidate: trial for trial in alive}
+    for count, until in later:
         alive = sorted(alive, key=lambda trial: rank(trial, budget), reverse=True)[:count]
-        new = questions[len(answers[None]) : until]
-        written = steered.answers(new, [(), *(steered.setting(trial.candidate) for trial in alive)])
-        for candidate, more in zip([None, *(trial.candidate for trial in alive)], written, strict=True):
-            answers[candidate] += more
-        alive = [answered(trial, answers[trial.candidate], answers[None], steered.judge is not None) for trial in alive]
-        trials.update({trial.candidate: trial for trial in alive})
+        alive = part.ask(alive, until)
+        trials |= {trial.candidate: trial for trial in alive}
     return sorted(trials.values(), key=lambda trial: (-trial.answers, trial.candidate))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from caa.reports.figures.plot import COLORS, LAYER, Figure, panels
+from caa.reports.figures.plot import COLORS, LAYER, Figure, legend, panels
+from caa.reports.statistics import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,3 +82,64 @@ def _held_out(axes: Any, data: pd.DataFrame) -> None:
     for _, trial in held_out.iterrows():
         ends = [[trial.gain - trial.low], [trial.high - trial.gain]]
         axes.errorbar(trial.spent, trial.gain, yerr=ends, fmt="D", color=COLORS[1], capsize=3, label="held out, 95 %")
+
+
+def robustness_by_prompt(records: Iterable[Mapping[str, Any]], behavior: str) -> Figure:
+    """The effect on every prompt, family by family, one panel for each finetune; black is the mean with its interval.
+
+    Args:
+        records: for each prompt a mapping with "finetune", "family", "gain" and "wrong" (steered the wrong way).
+        behavior: whose vector it is.
+    """
+    import pandas as pd
+
+    data = pd.DataFrame(list(records))
+    finetunes, families = list(dict.fromkeys(data.finetune)), list(dict.fromkeys(data.family))
+    picture, all_axes = panels(1.6 + 3.2 * len(finetunes), 1.2 + 0.36 * len(families), columns=len(finetunes))
+    for axes, finetune in zip(all_axes, finetunes, strict=True):
+        of_finetune = data[data.finetune == finetune]
+        for line, family in enumerate(families):
+            _family(axes, line, of_finetune[of_finetune.family == family])
+        axes.axvline(0, color="gray", linewidth=0.8)
+        axes.set(title=finetune, xlabel="effect on a prompt", ylim=(len(families) - 0.5, -0.5))
+        axes.set_xlim(data.gain.min() - 0.05, data.gain.max() + 0.05)
+        axes.set_yticks(range(len(families)), families if axes is all_axes[0] else [""] * len(families))
+    picture.suptitle(f"{behavior}: effect prompt by prompt (orange: the wrong way)", fontsize=10)
+    return Figure(f"robustness-{behavior}", picture, data)
+
+
+def _family(axes: Any, line: int, prompts: pd.DataFrame) -> None:
+    """A point for each prompt, spread out a little so that none hides another."""
+    heights = [line + 0.24 * ((number * 0.618) % 1 - 0.5) for number in range(len(prompts))]
+    colors = [COLORS[1] if wrong else COLORS[0] for wrong in prompts.wrong]
+    axes.scatter(prompts.gain, heights, s=9, c=colors, alpha=0.6, linewidths=0)
+    estimate = mean_interval(prompts.gain)
+    if estimate.n > 1:
+        ends = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
+        axes.errorbar(estimate.mean, line + 0.3, xerr=ends, fmt="|", color="black", capsize=2, markersize=7)
+
+
+def elicitation_curve(records: Iterable[Mapping[str, Any]], behavior: str) -> Figure:
+    """The share of prompts that show a behavior by each dose, a color for each finetune; dashed: random directions.
+
+    Args:
+        records: mappings with "finetune", "vector" ("own" or "random"), "dose", "share", and "low" and "high": the 95 %
+            interval of the vector's share, the least and the most of random directions.
+        behavior: whose vector it is.
+    """
+    import pandas as pd
+
+    data = pd.DataFrame(list(records))
+    picture, [axes] = panels(6.4, 3.6)
+    for number, finetune in enumerate(dict.fromkeys(data.finetune)):
+        color = COLORS[number % len(COLORS)]
+        for vector, style, label in (("own", "-", finetune), ("random", "--", f"{finetune}, random")):
+            line = data[(data.finetune == finetune) & (data.vector == vector)]
+            if len(line):
+                axes.plot(line.dose, line.share, color=color, linestyle=style, label=label)
+                axes.fill_between(line.dose, line.low, line.high, color=color, alpha=0.12, linewidth=0)
+    axes.axhline(0.5, color="gray", linewidth=0.8)
+    axes.set(ylim=(-0.02, 1.02), xlabel="dose: norm added / norm of the residual stream, with its sign")
+    axes.set(ylabel="share of prompts that show it\nby this dose", title=f"{behavior}: what it takes to bring it out")
+    legend(axes, "finetune")
+    return Figure(f"elicitation-{behavior}", picture, data)
