@@ -16,6 +16,7 @@ from caa.models.blocks import (
     decoder,
     decoder_blocks,
     evaluating,
+    first_position,
     generation_inputs,
     input_device,
     keeps_place,
@@ -24,6 +25,7 @@ from caa.models.blocks import (
     text_config,
 )
 from caa.models.hooks import expanding, writing
+from caa.models.slots import SlotCache
 
 
 def can_branch(model: Any, longest: int) -> bool:
@@ -64,6 +66,13 @@ def can_repeat_cache(model: Any) -> bool:
     return _passes(
         model, _goes_on_from_repeated_cache, "anew for every setting", "its cache of a prompt cannot be repeated"
     )
+
+
+def can_pool(model: Any, longest: int) -> bool:
+    """Whether texts of up to `longest` tokens may come and go in one cache, each at its own place (`SlotCache`)."""
+    if not keeps_place(model) or longest > min(_windows(text_config(model)), default=longest):
+        return False
+    return _stands(model, _keeps_slots_apart)
 
 
 def repeat_cache(cache: Any, rows: int, times: int) -> None:
@@ -149,13 +158,40 @@ def _goes_on_from_repeated_cache(model: Any) -> bool:
     filling, *drawn = ordinary_ids(model, 11)
     ids, mask = pad([drawn[:5], drawn[5:]], filling)
     rounding = _rounding(model, ids, mask, (torch.arange(2), torch.tensor([4, 4])))
-    inputs = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], **position_inputs(model, mask[:, :-1])}
-    device = input_device(model)
-    cache = model(**{name: tensor.to(device) for name, tensor in inputs.items()}, use_cache=True).past_key_values
+    cache = model(**_placed(model, ids[:, :-1], mask[:, :-1]), use_cache=True).past_key_values
     repeat_cache(cache, 2, 2)
     twice = [values.repeat_interleave(2, dim=0) for values in (ids, mask)]
     plain = _written(model, *twice, use_cache=False)
     return _agree(_written(model, *twice, past_key_values=cache), plain, rounding)
+
+
+def _keeps_slots_apart(model: Any) -> bool:
+    """Does a prompt that takes the place of another one, beside a longer one, go on as it does alone?"""
+    filling, *drawn = ordinary_ids(model, 12)
+    prompts = [drawn[:3], drawn[3:9], drawn[9:11] * 2]
+    stems, mask = pad([prompt[:-1] for prompt in prompts], filling)
+    cache = model(**_placed(model, stems, mask), use_cache=True).past_key_values
+    slots = SlotCache(2, 12)
+    for row in (0, 1):
+        slots.add(cache, row, len(prompts[row]) - 1, 1)
+    _next_logits(model, slots, [prompts[0][-1], prompts[1][-1]])
+    slots.remove(0)
+    slots.add(cache, 2, len(prompts[2]) - 1, 1)
+    joint = _next_logits(model, slots, [filling, prompts[2][-1]])
+    rows = [[*prompts[1], filling], prompts[2]]
+    alone, real = pad(rows, filling)
+    last = torch.arange(2), real.sum(1) - 1
+    return _same(joint, _logits(model, alone, real)[last], _rounding(model, alone, real, last))
+
+
+def _next_logits(model: Any, slots: SlotCache, tokens: Sequence[int]) -> Tensor:
+    """[row, vocab] behind one token more of each row."""
+    device, places = input_device(model), torch.tensor(slots.lengths)[:, None] + first_position(model)
+    inputs = {"input_ids": torch.tensor(tokens)[:, None], "attention_mask": slots.mask(model.dtype), "position_ids": places}
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    logits: Tensor = model(**inputs, past_key_values=slots, use_cache=True).logits[:, -1]
+    slots.advance()
+    return logits
 
 
 def _repeats_rows(model: Any) -> bool:
@@ -173,10 +209,14 @@ def _repeats_rows(model: Any) -> bool:
 
 
 def _logits(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    inputs = {"input_ids": ids, "attention_mask": mask, **position_inputs(model, mask)}
-    device = input_device(model)
-    logits: Tensor = model(**{name: tensor.to(device) for name, tensor in inputs.items()}, use_cache=False).logits
+    logits: Tensor = model(**_placed(model, ids, mask), use_cache=False).logits
     return logits
+
+
+def _placed(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """A padded batch as a model takes it, on its device."""
+    inputs = {"input_ids": ids, "attention_mask": mask, **position_inputs(model, mask)}
+    return {name: tensor.to(input_device(model)) for name, tensor in inputs.items()}
 
 
 def _written(model: Any, ids: Tensor, mask: Tensor, **options: Any) -> tuple[Tensor, Tensor]:

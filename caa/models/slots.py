@@ -1,0 +1,108 @@
+"""Keys and values of texts that come and go: each row writes its next token at its own place, and no other row moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class SlotCache(Cache):
+    """A cache of so many rows of so many columns, made once. Each row in use holds one text, from column 0 on.
+
+    A pass over one token of every row in use writes it behind its own text, and `advance` counts it. What stands
+    further right is of texts that are gone, and `mask` hides it: texts of any length share a pass without padding.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__(layer_class_to_replicate=partial(_SlotLayer, self))
+        self.rows, self.columns = rows, columns
+        self.lengths: list[int] = []
+        """Tokens in each row in use."""
+
+    @property
+    def width(self) -> int:
+        """Columns that the next pass looks at."""
+        return max(self.lengths, default=0) + 1
+
+    def mask(self, dtype: torch.dtype, device: Any = "cpu") -> Float[Tensor, "row 1 1 column"]:
+        """For the next pass: 0 for a row's own tokens and the one that it is reading, the smallest number elsewhere."""
+        later = torch.arange(self.width) > torch.tensor(self.lengths)[:, None]
+        hidden = torch.zeros(later.shape, dtype=dtype).masked_fill_(later, torch.finfo(dtype).min)
+        return hidden[:, None, None].to(device)
+
+    def advance(self) -> None:
+        """Every row in use has read one token more."""
+        self.lengths = [length + 1 for length in self.lengths]
+
+    def add(self, stem: Cache, row: int, length: int, times: int) -> None:
+        """Put the first `length` tokens of one row of another cache into as many new rows as `times` says."""
+        new = slice(len(self.lengths), len(self.lengths) + times)
+        self.lengths += [length] * times
+        for layer, source in zip(self._layers_as_in(stem), stem.layers, strict=True):
+            layer.keys[new, :, :length] = source.keys[row, :, :length]
+            layer.values[new, :, :length] = source.values[row, :, :length]
+
+    def add_empty(self, times: int) -> None:
+        """As many new rows of no tokens."""
+        self.lengths += [0] * times
+
+    def remove(self, row: int) -> None:
+        """Let a text go; that of the last row takes its place."""
+        last, length = len(self.lengths) - 1, self.lengths.pop()
+        if row == last:
+            return
+        self.lengths[row] = length
+        for layer in self.layers:
+            layer.keys[row, :, :length] = layer.keys[last, :, :length]
+            layer.values[row, :, :length] = layer.values[last, :, :length]
+
+    def _layers_as_in(self, stem: Cache) -> Sequence[Any]:
+        self.layers += [_SlotLayer(self) for _ in stem.layers[len(self.layers) :]]
+        for layer, source in zip(self.layers, stem.layers, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(source.keys, source.values)
+        return self.layers
+
+
+class _SlotLayer(CacheLayerMixin):
+    """One block's share of a `SlotCache`: [row, head, column, size]."""
+
+    is_sliding = False
+
+    def __init__(self, slots: SlotCache) -> None:
+        super().__init__()
+        self.slots = slots
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values = self._room(key_states), self._room(value_states)
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def _room(self, states: Tensor) -> Tensor:
+        """Zeros: what is hidden weighs nothing, and nothing times no number would be none."""
+        return states.new_zeros(self.slots.rows, states.shape[1], self.slots.columns, states.shape[3])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        places = torch.tensor(self.slots.lengths, device=self.device)
+        rows = torch.arange(len(places), device=self.device)
+        self.keys[rows, :, places] = key_states[:, :, 0]
+        self.values[rows, :, places] = value_states[:, :, 0]
+        shown = slice(len(places)), slice(None), slice(self.slots.width)
+        return self.keys[shown], self.values[shown]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.slots.width, 0
+
+    def get_seq_length(self) -> int:
+        return self.slots.width - 1
+
+    def get_max_length(self) -> int:
+        return self.slots.columns
