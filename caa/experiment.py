@@ -102,6 +102,8 @@ class Experiment:
     """Ask only the first questions of each kind, as a trial; None asks all."""
     max_new_tokens: int = 48
     batch_size: int = 16
+    answers_at_once: int = 64
+    """Open answers that are written at once."""
     dtype: str = "auto"
     device: str = "auto"
     template: str | None = None
@@ -346,6 +348,7 @@ class Experiment:
             judge=judge,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
+            answers_at_once=self.answers_at_once,
             template=self.template,
             template_arguments=self.template_arguments,
         )

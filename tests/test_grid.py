@@ -21,7 +21,7 @@ from caa import Behavior, ContrastPair, Question, SteeringVector, SteeringWrappe
 from caa.data.chat import ChatFormat
 from caa.evals import runner as session
 from caa.evals.grid import EvalGrid
-from caa.evals.tasks import answer_open, score_choices
+from caa.evals.tasks import answer_open, score_choices, stream_open
 from caa.judges.base import Verdict
 from caa.judges.exemplar import ExemplarJudge
 from caa.models.adapters import adapter_hash
@@ -95,7 +95,7 @@ def asked(monkeypatch) -> list[tuple[str, int, float]]:
         return spy
 
     monkeypatch.setattr(session, "score_choices", spying(score_choices))
-    monkeypatch.setattr(session, "answer_open", spying(answer_open))
+    monkeypatch.setattr(session, "stream_open", spying(stream_open))
     return log
 
 

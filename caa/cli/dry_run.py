@@ -57,7 +57,7 @@ def _passes(grid: EvalGrid, finetune: Any, prompt: str, task: str) -> int:
     if task != "open":
         return ceil(questions / grid.batch_size)
     answers = questions * len(grid.cases(finetune, prompt, task))
-    return ceil(answers / grid.batch_size) * grid.max_new_tokens
+    return ceil(answers / grid.answers_at_once) * grid.max_new_tokens
 
 
 def experiment_work(experiment: Experiment, behaviors: Sequence[Behavior]) -> Iterator[Work]:

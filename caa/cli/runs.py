@@ -224,6 +224,7 @@ def grid(
     dry_run: bool = False,
     max_new_tokens: int = 48,
     batch_size: int = 16,
+    answers_at_once: int = 64,
     template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
@@ -250,7 +251,8 @@ def grid(
         limit: ask only the first questions of each task, as a trial.
         dry_run: say what would be asked, check that it can be, and stop.
         max_new_tokens: longest open-ended answer.
-        batch_size: rows in one forward pass.
+        batch_size: texts in one pass that reads.
+        answers_at_once: open answers that are written at once; fewer by itself where memory runs out.
         template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
@@ -285,6 +287,7 @@ def grid(
         judge=nobody if "open" in tasks else None,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        answers_at_once=answers_at_once,
         template_arguments=template_arguments or {},
     )
     if dry_run:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from caa.evals.plan import GridPlan
 from caa.evals.recording import notes_of, settings_of
 from caa.evals.runner import Runner
-from caa.evals.tasks import render_choices, render_prompts
+from caa.evals.tasks import ANSWERS_AT_ONCE, render_choices, render_prompts
 from caa.files import only_writer
 from caa.judges.base import Judge
 from caa.runs.manifest import record_run
@@ -34,6 +34,8 @@ class EvalGrid(GridPlan):
     """Who scores open answers."""
     batch_size: int = 16
     """Plain texts in a forward pass; a question with all its branches counts as many as it has tokens for."""
+    answers_at_once: int = ANSWERS_AT_ONCE
+    """Open answers that are written at once; fewer by themselves where memory runs out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +53,8 @@ class EvalGrid(GridPlan):
         self._check(wrapper, tokenizer)
         out = Path(out)
         with only_writer(out / LOCK):
-            runner = Runner(self, wrapper, tokenizer, out / ROWS, self.judge, self.batch_size)
+            sizes = self.batch_size, self.answers_at_once
+            runner = Runner(self, wrapper, tokenizer, out / ROWS, self.judge, *sizes)
             self._record(runner, out / RECORD)
             with tqdm(total=len(runner.missing()), unit="row", disable=not progress) as runner.bar:
                 for finetune, rounds in groupby(self.rounds(), key=lambda round: round.finetune):

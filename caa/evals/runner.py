@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from caa.data.behaviors import Question
 from caa.evals.plan import Case, GridPlan, Round
-from caa.evals.tasks import ChoiceScore, answer_open, score_choices
+from caa.evals.tasks import ANSWERS_AT_ONCE, ChoiceScore, score_choices, stream_open
 from caa.judges.base import Judge, Verdict, judge_all
 from caa.models.batching import by_length
 from caa.runs.rows import Cell, Row, append_rows, choice_evidence, read_rows
@@ -21,8 +21,16 @@ from caa.steering.wrapper import SteeringWrapper
 
 MOST_SHOWN = 4
 """Scores behind a progress bar."""
-Answer = tuple[float | None, dict[str, Any]]
-"""Score and evidence, as a row keeps them."""
+
+
+class Answer(NamedTuple):
+    """To one question in one case of a round; score and evidence as a row keeps them."""
+
+    question: Question
+    case: int
+    """Its place among the cases."""
+    score: float | None
+    evidence: dict[str, Any]
 
 
 @dataclass
@@ -62,9 +70,10 @@ class Runner:
         path: Path,
         judge: Judge | None = None,
         batch_size: int = 16,
+        answers_at_once: int = ANSWERS_AT_ONCE,
     ) -> None:
         self.plan, self.wrapper, self.tokenizer, self.path = plan, wrapper, tokenizer, path
-        self.judge, self.batch_size = judge, batch_size
+        self.judge, self.batch_size, self.answers_at_once = judge, batch_size, answers_at_once
         self.rows = {row.key: row for row in read_rows(path)}
         self.added = 0
 
@@ -89,9 +98,8 @@ class Runner:
         means = [MeanScore() for _ in cases]
         for lacking, alike in self._groups(cases, questions).items():
             some = replace(asked_together, cases=tuple(cases[place] for place in lacking))
-            size = self._questions_at_a_time(some)
-            for batch in by_length([question.text for question in alike], size):
-                self._ask_batch(some, [alike[i] for i in batch], [means[place] for place in lacking])
+            for answers in self._answers(some, alike):
+                self._keep_answers(some, answers, [means[place] for place in lacking])
 
     def _groups(self, cases: Sequence[Case], questions: Sequence[Question]) -> dict[tuple[int, ...], list[Question]]:
         """places of cases -> the questions that lack an answer in just these"""
@@ -104,10 +112,6 @@ class Runner:
     def _lacking(self, case: Case, question: Question) -> list[Cell]:
         return [cell for cell in case.cells if (cell, question.id) not in self.rows]
 
-    def _questions_at_a_time(self, some: Round) -> int:
-        """So that rows reach the disk often: an open answer is a row of a batch under each setting, a choice is not."""
-        return max(1, self.batch_size // len(some.cases)) if some.task == "open" else self.batch_size
-
     def _copy_known(self, cases: Sequence[Case], questions: Sequence[Question]) -> None:
         """What some cells of an answer hold and others lack, because layers were added since, need not be asked."""
         copies: list[Row] = []
@@ -117,13 +121,12 @@ class Runner:
                 copies += [replace(known, cell=cell) for cell in self._lacking(case, question)]
         self._keep(copies)
 
-    def _ask_batch(self, some: Round, questions: list[Question], means: list[MeanScore]) -> None:
-        answers = self._answers(some, questions)
+    def _keep_answers(self, some: Round, answers: list[Answer], means: list[MeanScore]) -> None:
         rows: list[Row] = []
-        places = product(questions, zip(some.cases, means, strict=True))
-        for (question, (case, mean)), (score, evidence) in zip(places, answers, strict=True):
-            rows += [Row(cell, question.id, score, evidence) for cell in self._lacking(case, question)]
-            mean.add(score)
+        for answer in answers:
+            cells = self._lacking(some.cases[answer.case], answer.question)
+            rows += [Row(cell, answer.question.id, answer.score, answer.evidence) for cell in cells]
+            means[answer.case].add(answer.score)
         self._keep(rows)
         if len(means) <= MOST_SHOWN:
             names = [case.cells[0].setting or f"{case.cells[0].multiplier:+g}" for case in some.cases]
@@ -135,31 +138,36 @@ class Runner:
         self.added += len(rows)
         self.bar.update(len(rows))
 
-    def _answers(self, some: Round, questions: list[Question]) -> list[Answer]:
-        """In the order of `product(questions, cases)`."""
+    def _answers(self, some: Round, questions: list[Question]) -> Iterator[list[Answer]]:
+        """A few at a time, so that rows reach the disk often."""
         settings = [case.setting for case in some.cases]
         chat = self.plan.chat(self.tokenizer, some.system_prompt)
-        repeated = [question for question, _ in product(questions, settings)]
         if some.task == "open":
-            return self._open_answers(chat, questions, settings, repeated)
-        scores = score_choices(self.wrapper, chat, questions, settings, batch_size=self.batch_size)
-        return [_scored(question, score) for question, score in zip(repeated, scores, strict=True)]
+            yield from self._open_answers(chat, questions, settings)
+            return
+        for batch in by_length([question.text for question in questions], self.batch_size):
+            asked = [questions[i] for i in batch]
+            scores = score_choices(self.wrapper, chat, asked, settings, batch_size=self.batch_size)
+            places = product(asked, range(len(settings)))
+            yield [_scored(*place, score) for place, score in zip(places, scores, strict=True)]
 
-    def _open_answers(
-        self, chat: Any, questions: list[Question], settings: list[Setting], repeated: list[Question]
-    ) -> list[Answer]:
+    def _open_answers(self, chat: Any, questions: list[Question], settings: list[Setting]) -> Iterator[list[Answer]]:
+        """Of all questions in one pool, in the order in which they are done."""
         if self.judge is None:
             raise ValueError("the open task needs a judge")
-        length, batch_size = self.plan.max_new_tokens, self.batch_size
-        texts = answer_open(self.wrapper, chat, questions, settings, max_new_tokens=length, batch_size=batch_size)
-        verdicts = judge_all(self.judge, repeated, texts)
-        return [_judged(*judged) for judged in zip(repeated, texts, verdicts, strict=True)]
+        length, at_once = self.plan.max_new_tokens, self.answers_at_once
+        answers = stream_open(self.wrapper, chat, questions, settings, max_new_tokens=length, batch_size=at_once)
+        while some := list(islice(answers, self.batch_size)):
+            asked, texts = [questions[place] for (place, _), _ in some], [text for _, text in some]
+            verdicts = judge_all(self.judge, asked, texts)
+            cases = [case for (_, case), _ in some]
+            yield [_judged(*judged) for judged in zip(asked, cases, texts, verdicts, strict=True)]
 
 
-def _scored(question: Question, choice: ChoiceScore) -> Answer:
+def _scored(question: Question, case: int, choice: ChoiceScore) -> Answer:
     evidence = choice_evidence(choice.p_matching, choice.p_opposite, question.matching, question.category)
-    return choice.score, evidence
+    return Answer(question, case, choice.score, evidence)
 
 
-def _judged(question: Question, text: str, verdict: Verdict) -> Answer:
-    return verdict.score, {"asked": question.text, "text": text, "reason": verdict.reason}
+def _judged(question: Question, case: int, text: str, verdict: Verdict) -> Answer:
+    return Answer(question, case, verdict.score, {"asked": question.text, "text": text, "reason": verdict.reason})

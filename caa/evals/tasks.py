@@ -18,11 +18,15 @@ from caa.data.behaviors import ContrastPair, Question
 from caa.data.chat import ChatFormat, check_length
 from caa.models.batching import in_batches, pad
 from caa.models.blocks import context_length, evaluating
+from caa.models.capabilities import can_pool
 from caa.steering.generation import generate_settings
 from caa.steering.intervention import Setting
+from caa.steering.pool import Writing, write
 from caa.steering.scoring import Continued, log_probabilities
 from caa.steering.wrapper import SteeringWrapper
 
+ANSWERS_AT_ONCE = 64
+"""Rows that are written at once: more of them share a pass over the weights, and each keeps its text in memory."""
 RAREST = 1e-290
 """The smallest probability of the likelier answer that is kept; float64's smallest numbers have few digits."""
 
@@ -153,43 +157,83 @@ def answer_open(
     settings: Sequence[Setting],
     *,
     max_new_tokens: int = 48,
-    batch_size: int = 16,
+    batch_size: int = ANSWERS_AT_ONCE,
 ) -> list[str]:
     """Let the model answer every question under every setting, greedily.
 
     Texts in the order of `itertools.product(questions, settings)`, without special tokens, up to the first end of
-    sequence. The settings of a question are rows of one batch, and its prompt is read once for all of them.
+    sequence; at most `batch_size` are written at once. A prompt is read once for all settings that leave it alone.
     """
+    answers = stream_open(wrapper, chat, questions, settings, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    texts = dict(answers)
+    return [texts[place] for place in product(range(len(questions)), range(len(settings)))]
+
+
+def stream_open(
+    wrapper: SteeringWrapper,
+    chat: ChatFormat | Any,
+    questions: Sequence[Question],
+    settings: Sequence[Setting],
+    *,
+    max_new_tokens: int = 48,
+    batch_size: int = ANSWERS_AT_ONCE,
+) -> Iterator[tuple[tuple[int, int], str]]:
+    """The answers of `answer_open`, each as soon as it is written: ((index of question, index of setting), text)."""
     chat = ChatFormat.of(chat)
-    tokenizer = chat.tokenizer
     prompts = render_prompts(wrapper, chat, questions, max_new_tokens)
-    config = _greedy(wrapper, tokenizer, max_new_tokens)
-    texts: dict[tuple[int, int], str] = {}
-    with evaluating(wrapper), _generating(wrapper, config):
-        for start in range(0, len(settings), batch_size):
-            some = settings[start : start + batch_size]
-            run = partial(_answers, wrapper, tokenizer, prompts, some, config)
-            lengths = [len(some) * (len(ids) + max_new_tokens) for ids in prompts]
-            budget = batch_size * (max(map(len, prompts)) + max_new_tokens)
-            for rows, answers in in_batches(run, lengths, budget):
-                places = product(rows, range(start, start + len(some)))
-                texts.update(zip(places, answers, strict=True))
-    return [texts[place] for place in product(range(len(prompts)), range(len(settings)))]
+    config = _greedy(wrapper, chat.tokenizer, max_new_tokens)
+    for place, ids in _written(wrapper, prompts, settings, config, batch_size):
+        yield place, chat.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def _written(
+    wrapper: SteeringWrapper,
+    prompts: Sequence[list[int]],
+    settings: Sequence[Setting],
+    config: GenerationConfig,
+    batch_size: int,
+) -> Iterator[tuple[tuple[int, int], Sequence[int]]]:
+    """The ids of each answer: from one pool of rows where the model takes it, else batch by batch."""
+    with evaluating(wrapper):
+        longest = max(map(len, prompts), default=0) + config.max_new_tokens
+        with wrapper.paused():
+            pooled = can_pool(wrapper.model, longest)
+        if pooled and all(intervention.strengths.numel() == 1 for intervention in wrapper.interventions):
+            writing = Writing(prompts, settings, config.max_new_tokens, frozenset(config.eos_token_id or []))
+            yield from write(wrapper, writing, batch_size)
+            return
+        yield from _in_batches(wrapper, prompts, settings, config, batch_size)
+
+
+def _in_batches(
+    wrapper: SteeringWrapper,
+    prompts: Sequence[list[int]],
+    settings: Sequence[Setting],
+    config: GenerationConfig,
+    batch_size: int,
+) -> Iterator[tuple[tuple[int, int], Sequence[int]]]:
+    """By transformers' `generate`: the settings of a question are rows of one batch."""
+    for start in range(0, len(settings), batch_size):
+        some = settings[start : start + batch_size]
+        run = partial(_answers, wrapper, prompts, some, config)
+        lengths = [len(some) * (len(ids) + config.max_new_tokens) for ids in prompts]
+        budget = batch_size * (max(map(len, prompts)) + config.max_new_tokens)
+        for rows, answers in in_batches(run, lengths, budget):
+            yield from zip(product(rows, range(start, start + len(some))), answers, strict=True)
 
 
 def _answers(
     wrapper: SteeringWrapper,
-    tokenizer: Any,
     prompts: Sequence[list[int]],
     settings: Sequence[Setting],
     config: GenerationConfig,
     rows: Sequence[int],
-) -> list[str]:
+) -> list[Sequence[int]]:
     """In the order of `product(rows, settings)`."""
     ids, mask = pad([prompts[row] for row in rows], config.pad_token_id, side="left")
-    generated = generate_settings(wrapper, ids, mask, settings)[:, ids.shape[1] :].tolist()
-    answers = [_until(row, config.eos_token_id or []) for row in generated]
-    return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    with _generating(wrapper, config):
+        generated = generate_settings(wrapper, ids, mask, settings)[:, ids.shape[1] :].tolist()
+    return [_until(row, config.eos_token_id or []) for row in generated]
 
 
 def _until(ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:

@@ -20,10 +20,10 @@ def answers_by_setting(
     chat: ChatFormat,
     questions: Sequence[Question],
     settings: Sequence[Setting],
-    **lengths: int,
+    **sizes: int,
 ) -> list[list[Any]]:
     """What `ask`, which is `score_choices` or `answer_open`, answers: [setting][question]. Nothing else calls them."""
-    answers = ask(wrapper, chat, questions, settings, batch_size=len(questions), **lengths)
+    answers = ask(wrapper, chat, questions, settings, **sizes)
     return [answers[place :: len(settings)] for place in range(len(settings))]
 
 

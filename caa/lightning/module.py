@@ -244,14 +244,14 @@ class CAAModule(LightningModule):
             template_arguments=chosen.template_arguments,
         )
 
-    def _answers(self, ask: Callable[..., Any], batch: Batch, **lengths: int) -> list[list[Any]]:
+    def _answers(self, ask: Callable[..., Any], batch: Batch, **sizes: int) -> list[list[Any]]:
         """What `ask` answers to this batch, [case][question], in the order of the plan's cases."""
         answers: list[list[Any]] = []
         for asked_together in self._plan.rounds(batch.task) if batch.items else ():
             chat = self._plan.chat(self.tokenizer, asked_together.system_prompt)
             settings = [case.setting for case in asked_together.cases]
             with self.wrapper.finetune(asked_together.finetune):
-                answers += answers_by_setting(ask, self.wrapper, chat, batch.items, settings, **lengths)
+                answers += answers_by_setting(ask, self.wrapper, chat, batch.items, settings, **sizes)
         return answers
 
     def _cases(self, task: str) -> list[Case]:
@@ -267,7 +267,7 @@ class CAAModule(LightningModule):
         self.tables.to(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        answers = self._answers(score_choices, batch)
+        answers = self._answers(score_choices, batch, batch_size=len(batch.items))
         if answers:
             p = [[(choice.p_matching, choice.p_opposite) for choice in choices] for choices in answers]
             self.tables[batch.task].update(batch.places, torch.tensor(p, dtype=torch.float64))  # type: ignore[operator]

@@ -70,7 +70,8 @@ def can_repeat_cache(model: Any) -> bool:
 
 def can_pool(model: Any, longest: int) -> bool:
     """Whether texts of up to `longest` tokens may come and go in one cache, each at its own place (`SlotCache`)."""
-    if not keeps_place(model) or longest > min(_windows(text_config(model)), default=longest):
+    places = keeps_place(model) and position_inputs(model, torch.ones(1, 1))
+    if not places or longest > min(_windows(text_config(model)), default=longest):
         return False
     return _stands(model, _keeps_slots_apart)
 
@@ -187,7 +188,11 @@ def _keeps_slots_apart(model: Any) -> bool:
 def _next_logits(model: Any, slots: SlotCache, tokens: Sequence[int]) -> Tensor:
     """[row, vocab] behind one token more of each row."""
     device, places = input_device(model), torch.tensor(slots.lengths)[:, None] + first_position(model)
-    inputs = {"input_ids": torch.tensor(tokens)[:, None], "attention_mask": slots.mask(model.dtype), "position_ids": places}
+    inputs = {
+        "input_ids": torch.tensor(tokens)[:, None],
+        "attention_mask": slots.mask(model.dtype),
+        "position_ids": places,
+    }
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     logits: Tensor = model(**inputs, past_key_values=slots, use_cache=True).logits[:, -1]
     slots.advance()

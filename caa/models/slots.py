@@ -1,8 +1,7 @@
-"""Keys and values of texts that come and go: each row writes its next token at its own place, and no other row moves."""
+"""Keys and values of texts that come and go: each row writes its next token at its own place."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ class SlotCache(Cache):
     """
 
     def __init__(self, rows: int, columns: int) -> None:
-        super().__init__(layer_class_to_replicate=partial(_SlotLayer, self))
+        super().__init__(layer_class_to_replicate=partial(_SlotLayer, self))  # type: ignore[arg-type]
         self.rows, self.columns = rows, columns
         self.lengths: list[int] = []
         """Tokens in each row in use."""
@@ -40,7 +39,7 @@ class SlotCache(Cache):
         """Every row in use has read one token more."""
         self.lengths = [length + 1 for length in self.lengths]
 
-    def add(self, stem: Cache, row: int, length: int, times: int) -> None:
+    def add(self, stem: Any, row: int, length: int, times: int) -> None:
         """Put the first `length` tokens of one row of another cache into as many new rows as `times` says."""
         new = slice(len(self.lengths), len(self.lengths) + times)
         self.lengths += [length] * times
@@ -58,25 +57,29 @@ class SlotCache(Cache):
         if row == last:
             return
         self.lengths[row] = length
-        for layer in self.layers:
+        layers: list[Any] = self.layers
+        for layer in layers:
             layer.keys[row, :, :length] = layer.keys[last, :, :length]
             layer.values[row, :, :length] = layer.values[last, :, :length]
 
-    def _layers_as_in(self, stem: Cache) -> Sequence[Any]:
-        self.layers += [_SlotLayer(self) for _ in stem.layers[len(self.layers) :]]
-        for layer, source in zip(self.layers, stem.layers, strict=True):
+    def _layers_as_in(self, stem: Any) -> list[Any]:
+        layers: list[Any] = self.layers
+        layers += [_SlotLayer(self) for _ in stem.layers[len(layers) :]]
+        for layer, source in zip(layers, stem.layers, strict=True):
             if not layer.is_initialized:
                 layer.lazy_initialization(source.keys, source.values)
-        return self.layers
+        return layers
 
 
 class _SlotLayer(CacheLayerMixin):
     """One block's share of a `SlotCache`: [row, head, column, size]."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, slots: SlotCache) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.slots = slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

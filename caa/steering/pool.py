@@ -128,7 +128,7 @@ class _Pool:
         prompts = [self.writing.prompts[stem.prompt] for stem in stems]
         settings = [() if stem.setting is None else self.writing.settings[stem.setting] for stem in stems]
         ids, mask = pad([prompt[:-1] for prompt in prompts], 0)
-        options = {"logits_to_keep": 1} if takes(self.model, "logits_to_keep") else {}
+        options: dict[str, Any] = {"logits_to_keep": 1} if takes(self.model, "logits_to_keep") else {}
         inputs = self._on_device(
             input_ids=ids,
             attention_mask=mask,
