@@ -35,7 +35,7 @@ def can_branch(model: Any, longest: int) -> bool:
     rows. Windows are looked up: no mask of ours reaches into sliding ones, and GPT-Neo's span columns, not positions.
     """
     config = text_config(model)
-    if "local" in (getattr(config, "attention_layers", None) or ()):
+    if _counts_columns(config):
         _say_once(model, "row by row, not by branches", "its local attention counts columns")
         return False
     window = min(_windows(config), default=longest)
@@ -70,8 +70,9 @@ def can_repeat_cache(model: Any) -> bool:
 
 def can_pool(model: Any, longest: int) -> bool:
     """Whether texts of up to `longest` tokens may come and go in one cache, each at its own place (`SlotCache`)."""
+    config = text_config(model)
     places = keeps_place(model) and position_inputs(model, torch.ones(1, 1))
-    if not places or longest > min(_windows(text_config(model)), default=longest):
+    if not places or _counts_columns(config) or longest > min(_windows(config), default=longest):
         return False
     return _stands(model, _keeps_slots_apart)
 
@@ -82,6 +83,11 @@ def repeat_cache(cache: Any, rows: int, times: int) -> None:
     The way that beams take, which every kind of cached layer knows; `batch_repeat_interleave` forgets states.
     """
     cache.reorder_cache(torch.arange(rows).repeat_interleave(times))
+
+
+def _counts_columns(config: Any) -> bool:
+    """GPT-Neo's local attention, whose spans no trial this short reaches beyond."""
+    return "local" in (getattr(config, "attention_layers", None) or ())
 
 
 def _windows(config: Any) -> list[int]:

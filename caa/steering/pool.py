@@ -148,7 +148,8 @@ class _Pool:
         for place in self.waiting:
             stem = self.writing.stem(place)
             width = len(self.writing.prompts[place.prompt])  # the longest so far: prompts come by length
-            if width == 1 or (batch and stem not in batch and (len(batch) + 1) * width > STEM_TOKENS):
+            full = len(batch) == self.size or (len(batch) + 1) * width > STEM_TOKENS
+            if width == 1 or (batch and stem not in batch and full):
                 break
             batch[stem] = None
         return list(batch)

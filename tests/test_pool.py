@@ -1,0 +1,146 @@
+"""One pool of rows against the slow definition: one prompt, one setting, no cache, no padding."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model
+
+from caa import Intervention, SteeringVector, SteeringWrapper
+from caa.models.capabilities import can_pool
+from caa.steering.intervention import sweep
+from caa.steering.pool import Writing, write
+from caa.steering.scopes import First, everywhere
+
+LENGTH = 9
+PROMPTS = [random_ids(1, length, length)[0].tolist() for length in (6, 1, 17, 3, 11, 6)]
+V = SteeringVector({layer: torch.randn(32, generator=torch.Generator().manual_seed(layer)) for layer in range(4)})
+SETTINGS = [
+    *sweep(V, [1, 3], [-1.5, 1.5]),
+    (),
+    (Intervention(V, 2, 1.0, where=everywhere),),
+    (Intervention(V, 0, 2.0, where=First(2)), Intervention(V, 2, -1.0)),
+]
+NO_POOL = {"Bloom", *RARE}
+"""They count positions from a mask of two dimensions or spans in columns, or keep a state."""
+
+
+@torch.no_grad()
+def alone(wrapper: SteeringWrapper, prompt: list[int], setting, ends=()) -> list[int]:
+    """Token by token, each from the whole text."""
+    written: list[int] = []
+    with wrapper.steer(*setting):
+        while len(written) < LENGTH:
+            ids, lengths = torch.tensor([[*prompt, *written]]), torch.tensor([len(prompt)])
+            token = int(wrapper(ids, prompt_lengths=lengths, use_cache=False).logits[0, -1].argmax())
+            if token in ends:
+                break
+            written.append(token)
+    return written
+
+
+def pooled(wrapper: SteeringWrapper, rows: int = 5, ends=(), settings=SETTINGS) -> dict[tuple[int, int], list[int]]:
+    return dict(write(wrapper, Writing(PROMPTS, settings, LENGTH, frozenset(ends)), rows))
+
+
+def by_hand(wrapper: SteeringWrapper, ends=(), settings=SETTINGS) -> dict[tuple[int, int], list[int]]:
+    places = product(range(len(PROMPTS)), range(len(settings)))
+    return {(p, s): alone(wrapper, PROMPTS[p], settings[s], ends) for p, s in places}
+
+
+@pytest.fixture(scope="module")
+def slow() -> dict[tuple[int, int], list[int]]:
+    return by_hand(SteeringWrapper(tiny_model()))
+
+
+def frequent(answers: dict[tuple[int, int], list[int]]) -> list[int]:
+    """Tokens that end some answers early and leave others whole."""
+    written = [token for ids in answers.values() for token in ids]
+    return sorted(set(written), key=written.count)[-3:]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 1000])
+def test_every_answer_is_what_it_is_alone(slow, rows):
+    assert pooled(SteeringWrapper(tiny_model()), rows) == slow
+    assert len(set(map(tuple, slow.values()))) > len(slow) / 2, "or any answer would do"
+
+
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+def test_rows_that_end_make_room_for_those_that_wait(slow, rows):
+    ends = frequent(slow)
+    answers = pooled(SteeringWrapper(tiny_model()), rows, ends)
+    assert answers == by_hand(SteeringWrapper(tiny_model()), ends)
+    assert len(set(map(len, answers.values()))) > 3, "or none would leave before others"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_that_pool_write_what_they_write_alone(family):
+    model = tiny_model(family)
+    assert can_pool(model, 12) is (family not in NO_POOL)
+    if can_pool(model, max(map(len, PROMPTS)) + LENGTH):
+        wrapper, some = SteeringWrapper(model), SETTINGS[3:]
+        assert pooled(wrapper, settings=some) == by_hand(wrapper, settings=some)
+
+
+@pytest.mark.parametrize("family", sorted(NO_POOL))
+def test_families_whose_cache_has_no_places_do_not_pool(family):
+    assert not can_pool(tiny_model(family), 12)
+
+
+def test_texts_beyond_a_sliding_window_do_not_pool():
+    assert can_pool(tiny_model("Gemma2"), 16)
+    assert not can_pool(tiny_model("Gemma2"), 17)
+
+
+def test_adapters_and_steering_that_stay_on_act_on_every_row():
+    wrapper = SteeringWrapper(tiny_lora(tiny_model()), Intervention(V, 2, 0.7, where=everywhere))
+    assert pooled(wrapper, settings=SETTINGS[:3]) == by_hand(wrapper, settings=SETTINGS[:3])
+
+
+def test_a_stem_is_read_once_for_the_settings_that_leave_it_alone():
+    model = tiny_model()
+    assert can_pool(model, 40)
+    read: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda module, args, output: read.append(args[0].numel()))
+    pooled(SteeringWrapper(model), rows=1000, settings=SETTINGS[:5])
+    stems = [len(prompt) - 1 for prompt in PROMPTS if len(prompt) > 1]
+    assert read == [len(stems) * max(stems), *[5 * len(PROMPTS)] * LENGTH]
+
+
+def test_where_memory_runs_out_half_as_many_are_written_at_once(slow, monkeypatch):
+    wrapper, sizes = SteeringWrapper(tiny_model()), []
+    run_pass = SteeringWrapper.run_pass
+
+    def small(self, input_ids, *args, **kwargs):
+        sizes.append(len(input_ids))
+        if len(sizes) > 4 and len(input_ids) > 10:
+            raise torch.OutOfMemoryError
+        return run_pass(self, input_ids, *args, **kwargs)
+
+    assert can_pool(wrapper.model, 40)
+    monkeypatch.setattr(SteeringWrapper, "run_pass", small)
+    assert pooled(wrapper, rows=24) == slow
+    assert sizes[0] <= 24 < sum(sizes)
+    assert 24 in sizes
+    assert max(sizes[sizes.index(24) + 6 :]) <= 12
+
+
+def test_nobody_is_steered_while_an_answer_is_in_hand():
+    wrapper = SteeringWrapper(tiny_model())
+    answers = write(wrapper, Writing(PROMPTS, SETTINGS, LENGTH, frozenset()), 4)
+    for _ in range(3):
+        next(answers)
+        assert wrapper.interventions == ()
+    answers.close()
+    assert wrapper.interventions == ()
+    assert not any(block._forward_hooks for block in wrapper.model.model.layers)
+
+
+def test_logits_that_are_no_numbers_are_told_with_their_setting():
+    wrapper = SteeringWrapper(tiny_model())
+    settings = [(), (Intervention(V, 1, 3e38),)]
+    with pytest.raises(ValueError, match=r"no numbers any more under vector x \+3e\+38, layer 1"):
+        pooled(wrapper, settings=settings)
+    assert wrapper.interventions == ()
