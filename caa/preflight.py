@@ -31,9 +31,9 @@ class ProblemsError(ValueError):
         super().__init__("; ".join(self.problems))
 
 
-def refuse(problems: Iterable[str]) -> None:
+def refuse(*problems: Iterable[str]) -> None:
     """ProblemsError if there is any problem, each of them named once."""
-    if named := list(dict.fromkeys(problems)):
+    if named := list(dict.fromkeys(chain(*problems))):
         raise ProblemsError(named)
 
 

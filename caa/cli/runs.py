@@ -264,15 +264,13 @@ def grid(
     loaded, questions = load_behavior(behavior).first_questions(limit), _facts(facts, tasks, limit)
     direction, named, edited = _steering(vector, settings)
     check.refuse(
-        chain(
-            check.folder_problems(out),
-            check.model_problems(model, dtype, device, [*layers, *edited]),
-            check.vector_problems(direction, layers, model),
-            check.finetune_problems(adapters or {}, model),
-            check.behavior_problems(loaded, tasks, facts=bool(questions)),
-            check.judge_problems(judge, loaded) if "open" in tasks else (),
-            check.amount_problems(multipliers, doses),
-        )
+        check.folder_problems(out),
+        check.model_problems(model, dtype, device, [*layers, *edited]),
+        check.vector_problems(direction, layers, model),
+        check.finetune_problems(adapters or {}, model),
+        check.behavior_problems(loaded, tasks, facts=bool(questions)),
+        check.judge_problems(judge, loaded) if "open" in tasks else (),
+        check.amount_problems(multipliers, doses),
     )
     plan = EvalGrid(
         loaded,
