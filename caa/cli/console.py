@@ -18,7 +18,7 @@ def load_wrapper(model: str, finetunes: Mapping[str, Path], dtype: str, device: 
     from caa import SteeringWrapper, load_model
     from caa.preflight import finetune_problems, model_problems, refuse
 
-    refuse(model_problems(model, dtype, device), finetune_problems(adapters, model))
+    refuse(model_problems(model, dtype, device), finetune_problems(finetunes, model))
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     wrapper = SteeringWrapper(loaded)
     for name, path in finetunes.items():
