@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from caa.models.batching import in_batches, pad
 from caa.models.blocks import context_length, evaluating
 from caa.models.capabilities import can_pool
 from caa.steering.generation import generate_settings
-from caa.steering.intervention import Setting
+from caa.steering.intervention import Intervention, Setting
 from caa.steering.pool import Writing, write
 from caa.steering.scoring import Continued, log_probabilities
 from caa.steering.wrapper import SteeringWrapper
@@ -198,11 +198,16 @@ def _written(
         longest = max(map(len, prompts), default=0) + config.max_new_tokens
         with wrapper.paused():
             pooled = can_pool(wrapper.model, longest)
-        if pooled and all(intervention.strengths.numel() == 1 for intervention in wrapper.interventions):
+        if pooled and all(map(_takes_any_row, chain(wrapper.interventions, *settings))):
             writing = Writing(prompts, settings, config.max_new_tokens, frozenset(config.eos_token_id or []))
             yield from write(wrapper, writing, batch_size)
             return
         yield from _in_batches(wrapper, prompts, settings, config, batch_size)
+
+
+def _takes_any_row(intervention: Intervention) -> bool:
+    """Whether rows may come and go: a gate remembers what it decided about each row, in its place."""
+    return intervention.gate is None and intervention.strengths.numel() == 1
 
 
 def _in_batches(
