@@ -6,10 +6,12 @@ from itertools import product
 
 import pytest
 import torch
-from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model
+from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
-from caa import Intervention, SteeringVector, SteeringWrapper
+from caa import Intervention, Question, SteeringVector, SteeringWrapper
+from caa.evals.tasks import answer_open
 from caa.models.capabilities import can_pool
+from caa.steering.gates import Gate
 from caa.steering.intervention import sweep
 from caa.steering.pool import Writing, write
 from caa.steering.scopes import First, everywhere
@@ -125,6 +127,17 @@ def test_where_memory_runs_out_half_as_many_are_written_at_once(slow, monkeypatc
     assert sizes[0] <= 24 < sum(sizes)
     assert 24 in sizes
     assert max(sizes[sizes.index(24) + 6 :]) <= 12
+
+
+def test_gated_answers_are_what_they_are_alone():
+    wrapper, tokenizer = SteeringWrapper(tiny_model()), tiny_tokenizer()
+    questions = [Question(text) for text in ("Who?", "Why is it so late again?", "And where to?", "How?")]
+    gates = [Gate(V, 1, above=0.0), Gate(V, 1, below=0.0)]
+    settings = [(), *((Intervention(V, 2, 2.0, gate=gate),) for gate in gates)]
+    texts = answer_open(wrapper, tokenizer, questions, settings, max_new_tokens=6)
+    alone = [answer_open(wrapper, tokenizer, [q], [s], max_new_tokens=6)[0] for q, s in product(questions, settings)]
+    assert texts == alone
+    assert texts[1::3] != texts[0::3] != texts[2::3]
 
 
 def test_nobody_is_steered_while_an_answer_is_in_hand():
