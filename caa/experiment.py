@@ -93,7 +93,8 @@ class Experiment:
     reread: bool = False
     """Read the vector in each finetune again, and steer that finetune by it as well (a line "own" of the tables)."""
     training: FinetuneConfig | None = None
-    """None takes the settings that suit the model's size and the number of examples."""
+    """The settings of all finetunes that are made here; where all weights learn, they do at a tenth of the learning
+    rate. None takes those that suit the method, the model's size and the number of examples."""
     judge: JudgeConfig = OFFLINE
     """Who scores open answers: the offline exemplar judge, a served model, a local one, or an embedding."""
     judges: Mapping[str, JudgeConfig] = field(default_factory=dict)
@@ -398,8 +399,11 @@ class Experiment:
 
         out, direction = self.out / "adapters" / f"{behavior.name}-{name}", training.direction
         method, weights = training.method, training.weights
-        config = self.training or config_for(model, training_examples(behavior, direction), method, weights)
-        config = dataclasses.replace(config, method=method, weights=weights)
+        if self.training is None:
+            config = config_for(model, training_examples(behavior, direction), method, weights)
+        else:
+            rate = self.training.learning_rate / (10 if weights == "full" else 1)
+            config = dataclasses.replace(self.training, method=method, weights=weights, learning_rate=rate)
         return finetune(model, self._chat(tokenizer), behavior, direction, out, config, steered_by=steered_by)
 
     def make_judge(self, behavior: Behavior) -> Any:

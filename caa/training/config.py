@@ -107,7 +107,8 @@ def default_config(
 ) -> FinetuneConfig:
     """The settings that suit a model of this size and so many examples, if they are known.
 
-    Preferences are learnt at a fifth of the learning rate, and all weights at a tenth of a LoRA's.
+    All weights learn at a tenth of a LoRA's learning rate, and preferences at a fifth, but for models so small that
+    they learn nothing then.
 
     One epoch of 64 examples is 4 steps of 16, in which a LoRA learns nothing. Few examples are seen more often, and
     fewer of them at a step, until there are `FEW_STEPS`.
@@ -121,7 +122,7 @@ def default_config(
     2e-06
     """
     config = _by_size(n_parameters, n_examples)
-    slower = (1.0 if method == "sft" else 0.2) * (0.1 if weights == "full" else 1.0)
+    slower = (1.0 if method == "sft" or config is EMBEDDED else 0.2) * (0.1 if weights == "full" else 1.0)
     if (method, weights) == ("sft", "lora"):
         return config
     return replace(config, method=method, weights=weights, learning_rate=float(f"{config.learning_rate * slower:.3g}"))
