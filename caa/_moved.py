@@ -122,7 +122,7 @@ MODULES = {
     "caa.steering.sealing": "caa.steering.checkpoint.manifest",
     "caa.steering.settings": "caa.steering.intervention",
     "caa.steering.similarity": "caa.extraction.projections",
-    "caa.steering.sites": "caa.extraction.sites",
+    "caa.steering.sites": "caa.models.sites",
     "caa.steering.trials": "caa.models.capabilities",
     "caa.vectors.formats.importing": "caa.vectors.formats.detect",
     "caa.vectors.readings": "caa.vectors.activations",

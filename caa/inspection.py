@@ -159,6 +159,7 @@ def _steered(path: Path, manifest: dict[str, Any]) -> tuple[Finding, Base]:
 def _intervention(vector: SteeringVector, record: dict[str, Any]) -> str:
     multipliers = "/".join(f"{m:+g}" for m in record["multiplier"])
     gated = f", if {record['gate']}" if "gate" in record else ""
+    gated += f", at the {record['site']}" if "site" in record else ""
     name = vector.source.behavior or "vector"
     return f"{name} x {multipliers}, layer {record['layer']}, {record['operator']}, {record['where']}{gated}"
 

@@ -125,7 +125,7 @@ def vector_problems(vector: SteeringVector, layers: Sequence[int], model: str) -
     except ValueError as error:
         yield str(error)
         return
-    if vector.width != width:
+    if vector.width != width and vector.source.site != "attention heads":
         yield f"the vector is {vector.width} wide, and the residual stream of {model} {width}: it is of another model"
 
 

@@ -294,5 +294,6 @@ def test_a_vector_of_another_site_is_told_where_it_is_used(tmp_path):
     from caa import Intervention
 
     vector = import_vector(write_repsteer(tmp_path / "a", drawn()[0], "attn_out"))
-    with pytest.warns(UserWarning, match="read at the attention output, and is applied to the block output"):
-        Intervention(vector, 2)
+    assert str(Intervention(vector, 2)).endswith("layer 2, at the attention output")
+    elsewhere = Intervention(vector, 2, site="block output")
+    assert str(elsewhere).endswith("layer 2, at the block output (read at the attention output)")

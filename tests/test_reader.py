@@ -14,8 +14,8 @@ from caa import Behavior, ContrastPair, Intervention, SteeringWrapper, extract
 from caa.data.chat import ChatFormat
 from caa.extraction.extract import extract_from_texts, read_pairs
 from caa.extraction.reader import ReadConfig, Text, read
-from caa.extraction.sites import site_modules
 from caa.models.blocks import decoder_blocks
+from caa.models.sites import site_modules
 from caa.vectors.methods import logistic_probe, mean_difference, pca
 
 PAIRS = [

@@ -37,6 +37,7 @@ def settings_of(plan: GridPlan, judge: Judge | None, wrapper: SteeringWrapper, t
                 "settings": {name: [_edit_settings(edit) for edit in edits] for name, edits in plan.settings.items()},
                 "finetunes": {name: wrapper.finetune_hash(name) for name in plan.finetunes if name is not None},
                 "prompts": {prompt: plan.system_of(prompt) for prompt in plan.system_prompts if prompt},
+                "site": plan.vector.source.site,
                 "operator": lasting_name(plan.operator),
                 "where": lasting_name(plan.where),
                 **{task: _task_settings(plan, judge, tokenizer, task) for task in plan.tasks},
@@ -56,6 +57,7 @@ def _edit_settings(edit: Intervention) -> dict[str, Any]:
         "operator": lasting_name(edit.operator),
         "where": lasting_name(edit.where),
         "gate": gate,
+        "site": edit.place,
     }
 
 

@@ -8,6 +8,7 @@ from functools import reduce
 from torch import Tensor
 
 from caa.callables import name_of
+from caa.models.sites import BLOCK_OUTPUT
 from caa.steering.intervention import Intervention
 from caa.steering.operators import add
 from caa.steering.patching import Recording
@@ -37,6 +38,8 @@ def _check(intervention: Intervention, scopes: Sequence[Scope], target: str, ins
     if intervention.operator is not add:
         operator = name_of(intervention.operator)
         raise ValueError(f"{target} adds a vector and cannot {operator} ({intervention}). {KEEP}.")
+    if intervention.place != BLOCK_OUTPUT:
+        raise ValueError(f"{target} adds to what a block writes, and this acts elsewhere ({intervention}). {KEEP}.")
     if intervention.gate is not None:
         raise ValueError(f"{target} steers every row, and a gate decides for each ({intervention}). {KEEP}.")
     if len(intervention.strengths) > 1:

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from caa.data.behaviors import Behavior, ContrastPair, letter
 from caa.data.chat import Branches, ChatFormat
 from caa.extraction.reader import ReadConfig, Text, Token, read
-from caa.extraction.sites import Site
 from caa.hashing import lines_digest
 from caa.models.adapter_state import active_adapters
 from caa.models.fingerprint import fingerprint
 from caa.models.names import model_name
+from caa.models.sites import Site
 from caa.vectors.activations import PairActivations, method_name
 from caa.vectors.letters import LetterSums, warnings_of
 from caa.vectors.methods import Method, balanced_mean, mean_difference

@@ -17,13 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from caa.data.chat import check_length, common_prefix
-from caa.extraction.sites import Site, check_site, site_modules
 from caa.hashing import lines_digest
 from caa.models.adapter_state import check_readable
 from caa.models.batching import branched, in_batches, pad
 from caa.models.blocks import check_layer, context_length, decoder, decoder_blocks, evaluating, position_inputs
 from caa.models.capabilities import can_branch
 from caa.models.hooks import reading
+from caa.models.sites import INPUTS, Site, check_site, site_modules
 
 Token = Literal["parting", "last", "mean"] | int
 """Which token of an answer is read: "parting" is the first at which the two answers differ (the letter of "(A)"),
@@ -151,7 +151,7 @@ def _read_some(
 
     def one_pass(rows: list[int]) -> dict[int, Tensor]:
         inputs, at = (_as_branches if branching else _as_rows)(model, [texts[row] for row in rows], pad_id)
-        with reading(modules, layers, at, inputs=config.site == "block input", to_the_end=False) as residuals:
+        with reading(modules, layers, at, inputs=config.site in INPUTS, to_the_end=False) as residuals:
             decoder(model)(**{name: tensor.to(device) for name, tensor in inputs.items()}, use_cache=False)
         return residuals
 

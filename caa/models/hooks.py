@@ -107,16 +107,31 @@ def _places(resid: Tensor, at: Tensor) -> Tensor:
     return resid[at[:, 0].to(resid.device), at[:, 1].to(resid.device)]
 
 
-def writing(blocks: nn.ModuleList, edits: Mapping[int, Edit]) -> ExitStack:
-    """Edit what the blocks write until the returned stack is closed. It is a context manager; hooks of others stay."""
+def writing(modules: nn.ModuleList, edits: Mapping[int, Edit], *, inputs: bool = False) -> ExitStack:
+    """Edit what the modules write until the returned stack is closed. It is a context manager; hooks of others stay.
+
+    With `inputs`, what they are given is edited in place of what they write.
+    """
 
     def writer(edit: Edit) -> Hook:
-        return lambda module, args, output: _with_resid(output, edit(stream_of(module, output)))
+        return lambda module, args, output: _with_resid(output, edit(_written(module, output)))
+
+    def giver(edit: Edit) -> Hook:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if args:
+                return (edit(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
+
+        return hook
 
     with ExitStack() as stack:
         for layer, edit in edits.items():
             # prepend: transformers collects output_hidden_states with hooks of its own, and they must see the edit.
-            stack.callback(_attach(blocks[layer].register_forward_hook, writer(edit), prepend=True).remove)
+            if inputs:
+                handle = _attach(modules[layer].register_forward_pre_hook, giver(edit), with_kwargs=True, prepend=True)
+            else:
+                handle = _attach(modules[layer].register_forward_hook, writer(edit), prepend=True)
+            stack.callback(handle.remove)
         return stack.pop_all()
 
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from caa.callables import name_of
+from caa.models.sites import BLOCK_OUTPUT, Site, check_site
 from caa.steering.gates import Gate
 from caa.steering.operators import Clamp, Operator, ablate, add
 from caa.steering.patching import Recording
 from caa.steering.scopes import Scope, after_prompt
 from caa.vectors.vector import Provenance, SteeringVector
-
-BLOCK_OUTPUT = "block output"
-"""The one site where interventions act."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +27,7 @@ class Intervention:
     vector: SteeringVector | Recording
     """One direction for all tokens, or a recorded run with one for each."""
     layer: int
-    """The block whose output is edited, counted from 0."""
+    """The block whose output, or other site, is edited, counted from 0."""
     multiplier: float | Sequence[float] | Tensor = 1.0
     """One for the whole batch, one for each prompt in it, or a coefficient for each token, [row or 1, position]."""
     operator: Operator = add
@@ -39,6 +36,8 @@ class Intervention:
     """The vector's layer to take the direction from, if it is not `layer`."""
     gate: Gate | None = None
     """What decides for each row whether it is steered at all; None steers every row."""
+    site: Site | None = None
+    """Where in the block it acts; None is the place that the vector was read at."""
 
     def __post_init__(self) -> None:
         strengths = self.strengths
@@ -51,13 +50,17 @@ class Intervention:
                 f"a gate is read before the layer that it is for: it is at layer {self.gate.layer}, and layer "
                 f"{self.layer} is steered. Targeted chooses tokens at the layer itself."
             )
-        site = getattr(self.vector.source, "site", BLOCK_OUTPUT)
-        if site != BLOCK_OUTPUT:
-            warnings.warn(
-                f"this vector was read at the {site}, and is applied to the block output: its scale and its meaning "
-                "are those of another place. Read it with the default site, or compare multipliers by their dose.",
-                stacklevel=3,
-            )
+        check_site(self.place)
+
+    @property
+    def place(self) -> Site:
+        """The site where it acts."""
+        return self.site or cast(Site, self.vector.source.site)
+
+    @property
+    def last_plain_block(self) -> int:
+        """The last block whose output it can be made at, or has not changed yet: -1 where even block 0 is inside."""
+        return self.layer if self.place == BLOCK_OUTPUT else self.layer - 1
 
     @property
     def direction(self) -> Tensor:
@@ -74,8 +77,11 @@ class Intervention:
         """As it stands above a text or a column: "sycophancy x -1, layer 13", and then what is not as usual."""
         strengths = "/".join(f"{m:+g}" if m else "0" for m in self.strengths.flatten().tolist())
         push = f"{self.vector.source.behavior or 'vector'} x {strengths}, layer {self.layer}"
-        unusual = [function for function in (self.operator, self.where) if function not in (add, after_prompt)]
-        return ", ".join([push, *map(name_of, unusual), *([str(self.gate)] if self.gate else [])])
+        unusual = [name_of(part) for part in (self.operator, self.where) if part not in (add, after_prompt)]
+        read_at = self.vector.source.site
+        other = f" (read at the {read_at})" if read_at != self.place else ""
+        place = [f"at the {self.place}{other}"] if other or self.place != BLOCK_OUTPUT else []
+        return ", ".join([push, *place, *unusual, *([str(self.gate)] if self.gate else [])])
 
 
 def spread_over_layers(
@@ -168,7 +174,16 @@ def together(settings: Sequence[Setting]) -> list[Intervention]:
     multipliers: dict[tuple[Any, ...], list[float]] = {}
     for place, setting in enumerate(settings):
         for order, edit in enumerate(setting):
-            key = (order, id(edit.vector), edit.layer, edit.operator, edit.where, edit.source_layer, id(edit.gate))
+            key = (
+                order,
+                id(edit.vector),
+                edit.layer,
+                edit.operator,
+                edit.where,
+                edit.source_layer,
+                id(edit.gate),
+                edit.place,
+            )
             shared.setdefault(key, edit)
             multipliers.setdefault(key, [0.0] * len(settings))[place] = _multiplier(edit)
     in_order = sorted(shared, key=lambda key: key[0])

@@ -100,10 +100,12 @@ def _plan(
             width = max(len(tail) for text in texts for tail in text.tails())
             yield from ((BRANCHES, some) for some in _chunks(late, max(1, MOST_COLUMNS // (width * tails))))
             remaining -= set(late)
-    lowest = {place: min((edit.layer for edit in settings[place]), default=-1) for place in sorted(remaining)}
+    lowest = {
+        place: min((edit.last_plain_block for edit in settings[place]), default=-1) for place in sorted(remaining)
+    }
     for layer in sorted(set(lowest.values())):
         group = [place for place, first in lowest.items() if first == layer]
-        size = batch_size if len(group) > 1 and can_expand(wrapper.model) else 1
+        size = batch_size if len(group) > 1 and layer >= 0 and can_expand(wrapper.model) else 1
         yield from ((ROWS, some) for some in _chunks(group, size))
 
 
@@ -229,7 +231,7 @@ def _at_once(wrapper: SteeringWrapper, settings: Sequence[Setting], rows: int) -
     with ExitStack() as stack:
         stack.enter_context(wrapper.steer(*edits))
         if len(settings) > 1:
-            lowest = min((edit.layer for edit in edits), default=0)
+            lowest = min(edit.last_plain_block for edit in edits)
             stack.enter_context(expanding(decoder_blocks(wrapper.model), lowest, len(settings)))
         yield
 

@@ -17,7 +17,7 @@ from caa.steering.scopes import SCOPES
 from caa.suggestions import did_you_mean
 from caa.vectors.vector import SteeringVector
 
-KEYS = ("layer", "layers", "multiplier", "operator", "where", "source_layer", "vector", "gate")
+KEYS = ("layer", "layers", "multiplier", "operator", "where", "source_layer", "vector", "gate", "site")
 """What an intervention of a file may say."""
 
 
@@ -74,6 +74,7 @@ class _Reader:
                 from_record(record.get("where", "after_prompt"), SCOPES, "scope"),
                 record.get("source_layer"),
                 gate and Gate(self._vector(gate), **{key: gate[key] for key in gate if key != "vector"}),
+                record.get("site"),
             )
             intervention.direction  # noqa: B018 - KeyError, with the layers there are
             yield intervention

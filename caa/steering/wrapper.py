@@ -23,7 +23,6 @@ from caa.models.blocks import (
     first_position,
     generation_inputs,
     keeps_place,
-    model_width,
     position_inputs,
 )
 from caa.models.capabilities import can_pad
@@ -31,6 +30,7 @@ from caa.models.checkpoints import Checkpoint, aside, load_alike, read_checkpoin
 from caa.models.hooks import Edit, listening, writing
 from caa.models.names import ADAPTER_CONFIG, model_name
 from caa.models.positions import TokenClock, coefficients, one_each, repeat_rows
+from caa.models.sites import BLOCK_OUTPUT, INPUTS, OF_BLOCKS, Site, site_modules, site_width
 from caa.steering.checkpoint.hub import upload
 from caa.steering.checkpoint.steered import load_steered, save_steered
 from caa.steering.gates import Decisions, Gate
@@ -114,47 +114,62 @@ class SteeringWrapper(nn.Module):
         self._install()
 
     def _install(self) -> None:
-        """One hook for each layer, which makes all its edits in order; none at all where every multiplier is 0."""
+        """One hook for each place, which makes all its edits in order; none at all where every multiplier is 0."""
         self._hooks.close()
-        by_layer: dict[int, list[Intervention]] = {}
-        for intervention in self.interventions:
-            if intervention.strengths.any():
-                by_layer.setdefault(intervention.layer, []).append(intervention)
-        if not by_layer:
+        active = [intervention for intervention in self.interventions if intervention.strengths.any()]
+        if not active:
             return
-        gates = {edit.gate: Decisions(edit.gate) for edits in by_layer.values() for edit in edits if edit.gate}
-        layers = sorted({*by_layer, *(gate.layer for gate in gates)})
-        edits = {layer: self._edit(by_layer.get(layer, []), layer, gates) for layer in layers}
+        gates = {edit.gate: Decisions(edit.gate) for edit in active if edit.gate}
         with ExitStack() as stack:
             stack.callback(listening(decoder(self.model), self._clock.tick).remove)
-            stack.enter_context(writing(decoder_blocks(self.model), edits))
+            for site in sorted({edit.place for edit in active} | ({BLOCK_OUTPUT} if gates else set())):
+                read = list(gates.values()) if site == BLOCK_OUTPUT else []
+                edits = self._edits([edit for edit in active if edit.place == site], read, gates)
+                stack.enter_context(writing(site_modules(self.model, site), edits, inputs=site in INPUTS))
             self._hooks = stack.pop_all()
+
+    def _edits(
+        self, interventions: Sequence[Intervention], read: Sequence[Decisions], gates: Mapping[Gate, Decisions]
+    ) -> dict[int, Edit]:
+        """layer -> what the hook of one site does there: all its edits, then what gates `read` of it."""
+        edits: dict[int, Edit] = {}
+        for layer in sorted({*(edit.layer for edit in interventions), *(decisions.gate.layer for decisions in read)}):
+            made_here = [edit for edit in interventions if edit.layer == layer]
+            read_here = [decisions for decisions in read if decisions.gate.layer == layer]
+            edits[layer] = self._edit(made_here, read_here, gates)
+        return edits
 
     def _check(self, intervention: Intervention) -> None:
         if not isinstance(intervention, Intervention):
             raise TypeError(_not_an_intervention(intervention))
         check_layer(self.model, intervention.layer)
-        self._check_width(intervention.direction, intervention.vector.source)
+        if intervention.place not in OF_BLOCKS:
+            with self.paused():  # the first look for a site is a pass of the plain model
+                site_modules(self.model, intervention.place)
+        self._check_width(intervention.direction, intervention.vector.source, intervention.place)
         if intervention.gate:
-            self._check_width(intervention.gate.direction, intervention.gate.vector.source)
+            self._check_width(intervention.gate.direction, intervention.gate.vector.source, BLOCK_OUTPUT)
 
-    def _check_width(self, direction: Tensor, source: Provenance) -> None:
-        width, needed = direction.shape[-1], model_width(self.model)
+    def _check_width(self, direction: Tensor, source: Provenance, site: Site) -> None:
+        width, needed = direction.shape[-1], site_width(self.model, site)
         if width != needed:
+            place = "" if site == BLOCK_OUTPUT else f" at its {site}"
             raise ValueError(
-                f"this vector is {width} wide and the model {needed}: it was read in "
-                f"{source.model or 'another model'!r}. Extract one with this model."
+                f"this vector is {width} wide and the model {needed}{place}: it was read in "
+                f"{source.model or 'another model'!r}, at the {source.site}. Extract one with this model."
             )
 
-    def _edit(self, interventions: Sequence[Intervention], layer: int, gates: Mapping[Gate, Decisions]) -> Edit:
-        """What one layer's hook does: all its edits, then what gates read of it."""
-        read_here = [decisions for gate, decisions in gates.items() if gate.layer == layer]
+    def _edit(
+        self, interventions: Sequence[Intervention], read: Sequence[Decisions], gates: Mapping[Gate, Decisions]
+    ) -> Edit:
         strengths = [intervention.strengths for intervention in interventions]
         directions = [intervention.direction for intervention in interventions]
 
         def edit(resid: Tensor) -> Tensor:
-            rows, columns, _ = resid.shape
             positions, last_prompt = (places.to(resid.device) for places in self._clock.now())
+            if resid.ndim == 2:  # OPT hands its MLP all rows in one
+                return edit(resid.unflatten(0, (-1, positions.shape[1]))).flatten(0, 1)
+            rows, columns, _ = resid.shape
             for n, intervention in enumerate(interventions):
                 directions[n] = directions[n].to(resid.device)  # once, for each model lives on few devices
                 direction, chosen = directions[n], intervention.where(positions, last_prompt)
@@ -167,7 +182,7 @@ class SteeringWrapper(nn.Module):
                     strength = strength * gates[intervention.gate].for_rows(rows, resid.device)
                 edited = intervention.operator(resid, direction, strength)
                 resid = torch.where((strength != 0)[..., None], edited, resid)
-            for decisions in read_here:
+            for decisions in read:
                 decisions.read(resid, positions, last_prompt, self._clock.begins)
             return resid
 

@@ -264,6 +264,20 @@ def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
     return vector._each(scaled, f"replaced by a random direction of the same norm, seed {seed}")
 
 
+def only_head(vector: SteeringVector, head: int, heads: int) -> SteeringVector:
+    """Of a vector that was read at the attention heads, what one of them has; the others get zeros.
+
+    >>> only_head(SteeringVector({0: torch.arange(1.0, 5.0)}), head=1, heads=2).at(0)
+    tensor([0., 0., 3., 4.])
+    """
+    if not 0 <= head < heads or vector.width % heads:
+        raise ValueError(f"there is no head {head} of {heads}, counted from 0, in a width of {vector.width}")
+    size = vector.width // heads
+    kept = torch.zeros(vector.width)
+    kept[head * size : (head + 1) * size] = 1.0
+    return vector._each({layer: kept * vector.at(layer) for layer in vector.layers}, f"head {head} of {heads} alone")
+
+
 def vector_hash(vector: SteeringVector) -> str:
     """16 hex digits of a vector's layers and numbers."""
     return tensors_digest((str(layer), vector.at(layer)) for layer in vector.layers)

@@ -71,7 +71,8 @@ def _intervention(record: dict[str, Any], vector: SteeringVector) -> list[str]:
     gate = record.get("gate")
     names = [_code(record["operator"]), _code(record["where"]) + (f" if {_code(gate)}" if gate else "")]
     made = [_code(source.method), str(source.n_pairs), _code(source.data_hash)]
-    return [_code(source.behavior), str(layer), strengths, f"{vector.norms()[taken]:.3g}", *names, *made]
+    layer_and_site = f"{layer}, {record['site']}" if "site" in record else str(layer)
+    return [_code(source.behavior), layer_and_site, strengths, f"{vector.norms()[taken]:.3g}", *names, *made]
 
 
 def _finetunes(adapters: Sequence[dict[str, Any]], active: Sequence[str]) -> str:

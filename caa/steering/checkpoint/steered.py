@@ -14,6 +14,7 @@ from caa.models.adapter_state import active_adapters
 from caa.models.adapters import adapter_record, load_adapter, save_adapter
 from caa.models.fingerprint import check_base, check_tokenizer, describe, tokenizer_fingerprint
 from caa.models.loading import load_model
+from caa.models.sites import BLOCK_OUTPUT
 from caa.steering.checkpoint.card import steered_card
 from caa.steering.checkpoint.hub import download
 from caa.steering.checkpoint.manifest import CARD, check_seal, inside, read_manifest, seal
@@ -27,7 +28,7 @@ from caa.vectors.vector import SteeringVector
 FORMAT = "caa.steered.v2"
 OLD_FORMAT = "caa.steered.v1"
 GATED_FORMAT = "caa.steered.v3"
-"""That of folders with what readers of v2 would pass over, and steer otherwise: gates."""
+"""That of folders with what readers of v2 would pass over, and steer otherwise: gates and sites."""
 MANIFEST = "steering.json"
 
 
@@ -99,7 +100,7 @@ def _write(
         if intervention.gate:
             intervention.gate.vector.save(folder / f"gate-{number}.safetensors")
     manifest = {
-        "format": GATED_FORMAT if any(intervention.gate for intervention in interventions) else FORMAT,
+        "format": GATED_FORMAT if any(map(_is_more, interventions)) else FORMAT,
         "base": describe(model),
         "tokenizer": tokenizer_fingerprint(tokenizer) if tokenizer is not None else "",
         "adapters": [_save_adapter(folder, model, name, first=name == names[0]) for name in names],
@@ -107,6 +108,11 @@ def _write(
         "interventions": [_to_json(n, intervention) for n, intervention in enumerate(interventions)],
     }
     seal(folder, manifest, MANIFEST)
+
+
+def _is_more(intervention: Intervention) -> bool:
+    """Than what the second format says."""
+    return intervention.gate is not None or intervention.place != BLOCK_OUTPUT
 
 
 def _save_adapter(folder: Path, model: Any, name: str, *, first: bool) -> dict[str, Any]:
@@ -119,6 +125,7 @@ def _save_adapter(folder: Path, model: Any, name: str, *, first: bool) -> dict[s
 
 def _to_json(number: int, intervention: Intervention) -> dict[str, Any]:
     gate = intervention.gate
+    site = {"site": intervention.place} if intervention.place != BLOCK_OUTPUT else {}
     gated = {"gate": {"vector": f"gate-{number}.safetensors", **gate.bounds}} if gate else {}
     return {
         "vector": f"vector-{number}.safetensors",
@@ -128,6 +135,7 @@ def _to_json(number: int, intervention: Intervention) -> dict[str, Any]:
         "operator": to_record(intervention.operator, OPERATORS, "operator"),
         "where": to_record(intervention.where, SCOPES, "scope"),
         **gated,
+        **site,
     }
 
 
@@ -203,6 +211,7 @@ def _from_json(folder: Path, record: dict[str, Any]) -> Intervention:
         from_record(record["where"], SCOPES, "scope"),
         record["source_layer"],
         _gate(folder, record["gate"]) if "gate" in record else None,
+        record.get("site", BLOCK_OUTPUT),  # where version 0.1 added vectors of any site
     )
 
 

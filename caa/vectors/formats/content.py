@@ -26,7 +26,7 @@ class Content:
     directions: Mapping[int, Tensor]
     """layer -> float32 [d_model], numbered as the file does; below 0 it counts from the last block."""
     site: str = "block output"
-    """Where in a block it was read, by the names of `caa.extraction.sites`."""
+    """Where in a block it was read, by the names of `caa.models.sites`."""
     behavior: str = ""
     model: str = ""
     method: str = ""

@@ -20,7 +20,7 @@ SITES = {
     "attn_out": "attention output",
     "mlp_out": "MLP output",
 }
-"""repsteer's components, by the names of `caa.extraction.sites`."""
+"""repsteer's components, by the names of `caa.models.sites`."""
 _MARKS = {
     "repsteer": ("manifest.json", "tensors.safetensors"),
     "persona-vectors": ("metadata.json", "steering_vector.safetensors"),

@@ -25,7 +25,7 @@ HOOK_POINTS = {
     "ffn_out_pre_residual": "MLP output",
     "attn_out_pre_residual": "attention output",
 }
-"""GLP's places (`glp.hook_point`, empty where a file does not say), by the names of `caa.extraction.sites`."""
+"""GLP's places (`glp.hook_point`, empty where a file does not say), by the names of `caa.models.sites`."""
 SOURCE, HASH = "caa.source", "caa.sha256"
 """Two fields of our own, which other tools skip: the provenance as JSON, and a hash of it and of the numbers."""
 
