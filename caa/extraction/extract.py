@@ -70,7 +70,7 @@ def extract(
         return _with_letters(vector, sums, model, balanced=False)
     chat, (name, pairs) = ChatFormat.of(chat), named_pairs(pairs, behavior)
     sums = LetterSums([letter(pair.positive) or "" for pair in pairs])
-    data_hash = _read_into(sums, model, chat.tokenizer, pair_texts(chat, pairs, token), layers, config, len(pairs))
+    data_hash = read_into(sums, model, chat.tokenizer, pair_texts(chat, pairs, token), layers, config, len(pairs))
     source = provenance(model, name, len(pairs), config, data_hash)
     source = replace(source, method=method_name(method, sums.letters))
     balanced = method is balanced_mean
@@ -112,7 +112,7 @@ def extract_from_texts(
     texts = [*last_tokens(tokenizer, positive), *last_tokens(tokenizer, negative)]
     weights = [[1 / len(positive)]] * len(positive) + [[-1 / len(negative)]] * len(negative)
     total = WeightedSum(torch.tensor(weights, dtype=torch.float64))
-    data_hash = _read_into(total, model, tokenizer, texts, layers, config, len(texts))
+    data_hash = read_into(total, model, tokenizer, texts, layers, config, len(texts))
     source = provenance(model, behavior, min(len(positive), len(negative)), config, data_hash)
     return SteeringVector(total.directions(), replace(source, method="mean difference, unpaired"))
 
@@ -166,7 +166,7 @@ def _read_pairs(
 ) -> PairActivations:
     chat, (name, pairs) = ChatFormat.of(chat), named_pairs(pairs, behavior)
     kept, texts = Everything(), pair_texts(chat, pairs, config.token)
-    data_hash = _read_into(kept, model, chat.tokenizer, texts, layers, config, len(pairs))
+    data_hash = read_into(kept, model, chat.tokenizer, texts, layers, config, len(pairs))
     stacked = kept.stacked()
     return PairActivations(
         {layer: resid[:, 0] for layer, resid in stacked.items()},
@@ -187,7 +187,7 @@ def _read_texts(
     config: ReadConfig,
 ) -> PairActivations:
     kept, texts = Everything(), [*last_tokens(tokenizer, positive), *last_tokens(tokenizer, negative)]
-    data_hash = _read_into(kept, model, tokenizer, texts, layers, config, len(texts))
+    data_hash = read_into(kept, model, tokenizer, texts, layers, config, len(texts))
     stacked, n_positive = kept.stacked(), len(positive)
     source = provenance(model, behavior, min(n_positive, len(negative)), config, data_hash)
     return PairActivations(
@@ -242,7 +242,7 @@ class Everything:
         return {layer: torch.cat(batches)[order] for layer, batches in self.batches.items()}
 
 
-def _read_into(
+def read_into(
     reducer: WeightedSum | LetterSums | Everything,
     model: Any,
     tokenizer: Any,
