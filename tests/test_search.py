@@ -285,6 +285,9 @@ def test_other_commands_are_told_what_was_chosen(tmp_path):
     assert told[-3:] == ["Hi?", "--dose", "0.1"]
     assert {f"--vector={vector}", "--layer=2"} <= set(told)
     assert not [word for word in told if word.startswith("--multiplier")], "two units of one thing"
+    assert "--multiplier=0.4" in words(tmp_path, "generate", "Hi?")
+    assert "--multiplier=0.4" in words(tmp_path, "robustness", "out")
+    assert "--most=1.0" in words(tmp_path, "redteam", "out")
     assert "--dose=0.3" in words(tmp_path, "play")
     assert "--layer=2" in words(tmp_path, "play")
     assert "--adapters.no=runs/no" in words(tmp_path, "play", adapter="runs/no")
