@@ -128,19 +128,22 @@ def _sums(
     """Of each text in a batch."""
     batch = [texts[row] for row in rows]
     first = min(text.start for text in batch)
-    logs = layout.logits(wrapper, batch, settings, first, pad_id).float().log_softmax(-1)
-    return [_gathered(logs[row], text, first) for row, text in enumerate(batch)]
+    logits = layout.logits(wrapper, batch, settings, first, pad_id)
+    return [_gathered(logits[row], text, first) for row, text in enumerate(batch)]
 
 
 def _gathered(
-    logs: Float[Tensor, "setting tail column vocab"], text: Continued, first: int
+    logits: Float[Tensor, "setting tail column vocab"], text: Continued, first: int
 ) -> Float[Tensor, "setting continuation"]:
-    """The sum over each continuation's tokens; column 0 of `logs` predicts token `first`."""
-    sums = []
+    """The sum over each continuation's tokens; column 0 of `logits` predicts token `first`.
+
+    Text by text, so that no second copy of a whole pass's logits is ever held: a vocabulary may be large.
+    """
+    totals, sums = logits.float().logsumexp(-1).double(), []
     for tokens in text.continuations:
-        columns = torch.arange(text.start - first, len(tokens) - first)
-        picked = logs[:, text.place(tokens), columns, torch.tensor(tokens[text.start :])]
-        sums.append(picked.double().sum(-1).cpu())
+        columns, place = torch.arange(text.start - first, len(tokens) - first), text.place(tokens)
+        picked = logits[:, place, columns, torch.tensor(tokens[text.start :])].double() - totals[:, place, columns]
+        sums.append(picked.sum(-1).cpu())
     return torch.stack(sums, dim=1)
 
 
