@@ -151,6 +151,19 @@ def test_the_comparison_of_methods_on_the_embedded_model(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+def test_any_finetune_on_the_embedded_model(monkeypatch, tmp_path, capsys):
+    whole = json.loads((ROOT / "caa" / "data" / "builtin" / "refusal.json").read_text(encoding="utf-8"))
+    small = {"name": "refusal", "pairs": whole["pairs"][:16], "ab_questions": whole["ab_questions"][:2]}
+    (tmp_path / "small.json").write_text(json.dumps(small), encoding="utf-8")
+    words = ["--out", str(tmp_path / "run"), "--behavior", str(tmp_path / "small.json"), "--steps", "2"]
+    run(monkeypatch, "recipes/any_finetune.py", *words)
+    shown = capsys.readouterr().out
+    assert "dpo_for: positive by DPO (LoRA)" in shown
+    assert "plain_peft: made elsewhere" in shown
+    assert len(re.findall(r"\| \S+ \| \d\.\d{3} \| [+-]\d\.\d\d \| \d\.\d\d \| \d\.\d{3} \|", shown)) == 9
+
+
+@pytest.mark.slow
 def test_every_figure_of_a_finished_run(tmp_path):
     """Every figure of a run of one behavior, and the page that holds them."""
     pytest.importorskip("matplotlib", reason="figures need the extra `plot`")
