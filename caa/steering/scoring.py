@@ -139,11 +139,11 @@ def _gathered(
 
     Text by text, so that no second copy of a whole pass's logits is ever held: a vocabulary may be large.
     """
-    totals, sums = logits.float().logsumexp(-1).double(), []
+    logs, sums = logits.float().log_softmax(-1), []
     for tokens in text.continuations:
-        columns, place = torch.arange(text.start - first, len(tokens) - first), text.place(tokens)
-        picked = logits[:, place, columns, torch.tensor(tokens[text.start :])].double() - totals[:, place, columns]
-        sums.append(picked.sum(-1).cpu())
+        columns = torch.arange(text.start - first, len(tokens) - first)
+        picked = logs[:, text.place(tokens), columns, torch.tensor(tokens[text.start :])]
+        sums.append(picked.double().sum(-1).cpu())
     return torch.stack(sums, dim=1)
 
 
