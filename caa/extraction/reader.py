@@ -24,6 +24,7 @@ from caa.models.blocks import check_layer, context_length, decoder, decoder_bloc
 from caa.models.capabilities import can_branch
 from caa.models.hooks import reading
 from caa.models.sites import INPUTS, Site, check_site, site_modules
+from caa.steering.state import check_unsteered
 
 Token = Literal["parting", "last", "mean"] | int
 """Which token of an answer is read: "parting" is the first at which the two answers differ (the letter of "(A)"),
@@ -129,6 +130,7 @@ def read(
     smaller. ValueError for a text that the context cannot hold.
     """
     check_readable(model)
+    check_unsteered(model, "what is read")
     layers, modules = chosen_layers(model, layers), site_modules(model, config.site)
     limit, pad_id = context_length(model, tokenizer), tokenizer.pad_token_id or 0
     texts, first = iter(texts), 0

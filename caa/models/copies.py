@@ -8,6 +8,10 @@ from typing import Any
 from torch import nn
 
 from caa.models.adapters import unload
+from caa.models.blocks import base_model
+
+STEERING = "_caa_steering"
+"""The attribute of a model that says what steers it."""
 
 
 def shell(model: Any) -> Any:
@@ -19,6 +23,8 @@ def shell(model: Any) -> Any:
     for parameter in model.parameters():
         plain = type(parameter) is nn.Parameter  # those of quantized layers know more than their numbers
         memo[id(parameter)] = nn.Parameter(parameter.data, parameter.requires_grad) if plain else parameter
+    if (state := vars(base_model(model)).get(STEERING)) is not None:
+        memo[id(state)] = state.of_a_copy()
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
         module._forward_hooks.clear()

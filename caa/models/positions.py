@@ -20,7 +20,7 @@ class TokenClock:
     """
 
     def __init__(self, first_position: int = 0) -> None:
-        self._first = first_position
+        self.first = first_position
         self.prompt_lengths: Int[Tensor, " prompt"] | None = None
         """Set by whoever knows how many tokens of each prompt there are; None to let the first pass decide."""
         self.begins = True
@@ -42,7 +42,7 @@ class TokenClock:
         mask = inputs.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         places = inputs.get("position_ids")
-        places = None if places is None else (places - self._first).clamp(min=0)  # pads may stand before the first
+        places = None if places is None else (places - self.first).clamp(min=0)  # pads may stand before the first
         self.begins = bool(seen == 0)
         self._positions = _positions(tokens, places, mask, seen)
         if self.prompt_lengths is not None:

@@ -20,7 +20,6 @@ from caa.models.blocks import (
     check_layer,
     decoder,
     decoder_blocks,
-    first_position,
     generation_inputs,
     keeps_place,
     position_inputs,
@@ -36,6 +35,7 @@ from caa.steering.checkpoint.steered import load_steered, save_steered
 from caa.steering.gates import Decisions, Gate
 from caa.steering.intervention import Intervention
 from caa.steering.patching import Recording
+from caa.steering.state import ModelSteering, Steering
 from caa.vectors.vector import Provenance, SteeringVector
 
 
@@ -57,17 +57,25 @@ class SteeringWrapper(nn.Module):
         self.model = model
         self._waiting: list[Any] = []  # in a list, so that torch does not take it for a part of this module
         self._checkpoints: dict[str, Checkpoint] = {}
-        self._steering: dict[ExitStack, tuple[Intervention, ...]] = {}
-        self._hooks = ExitStack()
         decoder_blocks(model)
-        self._clock = TokenClock(first_position(model))
+        self._state = ModelSteering.of(model)
+        if interventions and self.interventions:
+            edits = "; ".join(map(str, self.interventions))
+            warnings.warn(
+                f"the model is steered already ({edits}), and this adds to it: `unsteer()` takes all of it off",
+                stacklevel=2,
+            )
         if interventions:
             self.steer(*interventions)
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:
-        """What is being done to the model now, in the order in which it was asked for."""
-        return tuple(intervention for group in self._steering.values() for intervention in group)
+        """What is being done to the model now, by this or another wrapper, in the order in which it was asked for."""
+        return self._state.interventions
+
+    @property
+    def _clock(self) -> TokenClock:
+        return self._state.clock
 
     def __repr__(self) -> str:
         return "\n".join([f"SteeringWrapper({self._described()})", *(f"  {edit}" for edit in self.interventions)])
@@ -81,41 +89,50 @@ class SteeringWrapper(nn.Module):
         base = model_name(self.model) or type(base_model(self.model)).__name__
         return f"{base}, {len(decoder_blocks(self.model))} layers{worn}; {steered}"
 
-    def steer(self, *interventions: Intervention) -> ExitStack:
+    def steer(self, *interventions: Intervention) -> Steering:
         """Edit the residual stream from now on: until the `with` block ends, the result's `close()`, or `unsteer()`.
 
-        Calls add up, in their order. ValueError for a layer that does not exist and a vector of another width,
-        TypeError for a vector without a layer.
+        Calls add up, in their order, those of other wrappers around the model too. ValueError for a layer that does not
+        exist and a vector of another width, TypeError for a vector without a layer, RuntimeError while another thread
+        steers the model in a `with` block.
         """
         for intervention in interventions:
             self._check(intervention)
-        handle = ExitStack()
-        self._steering[handle] = interventions
-        handle.callback(self._take_off, handle)
-        self._install()
-        return handle
+        with self._state.lock, ExitStack() as undo:
+            self._state.check_thread()
+            steering = Steering()
+            self._state.groups[steering] = interventions
+            steering.callback(self._take_off, steering)
+            undo.callback(steering.close)
+            self._install()
+            undo.pop_all()
+        return steering
 
     def unsteer(self) -> None:
-        """Take every steering off."""
-        for handle in list(self._steering):
-            handle.close()
+        """Take every steering off the model, also what another wrapper has put on."""
+        for steering in list(self._state.groups):
+            steering.close()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Run unsteered for a while."""
-        self._hooks.close()
-        try:
-            yield
-        finally:
-            self._install()
+        """Run unsteered for a while; what is put on or taken off meanwhile counts from its end on."""
+        with self._state.lock:
+            try:
+                with self._state.paused():
+                    yield
+            finally:
+                self._install()
 
-    def _take_off(self, handle: ExitStack) -> None:
-        del self._steering[handle]
-        self._install()
+    def _take_off(self, steering: Steering) -> None:
+        with self._state.lock:
+            del self._state.groups[steering]
+            self._install()
 
     def _install(self) -> None:
         """One hook for each place, which makes all its edits in order; none at all where every multiplier is 0."""
-        self._hooks.close()
+        self._state.hooks.close()
+        if self._state.pauses:
+            return
         active = [intervention for intervention in self.interventions if intervention.strengths.any()]
         if not active:
             return
@@ -126,7 +143,7 @@ class SteeringWrapper(nn.Module):
                 read = list(gates.values()) if site == BLOCK_OUTPUT else []
                 edits = self._edits([edit for edit in active if edit.place == site], read, gates)
                 stack.enter_context(writing(site_modules(self.model, site), edits, inputs=site in INPUTS))
-            self._hooks = stack.pop_all()
+            self._state.hooks = stack.pop_all()
 
     def _edits(
         self, interventions: Sequence[Intervention], read: Sequence[Decisions], gates: Mapping[Gate, Decisions]
@@ -239,7 +256,7 @@ class SteeringWrapper(nn.Module):
         if not mask[:, -1].all():
             raise ValueError("generation continues the last column, so pad prompts on the left (padding_side='left')")
         self._warn_of_pads(mask)
-        if self._steering and not keeps_place(self.model):
+        if self.interventions and not keeps_place(self.model):
             kwargs.setdefault("use_cache", False)
         goes_on = kwargs.get("past_key_values") is not None
         kwargs = {**generation_inputs(self.model, mask, goes_on=goes_on), **kwargs}
@@ -262,11 +279,12 @@ class SteeringWrapper(nn.Module):
 
     @contextmanager
     def _prompts(self, lengths: Tensor | None) -> Iterator[None]:
-        before, self._clock.prompt_lengths = self._clock.prompt_lengths, lengths
-        try:
-            yield
-        finally:
-            self._clock.prompt_lengths = before
+        with self._state.lock:
+            before, self._clock.prompt_lengths = self._clock.prompt_lengths, lengths
+            try:
+                yield
+            finally:
+                self._clock.prompt_lengths = before
 
     # Finetunes: adapters by PEFT, and checkpoints of the same base.
 
@@ -353,9 +371,11 @@ class SteeringWrapper(nn.Module):
             self._put_in(*before)
 
     def _put_in(self, model: Any, waiting: list[Any]) -> None:
-        self._hooks.close()
-        self.model, self._waiting = model, waiting
-        self._install()
+        with self._state.lock:
+            self._state.hooks.close()
+            self.model, self._waiting = model, waiting
+            self._state.move_to(model)
+            self._install()
 
     def save_pretrained(
         self, folder: str | Path, tokenizer: Any = None, *, finetunes: Sequence[str] | None = None, results: str = ""

@@ -29,6 +29,7 @@ from caa.models.fingerprint import fingerprint, has_fingerprint
 from caa.models.names import model_name
 from caa.models.restore import borrowed
 from caa.steering.intervention import Intervention
+from caa.steering.state import check_unsteered
 from caa.training.config import FinetuneConfig, Method, Weights, default_config
 from caa.training.examples import (
     FEWEST,
@@ -148,6 +149,7 @@ def stops(model: Any) -> list[int]:
 
 
 def _check_plain(model: Any) -> None:
+    check_unsteered(model, "a finetune")
     if getattr(model, "peft_config", None):
         raise ValueError(
             f"this model already wears adapters ({', '.join(model.peft_config)}), and a finetune starts from a plain "

@@ -87,7 +87,7 @@ class LocalModel:
     def _next(self, texts: Sequence[list[int]]) -> list[Likely]:
         """The likeliest next tokens after each text, from a float32 softmax."""
         likeliest: dict[int, Likely] = {}
-        with evaluating(self._wrapper):
+        with evaluating(self._wrapper), self._wrapper.paused():  # whoever judges is not steered
             for rows in by_length(texts, self._batch_size):
                 ids, mask = pad([texts[row] for row in rows], self._tokenizer.pad_token_id or 0, side="left")
                 device = self._wrapper.model.get_input_embeddings().weight.device
