@@ -10,10 +10,12 @@ import torch
 from tiny import random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Behavior, ContrastPair, EvalGrid, Intervention, SteeringVector, SteeringWrapper, extract, finetune
-from caa.evals.lm_eval import steered_lm
+from caa.data.behaviors import Question
+from caa.evals.damage import perplexities
 from caa.judges.clients.local import LocalModel
 from caa.models.batching import pad
 from caa.models.copies import shell
+from caa.models.positions import TokenClock
 from caa.steering.scopes import everywhere
 
 PAIRS = [ContrastPair(f"{word}?", "(A) yes", "(B) no") for word in ("who", "where", "how")]
@@ -74,7 +76,7 @@ def test_what_is_steered_is_known_below_and_above_an_adapter(model):
 
 
 def test_what_is_to_be_measured_unsteered_is_refused_while_another_wrapper_steers(model, tmp_path):
-    behavior = Behavior("patience", tuple(PAIRS))
+    behavior = Behavior("patience", tuple(PAIRS), ab_questions=(Question("Wait?", "(A)", "(B)"),))
     steering = SteeringWrapper(model).steer(push())
     tokenizer, other = tiny_tokenizer(), SteeringWrapper(model)
     with pytest.raises(ValueError, match=r"being steered \(.*\), and what is read would be of the steered model"):
@@ -83,8 +85,8 @@ def test_what_is_to_be_measured_unsteered_is_refused_while_another_wrapper_steer
         finetune(model, tokenizer, behavior, "positive", tmp_path / "adapter", progress=False)
     with pytest.raises(ValueError, match="is being steered already"):
         EvalGrid(behavior, vector(), layers=[1], tasks=["ab"]).run(other, tokenizer, tmp_path)
-    with pytest.raises(ValueError, match="is being steered already"):
-        steered_lm(other, tokenizer, push())
+    with pytest.raises(ValueError, match="is being steered, and would judge its own texts"):
+        perplexities(other, tokenizer, ["Is it?"], ["yes"])
     with other.paused():
         paused = extract(model, tokenizer, PAIRS)
     steering.close()
@@ -179,9 +181,34 @@ def test_passes_of_two_threads_take_turns(model):
 
 def test_steering_that_cannot_be_put_on_is_not_there(model, monkeypatch):
     wrapper = SteeringWrapper(model)
-    monkeypatch.setattr("caa.steering.wrapper.writing", lambda *_: 1 / 0)
+    monkeypatch.setattr("caa.steering.wrapper.writing", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         wrapper.steer(push())
     monkeypatch.undo()
     assert not wrapper.interventions
     assert not hooks(model)
+
+
+class Filled:
+    """A cache that has read so many tokens; a state where it does not know."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def get_seq_length(self):
+        if self.length is None:
+            raise ValueError("only recurrent layers")
+        return self.length
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_a_pass_that_goes_on_is_known_by_either_name_of_the_cache(name):
+    """transformers 5.24 has another name than the releases before."""
+    clock = TokenClock()
+    clock.tick({"input_ids": IDS, name: Filled(0)})
+    clock.tick({"input_ids": IDS[:, :1], name: Filled(6)})
+    positions, last_prompt = clock.now()
+    assert positions.tolist() == [[6], [6]]
+    assert last_prompt.tolist() == [[5], [5]]
+    with pytest.raises(ValueError, match="a recurrent state does not say how many tokens it has read"):
+        clock.tick({"input_ids": IDS, name: Filled(None)})

@@ -20,7 +20,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from caa.models.hooks import Call, RepeatedBlocks, stream_of, tracing
-from caa.models.positions import position_ids
+from caa.models.positions import CACHES, cache_in, position_ids
 
 
 def base_model(model: Any) -> Any:
@@ -61,6 +61,8 @@ class _Stack:
     first_position: int | None = 0
     """What it counts the tokens of a row without pads from: 0, or the number behind its pad token's (RoBERTa). None
     where it counts otherwise or takes no `position_ids`."""
+    keeps_place: bool = True
+    """Whether its cache says how many tokens it has read."""
 
 
 _STACKS: WeakKeyDictionary[nn.Module, _Stack] = WeakKeyDictionary()
@@ -114,7 +116,7 @@ def _by_behavior(base: Any) -> _Stack:
     width = _check_stream(base, run)
     names = tuple(dict.fromkeys(call.name for call in run))
     owner, repeated = _owner(calls, ids, names[0]), len(run) > len(names)
-    return _Stack(owner, names, width, repeated, _first_position(base, owner, ids))
+    return _Stack(owner, names, width, repeated, _first_position(base, owner, ids), _keeps_place(base, owner, ids))
 
 
 @torch.no_grad()
@@ -237,6 +239,17 @@ def _check_stream(base: Any, run: Sequence[Call]) -> int:
     return int(width)
 
 
+@torch.no_grad()
+def _keeps_place(base: Any, owner: str, ids: Tensor) -> bool:
+    """By the name of the cache, or, where recurrent states have that name too, by what one says that was filled."""
+    names = inspect.signature(base.get_submodule(owner).forward).parameters
+    if "cache" not in names:
+        return "past_key_values" in names
+    with evaluating(base), torch.compiler.set_stance("force_eager"), suppress(TypeError, ValueError, AttributeError):
+        return int(cache_in(base(input_ids=ids, use_cache=True)).get_seq_length()) == ids.shape[1]
+    return False
+
+
 # By structure.
 
 
@@ -342,7 +355,12 @@ def generation_inputs(
 
 def keeps_place(model: Any) -> bool:
     """Whether the family's cache says how many tokens it has read; the state of recurrent families does not."""
-    return "past_key_values" in inspect.signature(decoder(model).forward).parameters
+    return _stack(model).keeps_place
+
+
+def cache_name(model: Any) -> str:
+    """What the model calls its cache: "past_key_values", or "cache" from transformers 5.24 on."""
+    return CACHES["cache" in inspect.signature(decoder(model).forward).parameters]
 
 
 @contextmanager

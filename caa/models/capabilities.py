@@ -13,6 +13,7 @@ from torch import Tensor
 from caa.models.batching import branched, pad
 from caa.models.blocks import (
     base_model,
+    cache_name,
     decoder,
     decoder_blocks,
     evaluating,
@@ -25,6 +26,7 @@ from caa.models.blocks import (
     text_config,
 )
 from caa.models.hooks import expanding, writing
+from caa.models.positions import cache_in
 from caa.models.slots import SlotCache
 
 
@@ -165,11 +167,11 @@ def _goes_on_from_repeated_cache(model: Any) -> bool:
     filling, *drawn = ordinary_ids(model, 11)
     ids, mask = pad([drawn[:5], drawn[5:]], filling)
     rounding = _rounding(model, ids, mask, (torch.arange(2), torch.tensor([4, 4])))
-    cache = model(**_placed(model, ids[:, :-1], mask[:, :-1]), use_cache=True).past_key_values
+    cache = cache_in(model(**_placed(model, ids[:, :-1], mask[:, :-1]), use_cache=True))
     repeat_cache(cache, 2, 2)
     twice = [values.repeat_interleave(2, dim=0) for values in (ids, mask)]
     plain = _written(model, *twice, use_cache=False)
-    return _agree(_written(model, *twice, past_key_values=cache), plain, rounding)
+    return _agree(_written(model, *twice, **{cache_name(model): cache}), plain, rounding)
 
 
 def _keeps_slots_apart(model: Any) -> bool:
@@ -177,7 +179,7 @@ def _keeps_slots_apart(model: Any) -> bool:
     filling, *drawn = ordinary_ids(model, 12)
     prompts = [drawn[:3], drawn[3:9], drawn[9:11] * 2]
     stems, mask = pad([prompt[:-1] for prompt in prompts], filling)
-    cache = model(**_placed(model, stems, mask), use_cache=True).past_key_values
+    cache = cache_in(model(**_placed(model, stems, mask), use_cache=True))
     slots = SlotCache(2, 12)
     for row in (0, 1):
         slots.add(cache, row, len(prompts[row]) - 1, 1)
@@ -200,7 +202,7 @@ def _next_logits(model: Any, slots: SlotCache, tokens: Sequence[int]) -> Tensor:
         "position_ids": places,
     }
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    logits: Tensor = model(**inputs, past_key_values=slots, use_cache=True).logits[:, -1]
+    logits: Tensor = model(**inputs, **{cache_name(model): slots}, use_cache=True).logits[:, -1]
     slots.advance()
     return logits
 

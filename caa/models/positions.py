@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+CACHES = ("past_key_values", "cache")
+"""What models call the keys and values of earlier passes: until transformers 5.23, and from 5.24 on."""
+
+
+def cache_in(named: Mapping[str, Any]) -> Any:
+    """The cache among arguments or outputs; None where there is none."""
+    return next((named[name] for name in CACHES if named.get(name) is not None), None)
 
 
 class TokenClock:
@@ -30,15 +39,9 @@ class TokenClock:
 
     def tick(self, inputs: Mapping[str, Any]) -> None:
         """A pass begins. ValueError for one that goes on from a state which does not say how long its past is."""
-        if any(inputs.get(name) is not None for name in ("cache_params", "state")):
-            raise ValueError(
-                "a recurrent state does not say how many tokens it has read, so nobody knows which ones follow: "
-                "steer this family with use_cache=False, as the wrapper's own `generate` does"
-            )
         tokens = inputs.get("input_ids")
         tokens = inputs["inputs_embeds"][..., 0] if tokens is None else tokens
-        cache = inputs.get("past_key_values")
-        seen = cache.get_seq_length() if cache is not None else 0
+        seen = _seen(inputs)
         mask = inputs.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         places = inputs.get("position_ids")
@@ -58,6 +61,18 @@ class TokenClock:
         if rows % prompts:
             raise ValueError(f"{prompts} prompt lengths do not fit a batch of {rows} rows: give one for each prompt")
         return self._positions[:: rows // prompts], self._last_prompt
+
+
+def _seen(inputs: Mapping[str, Any]) -> int:
+    """How many tokens the passes before have read; ValueError for a state that does not say."""
+    cache = cache_in(inputs)
+    if all(inputs.get(name) is None for name in ("cache_params", "state")):
+        with suppress(ValueError, AttributeError):
+            return 0 if cache is None else int(cache.get_seq_length())
+    raise ValueError(
+        "a recurrent state does not say how many tokens it has read, so nobody knows which ones follow: "
+        "steer this family with use_cache=False, as the wrapper's own `generate` does"
+    )
 
 
 def position_ids(attention_mask: Int[Tensor, "row position"]) -> Int[Tensor, "row position"]:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from caa.models.adapter_state import check_readable
-from caa.models.blocks import input_device, takes
+from caa.models.blocks import cache_name, input_device, takes
 from caa.models.capabilities import can_pad, can_repeat_cache, repeat_cache
+from caa.models.positions import cache_in
 from caa.steering.intervention import Setting, leaves_prompt, together
 from caa.steering.wrapper import SteeringWrapper
 
@@ -37,7 +38,7 @@ def generate_settings(
     if apart:
         return _one_at_a_time(wrapper, ids, attention_mask.bool(), settings)
     cache = _shared_cache(wrapper, ids, attention_mask, settings)
-    options = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+    options = {} if cache is None else {cache_name(wrapper.model): cache, "use_cache": True}
     repeated = [values.repeat_interleave(times, dim=0) for values in (ids, attention_mask)]
     edits = [replace(edit, multiplier=edit.strengths.flatten().repeat(len(ids))) for edit in together(settings)]
     with wrapper.steer(*edits):
@@ -67,6 +68,6 @@ def _shared_cache(wrapper: SteeringWrapper, ids: Tensor, mask: Tensor, settings:
         if not can_repeat_cache(wrapper.model):
             return None
     options: dict[str, Any] = {"logits_to_keep": 1} if takes(wrapper.model, "logits_to_keep") else {}
-    cache = wrapper.run_pass(ids[:, :-1], mask[:, :-1], use_cache=True, **options).past_key_values
+    cache = cache_in(wrapper.run_pass(ids[:, :-1], mask[:, :-1], use_cache=True, **options))
     repeat_cache(cache, len(ids), len(settings))
     return cache

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from caa.models.batching import pad
-from caa.models.blocks import first_position, input_device, takes
+from caa.models.blocks import cache_name, first_position, input_device, takes
+from caa.models.positions import cache_in
 from caa.models.slots import SlotCache
 from caa.steering.intervention import Setting, leaves_prompt, together
 from caa.steering.wrapper import SteeringWrapper
@@ -136,7 +137,7 @@ class _Pool:
             prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
         )
         with self.wrapper.steer(*together(settings)):
-            return self.wrapper.run_pass(**inputs, use_cache=True, **options).past_key_values
+            return cache_in(self.wrapper.run_pass(**inputs, use_cache=True, **options))
 
     def _on_device(self, **tensors: Tensor) -> dict[str, Tensor]:
         device = input_device(self.model)
@@ -174,7 +175,9 @@ class _Pool:
             position_ids=torch.tensor(self.cache.lengths)[:, None] + first_position(self.model),
             prompt_lengths=torch.tensor([len(self.writing.prompts[row.place.prompt]) for row in self.rows]),
         )
-        logits = self.wrapper.run_pass(**inputs, past_key_values=self.cache, use_cache=True).logits[:, -1]
+        logits = self.wrapper.run_pass(**inputs, **{cache_name(self.wrapper.model): self.cache}, use_cache=True).logits[
+            :, -1
+        ]
         if logits.isnan().any():
             number = int(logits.isnan().any(-1).nonzero()[0])
             setting = " and ".join(map(str, self.writing.settings[self.rows[number].place.setting]))

@@ -28,7 +28,7 @@ from caa.models.capabilities import can_pad
 from caa.models.checkpoints import Checkpoint, aside, load_alike, read_checkpoint
 from caa.models.hooks import Edit, listening, writing
 from caa.models.names import ADAPTER_CONFIG, model_name
-from caa.models.positions import TokenClock, coefficients, one_each, repeat_rows
+from caa.models.positions import TokenClock, cache_in, coefficients, one_each, repeat_rows
 from caa.models.sites import BLOCK_OUTPUT, INPUTS, OF_BLOCKS, Site, site_modules, site_width
 from caa.steering.checkpoint.hub import upload
 from caa.steering.checkpoint.steered import load_steered, save_steered
@@ -235,7 +235,7 @@ class SteeringWrapper(nn.Module):
         if mask is not None and "position_ids" not in kwargs:
             for name, tensor in position_inputs(self.model, mask).items():
                 kwargs[name] = tensor[:, -input_ids.shape[1] :]
-        if prompt_lengths is None and mask is not None and kwargs.get("past_key_values") is None:
+        if prompt_lengths is None and mask is not None and cache_in(kwargs) is None:
             prompt_lengths = mask.sum(1)  # RWKV's decoder is not told of the mask
         lengths = None if prompt_lengths is None else one_each(prompt_lengths, len(input_ids), "prompt lengths")
         with self._prompts(lengths):
@@ -258,7 +258,7 @@ class SteeringWrapper(nn.Module):
         self._warn_of_pads(mask)
         if self.interventions and not keeps_place(self.model):
             kwargs.setdefault("use_cache", False)
-        goes_on = kwargs.get("past_key_values") is not None
+        goes_on = cache_in(kwargs) is not None
         kwargs = {**generation_inputs(self.model, mask, goes_on=goes_on), **kwargs}
         with self._prompts(mask.sum(1)):
             return self.model.generate(input_ids=input_ids, attention_mask=mask, **kwargs)
