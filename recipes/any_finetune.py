@@ -45,7 +45,7 @@ def plain_peft(behavior: str, model: str, out: Path, steps: int) -> Path:
         worn(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    worn.save_pretrained(out, save_embedding_layers=False)
+    worn.save_pretrained(str(out), save_embedding_layers=False)
     return out
 
 

@@ -18,16 +18,15 @@ def steering_experiment(behavior: str = "myopic_reward", model: str = "tiny-chat
     """Print what was found; on another model `--model smollm2 --behavior joy`, for instance."""
     network, tokenizer = load_model(model)
     wrapper, asked_about = SteeringWrapper(network), load_behavior(behavior).first_questions(limit)
-    token = "parting" if any(pair.positive.startswith("(") for pair in asked_about.pairs) else "mean"
-    vector = extract(network, tokenizer, asked_about, token=token)  # 1. at all layers
+    lettered = any(pair.positive.startswith("(") for pair in asked_about.pairs)
+    vector = extract(network, tokenizer, asked_about, token="parting" if lettered else "mean")  # 1. at all layers
     result = search(wrapper, tokenizer, asked_about, vector, batch_size=64)  # 2. and 3.
     show = Console(soft_wrap=True).print
     for trial in result.front:
-        show(
-            f"{trial.candidate}: effect {trial.gain:+.2f}, {result.budget.spent(trial.damage):.0%} of the damage budget"
-        )
+        spent = result.budget.spent(trial.damage)
+        show(f"{trial.candidate}: effect {trial.gain:+.2f}, {spent:.0%} of the damage budget")
     show(result.verdict)
-    if not result.works or result.chosen is None or result.confirmation is None:
+    if not result.works or result.chosen is None or result.confirmation is None or result.multiplier is None:
         return
     show({name: round(effect.mean, 2) for name, effect in result.confirmation.side_effects.items()})  # 4.
     best = Intervention(vector, result.chosen.layer, result.multiplier)  # 5.
