@@ -83,7 +83,7 @@ def wrong_use(arguments, capsys) -> str:
     [
         (["gird"], "there is no command 'gird', did you mean 'grid'?"),
         (["extract", "sycophancy", "out", "--modle", "x"], "there is no option --modle, did you mean '--model'?"),
-        (["finetune", "refusal", "positiv", "out"], "direction is one of positive, negative, not 'positiv', did you"),
+        (["finetune", "refusal", "positiv", "out"], "direction is one of positive, negative, data, not 'positiv', did"),
         (["finetune", "refusal", "positive", "o", "--training.rnk", "4"], "did you mean '--training.rank'?"),
         (["grid", "refusal", "v", "x", "out"], "--layers should be int, not 'x'"),
         (["grid", "refusal", "v", "1", "out", "--tasks"], "--tasks needs a value"),
@@ -289,7 +289,7 @@ def test_a_grid_names_everything_that_would_stop_it_at_once(tmp_path, vector, ca
         "there is no device cuda:7 on this machine",
         "there is no layer 77: tiny-chat has layers 0 to 5",
         "no direction for layer 77",
-        "nowhere is no LoRA adapter",
+        "nowhere is neither an adapter nor a checkpoint",
         "has no ab_questions",
         "has no open_questions",
         'has no "rubric"',

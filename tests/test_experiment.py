@@ -287,14 +287,16 @@ def test_a_vector_read_again_is_rescaled_as_the_first_one_was(tmp_path, set_mean
     experiment = Experiment(tmp_path, list(ASKED), multipliers=multipliers, set_mean_norm=set_mean_norm, reread=True)
     model, tokenizer = tiny_model(), tiny_tokenizer()
     vectors = experiment.find_vectors(model, tokenizer, behaviors)
-    worn = tiny_lora(model)
-    worn.add_adapter("other", worn.peft_config["sft"])
+    worn = tiny_lora(model, "positive")
+    worn.add_adapter("negative", worn.peft_config["positive"])
     for behavior in behaviors:
         found = experiment.reread_vectors(SteeringWrapper(worn), tokenizer, behavior, vectors[behavior.name])
-        assert {name: v.source.adapter for name, v in found.items()} == {"sft": "sft", "other": "other"}
-        own = found["sft"]
+        assert {name: v.source.adapter for name, v in found.items()} == {
+            name: name for name in ("positive", "negative")
+        }
+        own = found["positive"]
         plain, again = (
-            SteeringVector.load(tmp_path / "vectors" / f"{behavior.name}{end}.safetensors") for end in ("", "-sft")
+            SteeringVector.load(tmp_path / "vectors" / f"{behavior.name}{end}.safetensors") for end in ("", "-positive")
         )
         for layer in plain.layers:
             norms = [v.norms()[layer] for v in (own, again, vectors[behavior.name], plain)]

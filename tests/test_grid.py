@@ -500,7 +500,7 @@ def test_the_record_says_where_rows_come_from(whole):
     record = json.loads((whole / "run.json").read_text())
     assert record["version"] == 2
     assert set(record["settings"]) == {"model", "system", "template", "template_arguments", "behaviors"}
-    steered = {"vector", "reread", "also", "operator", "where", "settings"}
+    steered = {"vector", "site", "reread", "also", "operator", "where", "settings"}
     assert set(record["settings"]["behaviors"]["myopia"]) == {*steered, "finetunes", "prompts", "ab", "open"}
     assert (
         record["notes"]["versions"]["torch"] == torch.__version__.split("+")[0] or record["notes"]["versions"]["torch"]

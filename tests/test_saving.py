@@ -548,7 +548,9 @@ def test_a_wrong_tokenizer_is_refused(base, tmp_path):
     from tiny import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
-    folder = steered(base).save_pretrained(tmp_path / "steered", tokenizer)
+    wrapper = steered(base)
+    folder = wrapper.save_pretrained(tmp_path / "steered", tokenizer)
+    wrapper.unsteer()
     SteeringWrapper.from_pretrained(folder, base, tokenizer).unsteer()
     other = tiny_tokenizer()
     other.chat_template += " "

@@ -79,7 +79,8 @@ def test_a_complete_run_is_asked_nothing_and_its_record_goes_on(tiny_chat, run):
     old, new = (record["settings"]["behaviors"]["few"] for record in (before, after))
     for task in ("ab", "open"):
         assert new[task].pop("shown"), "the record says now what the model was shown"
-    assert new == {"reread" if key == "own" else key: value for key, value in old.items()}
+    same = {"reread" if key == "own" else key: value for key, value in old.items()}
+    assert new == {"site": "block output", "settings": {}, **same}
     assert {k: v for k, v in after["settings"].items() if k not in ("behaviors", "template_arguments")} == {
         k: v for k, v in before["settings"].items() if k != "behaviors"
     }

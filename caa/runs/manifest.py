@@ -65,7 +65,8 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     for name, known in record["settings"].get("behaviors", {}).items():
         if mistaken := [other for other in known.get("also", {}) if vector_of_0_1(other).kind != "other"]:
             raise ValueError(f"version 0.1 took the vector called {mistaken[0]!r} for one of its own")
-        behaviors[name] = {"reread" if key == "own" else key: value for key, value in known.items()}
+        same = {"reread" if key == "own" else key: value for key, value in known.items()}
+        behaviors[name] = {"site": "block output", **same}  # wherever a vector was read
     return {**record, "settings": {**record["settings"], "behaviors": behaviors}}
 
 

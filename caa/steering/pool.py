@@ -175,9 +175,8 @@ class _Pool:
             position_ids=torch.tensor(self.cache.lengths)[:, None] + first_position(self.model),
             prompt_lengths=torch.tensor([len(self.writing.prompts[row.place.prompt]) for row in self.rows]),
         )
-        logits = self.wrapper.run_pass(**inputs, **{cache_name(self.wrapper.model): self.cache}, use_cache=True).logits[
-            :, -1
-        ]
+        cached: dict[str, Any] = {cache_name(self.model): self.cache, "use_cache": True}
+        logits = self.wrapper.run_pass(**inputs, **cached).logits[:, -1]
         if logits.isnan().any():
             number = int(logits.isnan().any(-1).nonzero()[0])
             setting = " and ".join(map(str, self.writing.settings[self.rows[number].place.setting]))
