@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -175,8 +176,8 @@ class _Pool:
             position_ids=torch.tensor(self.cache.lengths)[:, None] + first_position(self.model),
             prompt_lengths=torch.tensor([len(self.writing.prompts[row.place.prompt]) for row in self.rows]),
         )
-        cached: dict[str, Any] = {cache_name(self.model): self.cache, "use_cache": True}
-        logits = self.wrapper.run_pass(**inputs, **cached).logits[:, -1]
+        run_pass = partial(self.wrapper.run_pass, **inputs, use_cache=True)
+        logits = run_pass(**cast(Any, {cache_name(self.model): self.cache})).logits[:, -1]
         if logits.isnan().any():
             number = int(logits.isnan().any(-1).nonzero()[0])
             setting = " and ".join(map(str, self.writing.settings[self.rows[number].place.setting]))
