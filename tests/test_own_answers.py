@@ -39,6 +39,14 @@ def test_own_answers_are_read_behind_the_prompt_they_were_given_to():
         read_own_answers(MODEL, TOKENIZER, QUESTIONS, SYSTEMS[0], [])
 
 
+def test_answers_are_greedy_whatever_the_models_own_config_asks_for():
+    model = tiny_model()
+    model.generation_config.update(eos_token_id=[END], do_sample=True, repetition_penalty=50.0)
+    plain, own = (read_own_answers(m, TOKENIZER, QUESTIONS, *SYSTEMS, [2], max_new_tokens=5) for m in (MODEL, model))
+    torch.testing.assert_close(own.positive[2], plain.positive[2])
+    assert model.generation_config.repetition_penalty == 50.0
+
+
 def test_answers_of_nothing_are_left_out():
     model = tiny_model()
     model.generation_config.eos_token_id = list(range(104))

@@ -12,10 +12,11 @@ from tqdm import tqdm
 from caa.evals.plan import GridPlan
 from caa.evals.recording import notes_of, settings_of
 from caa.evals.runner import Runner
-from caa.evals.tasks import ANSWERS_AT_ONCE, render_choices, render_prompts
+from caa.evals.tasks import render_choices, render_prompts
 from caa.files import only_writer
 from caa.judges.base import Judge
 from caa.runs.manifest import record_run
+from caa.steering.answers import ANSWERS_AT_ONCE
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
 

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa.data.chat import ChatFormat
-from caa.extraction.reader import ReadConfig, Text, read
+from caa.extraction.extract import Everything, read_into
+from caa.extraction.reader import ReadConfig, Text
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
 
@@ -41,8 +42,7 @@ def finetune_moves(
 ) -> dict[str, dict[int, Move]]:
     """finetune -> layer -> its move away from the base, at the last prompt token of the questions.
 
-    The outputs of blocks `layers` are compared, which `vector` must have. The wrapper is read as it is, so with a
-    steering on, base and finetunes are both steered.
+    The outputs of blocks `layers` are compared, which `vector` must have. ValueError for a wrapper that is steered.
     """
     chat = ChatFormat.of(chat)
     prompts = [chat.encode(question) for question in questions]
@@ -62,14 +62,11 @@ def _last_residuals(
     layers: Sequence[int],
     batch_size: int,
 ) -> dict[int, Float[Tensor, "prompt d_model"]]:
-    """layer -> float64, on the CPU, in the order of the prompts."""
-    places: dict[int, dict[int, Tensor]] = {layer: {} for layer in layers}
+    """layer -> float32, on the CPU, in the order of the prompts."""
+    kept, config = Everything(), ReadConfig(batch_size=batch_size)
     with wrapper.finetune(finetune):
-        texts = map(Text.at_its_end, prompts)
-        for batch in read(wrapper.model, chat.tokenizer, texts, layers, ReadConfig(batch_size=batch_size)):
-            for layer, resid in batch.residuals.items():
-                places[layer] |= dict(zip(batch.rows, resid.double().cpu(), strict=True))
-    return {layer: torch.stack([by_row[row] for row in range(len(prompts))]) for layer, by_row in places.items()}
+        read_into(kept, wrapper.model, chat.tokenizer, map(Text.at_its_end, prompts), layers, config, len(prompts))
+    return {layer: resid[:, 0] for layer, resid in kept.stacked().items()}
 
 
 def move(

@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from caa.data.behaviors import Question
 from caa.evals.plan import Case, GridPlan, Round
-from caa.evals.tasks import ANSWERS_AT_ONCE, ChoiceScore, score_choices, stream_open
+from caa.evals.tasks import ChoiceScore, score_choices, stream_open
 from caa.judges.base import Judge, Verdict, judge_all
 from caa.models.batching import by_length
 from caa.runs.rows import Cell, Row, append_rows, choice_evidence, read_rows
+from caa.steering.answers import ANSWERS_AT_ONCE
 from caa.steering.intervention import Setting
 from caa.steering.wrapper import SteeringWrapper
 

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, product
+from itertools import product
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GenerationConfig
 
 from caa.data.behaviors import ContrastPair, Question
 from caa.data.chat import ChatFormat, check_length
-from caa.models.batching import in_batches, pad
-from caa.models.blocks import context_length, evaluating
-from caa.models.capabilities import can_pool
-from caa.steering.generation import generate_settings
-from caa.steering.intervention import Intervention, Setting
-from caa.steering.pool import Writing, write
+from caa.models.blocks import context_length
+from caa.steering.answers import ANSWERS_AT_ONCE, greedy_answers
+from caa.steering.intervention import Setting
 from caa.steering.scoring import Continued, log_probabilities
 from caa.steering.wrapper import SteeringWrapper
 
-ANSWERS_AT_ONCE = 64
-"""Rows that are written at once: more of them share a pass over the weights, and each keeps its text in memory."""
 RAREST = 1e-290
 """The smallest probability of the likelier answer that is kept; float64's smallest numbers have few digits."""
 
@@ -181,101 +173,5 @@ def stream_open(
     """The answers of `answer_open`, each as soon as it is written: ((index of question, index of setting), text)."""
     chat = ChatFormat.of(chat)
     prompts = render_prompts(wrapper, chat, questions, max_new_tokens)
-    config = _greedy(wrapper, chat.tokenizer, max_new_tokens)
-    for place, ids in _written(wrapper, prompts, settings, config, batch_size):
+    for place, ids in greedy_answers(wrapper, chat.tokenizer, prompts, settings, max_new_tokens, batch_size):
         yield place, chat.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-
-def _written(
-    wrapper: SteeringWrapper,
-    prompts: Sequence[list[int]],
-    settings: Sequence[Setting],
-    config: GenerationConfig,
-    batch_size: int,
-) -> Iterator[tuple[tuple[int, int], Sequence[int]]]:
-    """The ids of each answer: from one pool of rows where the model takes it, else batch by batch."""
-    with evaluating(wrapper):
-        longest = max(map(len, prompts), default=0) + config.max_new_tokens
-        with wrapper.paused():
-            pooled = can_pool(wrapper.model, longest)
-        if pooled and all(map(_takes_any_row, chain(wrapper.interventions, *settings))):
-            writing = Writing(prompts, settings, config.max_new_tokens, frozenset(config.eos_token_id or []))
-            yield from write(wrapper, writing, batch_size)
-            return
-        yield from _in_batches(wrapper, prompts, settings, config, batch_size)
-
-
-def _takes_any_row(intervention: Intervention) -> bool:
-    """Whether rows may come and go: a gate remembers what it decided about each row, in its place."""
-    return intervention.gate is None and intervention.strengths.numel() == 1
-
-
-def _in_batches(
-    wrapper: SteeringWrapper,
-    prompts: Sequence[list[int]],
-    settings: Sequence[Setting],
-    config: GenerationConfig,
-    batch_size: int,
-) -> Iterator[tuple[tuple[int, int], Sequence[int]]]:
-    """By transformers' `generate`: the settings of a question are rows of one batch."""
-    for start in range(0, len(settings), batch_size):
-        some = settings[start : start + batch_size]
-        run = partial(_answers, wrapper, prompts, some, config)
-        lengths = [len(some) * (len(ids) + config.max_new_tokens) for ids in prompts]
-        budget = batch_size * (max(map(len, prompts)) + config.max_new_tokens)
-        for rows, answers in in_batches(run, lengths, budget):
-            yield from zip(product(rows, range(start, start + len(some))), answers, strict=True)
-
-
-def _answers(
-    wrapper: SteeringWrapper,
-    prompts: Sequence[list[int]],
-    settings: Sequence[Setting],
-    config: GenerationConfig,
-    rows: Sequence[int],
-) -> list[Sequence[int]]:
-    """In the order of `product(rows, settings)`."""
-    ids, mask = pad([prompts[row] for row in rows], config.pad_token_id, side="left")
-    with _generating(wrapper, config):
-        generated = generate_settings(wrapper, ids, mask, settings)[:, ids.shape[1] :].tolist()
-    return [_until(row, config.eos_token_id or []) for row in generated]
-
-
-def _until(ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
-    """What stands before the first end of sequence; what follows it is padding, which may be any token.
-
-    >>> _until([5, 6, 2, 0, 0], [2])
-    [5, 6]
-    """
-    return ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
-
-
-def _greedy(wrapper: SteeringWrapper, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
-    own = getattr(wrapper.model, "generation_config", None)
-    ends = getattr(own, "eos_token_id", None)
-    ends = tokenizer.eos_token_id if ends is None else ends
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=[ends] if isinstance(ends, int) else ends,
-        pad_token_id=tokenizer.pad_token_id or 0,
-    )
-
-
-@contextmanager
-def _generating(wrapper: SteeringWrapper, config: GenerationConfig) -> Iterator[None]:
-    """Put the model's own generation config aside for a while.
-
-    It may ask for sampling (Llama 2 chat) or for a repetition penalty (Qwen 2), and `generate` takes from it whatever a
-    caller leaves open. A PeftModel and the model inside it hold one each.
-    """
-    own = {
-        module: vars(module)["generation_config"] for module in wrapper.modules() if "generation_config" in vars(module)
-    }
-    try:
-        for module in own:
-            module.generation_config = config  # type: ignore[assignment]
-        yield
-    finally:
-        for module, before in own.items():
-            module.generation_config = before

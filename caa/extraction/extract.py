@@ -186,14 +186,27 @@ def _read_texts(
     behavior: str,
     config: ReadConfig,
 ) -> PairActivations:
-    kept, texts = Everything(), [*last_tokens(tokenizer, positive), *last_tokens(tokenizer, negative)]
+    sides = last_tokens(tokenizer, positive), last_tokens(tokenizer, negative)
+    return read_sides(model, tokenizer, *sides, layers, behavior, config)
+
+
+def read_sides(
+    model: Any,
+    tokenizer: Any,
+    positive: Sequence[Text],
+    negative: Sequence[Text],
+    layers: Sequence[int] | None,
+    behavior: str,
+    config: ReadConfig,
+) -> PairActivations:
+    """The activations of two lists of texts of one sequence each, which need not be equally long."""
+    kept, texts = Everything(), [*positive, *negative]
     data_hash = read_into(kept, model, tokenizer, texts, layers, config, len(texts))
-    stacked, n_positive = kept.stacked(), len(positive)
-    source = provenance(model, behavior, min(n_positive, len(negative)), config, data_hash)
+    stacked = kept.stacked()
     return PairActivations(
-        {layer: resid[:n_positive, 0] for layer, resid in stacked.items()},
-        {layer: resid[n_positive:, 0] for layer, resid in stacked.items()},
-        source,
+        {layer: resid[: len(positive), 0] for layer, resid in stacked.items()},
+        {layer: resid[len(positive) :, 0] for layer, resid in stacked.items()},
+        provenance(model, behavior, min(len(positive), len(negative)), config, data_hash),
     )
 
 

@@ -12,13 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa.data.chat import ChatFormat, common_prefix
-from caa.extraction.extract import Everything, provenance, read_into
+from caa.extraction.extract import provenance, read_sides
 from caa.extraction.reader import ReadConfig, Text, read
 from caa.hashing import lines_digest
-from caa.models.batching import by_length, pad
-from caa.models.blocks import evaluating, input_device
-from caa.models.capabilities import can_pad
 from caa.models.sites import Site
+from caa.steering.answers import greedy_answers
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.activations import PairActivations
 
@@ -48,49 +46,27 @@ def read_own_answers(
     chat, sides = ChatFormat.of(chat), list[list[Text | None]]()
     for prompts in (positive, negative):
         ids = [replace(chat, system=system).encode(question) for system, question in product(prompts, questions)]
-        sides.append(_answered(model, ids, max_new_tokens, chat.pad_id, batch_size))
+        sides.append(_answered(model, chat, ids, max_new_tokens, batch_size))
     pairs = [(shows, opposes) for shows, opposes in zip(*sides, strict=True) if shows and opposes]
     if not pairs:
         raise ValueError("no question was answered under both system prompts, so there is nothing to read")
-    config, kept = ReadConfig("mean", site, batch_size), Everything()
-    texts = [text for side in zip(*pairs, strict=True) for text in side]
-    data_hash = read_into(kept, model, chat.tokenizer, texts, layers, config, len(texts))
-    stacked, source = kept.stacked(), provenance(model, behavior, len(pairs), config, data_hash)
-    return PairActivations(
-        {layer: resid[: len(pairs), 0] for layer, resid in stacked.items()},
-        {layer: resid[len(pairs) :, 0] for layer, resid in stacked.items()},
-        replace(source, token="mean of its own answer"),
-    )
+    shows, opposes = zip(*pairs, strict=True)
+    read = read_sides(model, chat.tokenizer, shows, opposes, layers, behavior, ReadConfig("mean", site, batch_size))
+    return replace(read, source=replace(read.source, token="mean of its own answer"))
 
 
-@torch.no_grad()
 def _answered(
-    model: Any, prompts: Sequence[list[int]], max_new_tokens: int, pad_id: int, batch_size: int
+    model: Any, chat: ChatFormat, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int
 ) -> list[Text | None]:
     """Each prompt with the model's greedy answer, to be read at the answer; None where that is empty."""
-    wrapper, texts = SteeringWrapper(model), dict[int, Text | None]()
-    size = batch_size if can_pad(model) else 1
-    with evaluating(model):
-        for rows in by_length(prompts, size):
-            ids, mask = (
-                tensor.to(input_device(model)) for tensor in pad([prompts[row] for row in rows], pad_id, "left")
-            )
-            written = wrapper.generate(ids, mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad_id)
-            for row, answer in zip(rows, written[:, ids.shape[1] :].tolist(), strict=True):
-                texts[row] = _text(prompts[row], _until_end(model, answer))
-    return [texts[row] for row in range(len(prompts))]
+    answers = greedy_answers(SteeringWrapper(model), chat.tokenizer, prompts, [()], max_new_tokens, batch_size)
+    by_prompt = {place.prompt: list(ids) for place, ids in answers}
+    return [_text(prompt, by_prompt[row]) for row, prompt in enumerate(prompts)]
 
 
 def _text(prompt: list[int], answer: list[int]) -> Text | None:
     places = tuple(range(len(prompt), len(prompt) + len(answer)))
     return Text(([*prompt, *answer],), (places,)) if answer else None
-
-
-def _until_end(model: Any, answer: list[int]) -> list[int]:
-    """Without the first token that ends it, and what follows."""
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
-    return answer[: next((place for place, token in enumerate(answer) if token in ends), len(answer))]
 
 
 def read_aligned(

@@ -324,6 +324,12 @@ def context_length(model: Any, tokenizer: Any) -> int:
     return int(min(positions - first_position(model), tokenizer.model_max_length))
 
 
+def end_tokens(model: Any) -> list[int]:
+    """The tokens at which the model's generation stops; none where its generation config does not say."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [ends] if isinstance(ends, int) else list(ends or ())
+
+
 def check_layer(model: Any, layer: int) -> None:
     """ValueError for a layer that the model does not have."""
     depth = len(decoder_blocks(model))

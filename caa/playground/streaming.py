@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa.models.batching import pad
-from caa.models.blocks import decoder_blocks, evaluating
+from caa.models.blocks import decoder_blocks, end_tokens, evaluating
 from caa.models.hooks import reading
 from caa.steering.wrapper import SteeringWrapper
 
@@ -95,7 +95,7 @@ def generated(
     ids, mask = (
         tensor.to(device) for tensor in pad(prompts, wrapper.model.generation_config.pad_token_id or 0, "left")
     )
-    unit, ends = directions / directions.norm(dim=-1, keepdim=True), _ends(wrapper.model)
+    unit, ends = directions / directions.norm(dim=-1, keepdim=True), end_tokens(wrapper.model)
     ended = [False] * len(prompts)
 
     def between(so_far: Int[Tensor, "row position"], scores: Any, **_: Any) -> Tensor:
@@ -114,12 +114,6 @@ def generated(
 def _cosines(resid: Float[Tensor, "row d_model"], unit: Float[Tensor, "direction d_model"]) -> list[tuple[float, ...]]:
     resid = resid.float().cpu()
     return [tuple(row) for row in (resid @ unit.T / resid.norm(dim=-1, keepdim=True)).tolist()]
-
-
-def _ends(model: Any) -> set[int]:
-    """The tokens that end an answer: the model knows one, several or none."""
-    ends = model.generation_config.eos_token_id
-    return {ends} if isinstance(ends, int) else set(ends or ())
 
 
 def spoken(work: Callable[[Callable[[Item], None], Event], None]) -> Generator[Item]:

@@ -24,7 +24,7 @@ from caa.data.chat import ChatFormat
 from caa.files import replacing
 from caa.hashing import json_digest
 from caa.models.adapters import PROVENANCE, make_portable
-from caa.models.blocks import context_length
+from caa.models.blocks import context_length, end_tokens
 from caa.models.fingerprint import fingerprint, has_fingerprint
 from caa.models.names import model_name
 from caa.models.restore import borrowed
@@ -124,7 +124,7 @@ def _finetune(
     steered_by: Steering,
     progress: bool,
 ) -> Path:
-    rows = (tokenize if config.method == "sft" else tokenize_preferences)(chat, examples, stops(model))
+    rows = (tokenize if config.method == "sft" else tokenize_preferences)(chat, examples, end_tokens(model))
     check_lengths(rows, min(config.max_length, context_length(model, chat.tokenizer)))
     record = _record(model, taught, rows, config, steered_by)
     partial = out.with_name(out.name + ".partial")
@@ -140,12 +140,6 @@ def _finetune(
         os.replace(trained, out)
     shutil.rmtree(partial, ignore_errors=True)
     return out
-
-
-def stops(model: Any) -> list[int]:
-    """The tokens at which the model's generation stops; none where its generation config does not say."""
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return [ends] if isinstance(ends, int) else list(ends or ())
 
 
 def _check_plain(model: Any) -> None:
