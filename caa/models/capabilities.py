@@ -17,7 +17,6 @@ from caa.models.blocks import (
     decoder,
     decoder_blocks,
     evaluating,
-    first_position,
     generation_inputs,
     input_device,
     keeps_place,
@@ -195,14 +194,7 @@ def _keeps_slots_apart(model: Any) -> bool:
 
 def _next_logits(model: Any, slots: SlotCache, tokens: Sequence[int]) -> Tensor:
     """[row, vocab] behind one token more of each row."""
-    device, places = input_device(model), torch.tensor(slots.lengths)[:, None] + first_position(model)
-    inputs = {
-        "input_ids": torch.tensor(tokens)[:, None],
-        "attention_mask": slots.mask(model.dtype),
-        "position_ids": places,
-    }
-    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    logits: Tensor = model(**inputs, **{cache_name(model): slots}, use_cache=True).logits[:, -1]
+    logits: Tensor = model(**slots.inputs(model, tokens)).logits[:, -1]
     slots.advance()
     return logits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from caa.models.blocks import cache_name, first_position, input_device
 
 
 class SlotCache(Cache):
@@ -29,11 +32,21 @@ class SlotCache(Cache):
         """Columns that the next pass looks at."""
         return max(self.lengths, default=0) + 1
 
-    def mask(self, dtype: torch.dtype, device: Any = "cpu") -> Float[Tensor, "row 1 1 column"]:
+    def mask(self, dtype: torch.dtype) -> Float[Tensor, "row 1 1 column"]:
         """For the next pass: 0 for a row's own tokens and the one that it is reading, the smallest number elsewhere."""
         later = torch.arange(self.width) > torch.tensor(self.lengths)[:, None]
-        hidden = torch.zeros(later.shape, dtype=dtype).masked_fill_(later, torch.finfo(dtype).min)
-        return hidden[:, None, None].to(device)
+        return torch.zeros(later.shape, dtype=dtype).masked_fill_(later, torch.finfo(dtype).min)[:, None, None]
+
+    def inputs(self, model: Any, tokens: Sequence[int]) -> dict[str, Any]:
+        """What the model takes to read one token more of each row in use, on its device."""
+        device = input_device(model)
+        return {
+            "input_ids": torch.tensor(tokens, device=device)[:, None],
+            "attention_mask": self.mask(model.dtype).to(device),
+            "position_ids": torch.tensor(self.lengths, device=device)[:, None] + first_position(model),
+            cache_name(model): self,
+            "use_cache": True,
+        }
 
     def advance(self) -> None:
         """Every row in use has read one token more."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from transformers.cache_utils import Cache
 
 from caa.models.batching import pad
-from caa.models.blocks import cache_name, first_position, input_device, takes
+from caa.models.blocks import input_device, takes
 from caa.models.positions import cache_in
 from caa.models.slots import SlotCache
 from caa.steering.intervention import Setting, leaves_prompt, together
@@ -88,6 +86,7 @@ class _Pool:
     def __init__(self, wrapper: SteeringWrapper, writing: Writing, waiting: Sequence[Place], rows: int) -> None:
         self.wrapper, self.model, self.writing, self.size = wrapper, wrapper.model, writing, rows
         self.waiting = list(waiting)
+        self.stem_of = {place: writing.stem(place) for place in waiting}
         self.rows: list[_Row] = []
         self.cache = SlotCache(rows, max(map(len, writing.prompts)) + writing.max_new_tokens)
         self.stems: dict[Stem, tuple[Cache, int]] = {}
@@ -106,7 +105,7 @@ class _Pool:
     def _fill(self) -> None:
         """Rows that are free get the texts that wait longest."""
         arriving = self.waiting[: self.size - len(self.rows)]
-        for stem, places in groupby(arriving, self.writing.stem):
+        for stem, places in groupby(arriving, self.stem_of.__getitem__):
             group, prompt = list(places), self.writing.prompts[stem.prompt]
             if len(prompt) == 1:
                 self.cache.add_empty(len(group))
@@ -130,25 +129,19 @@ class _Pool:
         prompts = [self.writing.prompts[stem.prompt] for stem in stems]
         settings = [() if stem.setting is None else self.writing.settings[stem.setting] for stem in stems]
         ids, mask = pad([prompt[:-1] for prompt in prompts], 0)
+        device, lengths = input_device(self.model), torch.tensor([len(prompt) for prompt in prompts])
         options: dict[str, Any] = {"logits_to_keep": 1} if takes(self.model, "logits_to_keep") else {}
-        inputs = self._on_device(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=torch.arange(ids.shape[1]).expand_as(ids) + first_position(self.model),
-            prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
-        )
         with self.wrapper.steer(*together(settings)):
-            return cache_in(self.wrapper.run_pass(**inputs, use_cache=True, **options))
-
-    def _on_device(self, **tensors: Tensor) -> dict[str, Tensor]:
-        device = input_device(self.model)
-        return {name: tensor.to(device) for name, tensor in tensors.items()}
+            output = self.wrapper.run_pass(
+                ids.to(device), mask.to(device), prompt_lengths=lengths, use_cache=True, **options
+            )
+        return cache_in(output)
 
     def _next_stems(self) -> list[Stem]:
         """Of the texts that wait, as many as go into a pass."""
         batch: dict[Stem, None] = {}
         for place in self.waiting:
-            stem = self.writing.stem(place)
+            stem = self.stem_of[place]
             width = len(self.writing.prompts[place.prompt])  # the longest so far: prompts come by length
             full = len(batch) == self.size or (len(batch) + 1) * width > STEM_TOKENS
             if width == 1 or (batch and stem not in batch and full):
@@ -170,14 +163,9 @@ class _Pool:
 
     def _write_one_token(self) -> list[int]:
         """The token that each row goes on with."""
-        inputs = self._on_device(
-            input_ids=torch.tensor(self.last)[:, None],
-            attention_mask=self.cache.mask(self.model.dtype),
-            position_ids=torch.tensor(self.cache.lengths)[:, None] + first_position(self.model),
-            prompt_lengths=torch.tensor([len(self.writing.prompts[row.place.prompt]) for row in self.rows]),
-        )
-        run_pass = partial(self.wrapper.run_pass, **inputs, use_cache=True)
-        logits = run_pass(**cast(Any, {cache_name(self.model): self.cache})).logits[:, -1]
+        lengths = [len(self.writing.prompts[row.place.prompt]) for row in self.rows]
+        inputs = self.cache.inputs(self.model, self.last)
+        logits = self.wrapper.run_pass(**inputs, prompt_lengths=torch.tensor(lengths)).logits[:, -1]
         if logits.isnan().any():
             number = int(logits.isnan().any(-1).nonzero()[0])
             setting = " and ".join(map(str, self.writing.settings[self.rows[number].place.setting]))
