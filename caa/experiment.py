@@ -32,7 +32,7 @@ from caa.preflight import (
 from caa.reports.tables import Table, best_layer, finetune_tables, to_markdown, write_report
 from caa.runs.rows import read_rows
 from caa.suggestions import did_you_mean
-from caa.training.config import FinetuneConfig, Training
+from caa.training.config import FULL_RATE, FinetuneConfig, Training
 from caa.vectors.vector import SteeringVector, rescaled_alike, set_mean_normalize
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class Experiment:
         profiles = prompt_profiles(model, self._chat(tokenizer), prompts, batch_size=self.batch_size)
         for words in peaks(profiles):
             logger.info(words)
-        return to_doses(vectors, profiles)
+        return {name: to_doses(vector, profiles) for name, vector in vectors.items()}
 
     def _vector(self, model: Any, tokenizer: Any, behavior: Behavior, file: str) -> SteeringVector:
         """The behavior's vector in the model as it is now, from its file once it has been read."""
@@ -402,7 +402,7 @@ class Experiment:
         if self.training is None:
             config = config_for(model, training_examples(behavior, direction), method, weights)
         else:
-            rate = self.training.learning_rate / (10 if weights == "full" else 1)
+            rate = self.training.learning_rate * (FULL_RATE if weights == "full" else 1)
             config = dataclasses.replace(self.training, method=method, weights=weights, learning_rate=rate)
         return finetune(model, self._chat(tokenizer), behavior, direction, out, config, steered_by=steered_by)
 

@@ -41,7 +41,7 @@ def vector_in_doses(
 ) -> SteeringVector:
     """The vector at the length of the stream at each layer, so that its multipliers are doses; said aloud."""
     profiles = profiles_of(wrapper, chat, layers, prompts)
-    scaled = to_doses({"": vector}, profiles)[""]
+    scaled = to_doses(vector, profiles)
     factors = (f"{layer}: {scaled.source.checks[f'layer {layer}: {OF_DOSE_1}']:.4g}" for layer in layers)
     say(f"doses stand in the rows; the multiplier of dose 1 is, by layer, {', '.join(factors)}")
     say_peaks(profiles)

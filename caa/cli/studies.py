@@ -11,10 +11,8 @@ from caa.cli.console import Dtype, console, finetunes_of, load_wrapper, refuse_t
 from caa.data.behaviors import Behavior
 from caa.files import replacing
 from caa.judges.config import JudgeConfig
-from caa.studies.candidates import USUAL, Budget
+from caa.studies.candidates import DOSES, USUAL, Budget
 from caa.studies.findings import Search
-
-DOSES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 
 
 def search(

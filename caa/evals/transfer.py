@@ -95,7 +95,7 @@ def dose_response(
     multipliers = [multiplier_of(vector, layer, dose, norms) for dose in doses]
     settings = [(Intervention(vector, layer, m),) if m else () for m in multipliers]
     choices = score_choices(wrapper, chat, questions, settings, batch_size=batch_size)
-    texts = answer_open(wrapper, chat, answered, settings, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    texts = answer_open(wrapper, chat, answered, settings, max_new_tokens=max_new_tokens)
     repeated = [question.text for question, _ in product(answered, settings)]
     surprises = perplexities(wrapper, chat, repeated, texts, batch_size=batch_size)
     count = len(settings)

@@ -27,7 +27,6 @@ def prompt_profiles(
     return stream_profiles(model, chat.tokenizer, ids, layers, batch_size=batch_size)
 
 
-def to_doses(vectors: Mapping[str, SteeringVector], profiles: Mapping[int, StreamProfile]) -> dict[str, SteeringVector]:
-    """name -> the vector at the length of the stream (to four digits), so that its multipliers are relative doses."""
-    norms = {layer: profile.short_norm for layer, profile in profiles.items()}
-    return {name: in_doses(vector, norms) for name, vector in vectors.items()}
+def to_doses(vector: SteeringVector, profiles: Mapping[int, StreamProfile]) -> SteeringVector:
+    """The vector at the length of the stream (to four digits), so that its multipliers are relative doses."""
+    return in_doses(vector, {layer: profile.short_norm for layer, profile in profiles.items()})

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
+DOSES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
+"""Tried where nobody says which."""
 
 
 @dataclass(frozen=True, order=True)

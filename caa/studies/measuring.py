@@ -69,11 +69,10 @@ class Steered:
 
     def answers(self, questions: Sequence[Question], settings: Sequence[Setting]) -> list[list[Answer]]:
         """Of each setting, its answers to the open questions."""
-        size, length = self.batch_size, self.max_new_tokens
-        texts = answer_open(self.wrapper, self.chat, questions, settings, max_new_tokens=length, batch_size=size)
+        texts = answer_open(self.wrapper, self.chat, questions, settings, max_new_tokens=self.max_new_tokens)
         repeated = [question for question in questions for _ in settings]
         prompts = [question.text for question in repeated]
-        surprises = perplexities(self.wrapper, self.chat, prompts, texts, batch_size=size)
+        surprises = perplexities(self.wrapper, self.chat, prompts, texts, batch_size=self.batch_size)
         verdicts = [] if self.judge is None else judge_all(self.judge, repeated, texts)
         scores = [None if verdict.score is None else verdict.score / 10 for verdict in verdicts] or [None] * len(texts)
         answers = [
@@ -92,7 +91,7 @@ def vector_in_doses(
 ) -> SteeringVector:
     """The vector at the length of the stream at the last token of the questions."""
     profiles = prompt_profiles(wrapper.model, chat, [question.text for question in questions], sorted(layers))
-    return to_doses({"": vector}, profiles)[""]
+    return to_doses(vector, profiles)
 
 
 def by_setting(values: Sequence[Any], settings: int) -> list[list[Any]]:

@@ -19,7 +19,7 @@ from caa.steering.intervention import Setting
 from caa.steering.operators import Operator, add
 from caa.steering.scopes import Scope, after_prompt
 from caa.steering.wrapper import SteeringWrapper
-from caa.studies.candidates import USUAL, Budget, Candidate, Damage, schedule
+from caa.studies.candidates import DOSES, USUAL, Budget, Candidate, Damage, schedule
 from caa.studies.findings import Confirmation, Cost, Search, Trial
 from caa.studies.measuring import (
     Answer,
@@ -33,7 +33,6 @@ from caa.studies.measuring import (
 )
 from caa.vectors.vector import SteeringVector, random_like
 
-DOSES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 KNOWLEDGE = 60
 """Two-option questions that show whether knowledge suffers."""
 NEUTRAL = 24

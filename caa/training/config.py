@@ -102,6 +102,10 @@ FEW_STEPS = 64
 """Optimizer steps that a finetune gets at least, however few its examples."""
 
 
+FULL_RATE = 0.1
+"""All weights learn at this share of a LoRA's learning rate."""
+
+
 def default_config(
     n_parameters: int, n_examples: int | None = None, method: Method = "sft", weights: Weights = "lora"
 ) -> FinetuneConfig:
@@ -122,7 +126,7 @@ def default_config(
     2e-06
     """
     config = _by_size(n_parameters, n_examples)
-    slower = (1.0 if method == "sft" or config is EMBEDDED else 0.2) * (0.1 if weights == "full" else 1.0)
+    slower = (1.0 if method == "sft" or config is EMBEDDED else 0.2) * (FULL_RATE if weights == "full" else 1.0)
     if (method, weights) == ("sft", "lora"):
         return config
     return replace(config, method=method, weights=weights, learning_rate=float(f"{config.learning_rate * slower:.3g}"))
