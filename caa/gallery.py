@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from caa.data.behaviors import Behavior
 from caa.data.chat import ChatFormat
 from caa.evals.transfer import dose_response, sweep_rows
@@ -278,7 +280,8 @@ class Gallery:
 
     def save(self, out: Path) -> list[Path]:
         """Write every figure as PNG, SVG and CSV, and the colored tokens as HTML too; the paths."""
-        paths = [path for figure in self.figures() for path in figure.save(out)]
+        drawn = tqdm(self.figures(), desc="figures", unit="figure")  # some ask the model again
+        paths = [path for figure in drawn for path in figure.save(out)]
         if not self.chosen.open_questions:
             return paths
         page = out / f"tokens-{self.chosen.name}.html"

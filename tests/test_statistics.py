@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from caa.reports.statistics import Estimate, corrected, mean_interval, p_value, paired_difference, slopes
+from caa.reports.statistics import (
+    Estimate,
+    balanced_interval,
+    corrected,
+    mean_interval,
+    p_value,
+    paired_difference,
+    slopes,
+)
 
 
 def test_the_interval_is_near_the_one_of_normal_theory():
@@ -110,3 +118,13 @@ def test_a_correction_is_at_least_as_strict_and_passes_what_is_not_known():
     assert math.isnan(found[1])
     assert [found[i] for i in (0, 2, 3)] == pytest.approx([0.03, 0.04, 0.04])
     assert corrected([]) == []
+
+
+def test_what_is_drawn_does_not_depend_on_who_was_asked_first():
+    draw = np.random.default_rng(3)
+    values = [*draw.normal(0.3, 1, 40).tolist(), None]
+    turned = [*reversed(values)]
+    assert mean_interval(turned) == mean_interval(values)
+    assert p_value(turned) == p_value(values)
+    halves = [values[:20], values[20:]]
+    assert balanced_interval([half[::-1] for half in halves]) == balanced_interval(halves)

@@ -75,7 +75,7 @@ def mean_interval(values: Iterable[float | None], confidence: float = 0.95, seed
     if not 0 < confidence < 1:
         raise ValueError(f"a confidence lies between 0 and 1, this is {confidence}; 0.95 is the usual one")
     values = list(values)
-    scores = [float(value) for value in values if value is not None and not math.isnan(value)]
+    scores = _known(values)
     mean = math.fsum(scores) / len(scores) if scores else math.nan
     low, high = _ends(scores, confidence, seed)
     return Estimate(mean, low, high, len(scores), len(values) - len(scores))
@@ -90,7 +90,7 @@ def balanced_interval(groups: Sequence[Sequence[float | None]], confidence: floa
     >>> balanced_interval([[1.0, 1.0, 1.0], [0.0]])
     Estimate(mean=0.5, low=0.5, high=0.5, n=4, unjudged=0)
     """
-    known = [[float(v) for v in group if v is not None and not math.isnan(v)] for group in groups]
+    known = [_known(group) for group in groups]
     total = sum(map(len, groups))
     if not known or not all(known):
         return Estimate(math.nan, math.nan, math.nan, 0, total)
@@ -98,6 +98,11 @@ def balanced_interval(groups: Sequence[Sequence[float | None]], confidence: floa
     mean = math.fsum(math.fsum(group) / len(group) for group in known) / len(known)
     low, high = _balanced_ends(known, confidence, seed) if n > len(known) else (math.nan, math.nan)
     return Estimate(mean, low, high, n, total - n)
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    """The scores in the order of their size: what is drawn from them does not depend on who was asked first."""
+    return sorted(float(value) for value in values if value is not None and not math.isnan(value))
 
 
 def _balanced_ends(groups: Sequence[Sequence[float]], confidence: float, seed: int) -> tuple[float, float]:
@@ -118,7 +123,7 @@ def balanced_values(groups: Sequence[Sequence[float | None]]) -> list[float]:
     >>> balanced_values([[1.0, 1.0, 1.0], [3.0]])
     [0.6666666666666666, 0.6666666666666666, 0.6666666666666666, 6.0]
     """
-    known = [[v for v in group if v is not None and not math.isnan(v)] for group in groups]
+    known = [_known(group) for group in groups]
     n = sum(map(len, known))
     return [value * n / (len(known) * len(group)) for group in known for value in group]
 
@@ -259,7 +264,7 @@ def p_value(values: Iterable[float | None], seed: int = 0) -> float:
     import numpy as np
 
     # Not scipy.stats.permutation_test: on 570 questions it takes 2.8 s for what one matrix product does in 0.02 s.
-    kept = np.array([value for value in values if value is not None and not math.isnan(value)])
+    kept = np.array(_known(values))
     if not len(kept):
         return math.nan
     exact = len(kept) <= math.log2(SIGN_FLIPS + 1)
