@@ -314,11 +314,7 @@ class Experiment:
             wrapper.load_finetune(made[name] if name in made else self.given[name], name)
         reread = self.reread_vectors(wrapper, tokenizer, behavior, vector) if self.reread else {}
         judge = self.make_judge(behavior) if "open" in self.tasks else None
-        grid = self.grid(behavior, vectors, layer, reread, judge)
-        grid.run(wrapper, tokenizer, self.out)
-        if self.random_controls and not self.control_finetunes:
-            controls = dataclasses.replace(grid, finetunes=[None], reread={}, random_controls=self.random_controls)
-            controls.run(wrapper, tokenizer, self.out)
+        self.grid(behavior, vectors, layer, reread, judge).run(wrapper, tokenizer, self.out)
         self.keep_steered(wrapper, tokenizer, behavior, vector, layer)
         wrapper.unload_adapters()
 
@@ -342,7 +338,8 @@ class Experiment:
             [None if name == "none" else name for name in self.finetunes],
             self.tasks,
             facts=self.load_facts(),
-            random_controls=self.random_controls if self.control_finetunes else 0,
+            random_controls=self.random_controls,
+            control_finetunes=self.control_finetunes,
             also=others,
             reread=reread,
             system_prompts=self.system_prompts,

@@ -92,6 +92,8 @@ class GridPlan:
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     """What the chat template is told by name: `enable_thinking`, `date_string`, ..."""
     max_new_tokens: int = 48
+    control_finetunes: bool = True
+    """Whether the random directions are asked of finetunes too, or of the base alone."""
 
     def __post_init__(self) -> None:
         # Layers may be of NumPy; rows and their record are JSON.
@@ -174,7 +176,7 @@ class GridPlan:
             if again is not None and any(edit.vector is self.vector for edit in setting):
                 edits = (replace(edit, vector=again) if edit.vector is self.vector else edit for edit in setting)
                 yield VectorRef("reread"), name, tuple(edits)
-            for seed in range(self.random_controls):
+            for seed in range(self._control_count(finetune)):
                 yield VectorRef("random", str(seed)), name, tuple(with_random_vector(edit, seed) for edit in setting)
 
     def directions(self, finetune: str | None) -> dict[VectorRef, SteeringVector]:
@@ -183,7 +185,10 @@ class GridPlan:
         if finetune is not None and finetune in self.reread:
             directions[VectorRef("reread")] = self.reread[finetune]
         others = {VectorRef("other", name): vector for name, vector in self.also.items()}
-        return directions | others | self._controls
+        return directions | others | (self._controls if self._control_count(finetune) else {})
+
+    def _control_count(self, finetune: str | None) -> int:
+        return self.random_controls if finetune is None or self.control_finetunes else 0
 
     @cached_property
     def _controls(self) -> dict[VectorRef, SteeringVector]:
