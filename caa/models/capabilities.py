@@ -72,7 +72,7 @@ def can_repeat_cache(model: Any) -> bool:
 def can_pool(model: Any, longest: int) -> bool:
     """Whether texts of up to `longest` tokens may come and go in one cache, each at its own place (`SlotCache`)."""
     config = text_config(model)
-    places = keeps_place(model) and position_inputs(model, torch.ones(1, 1))
+    places = keeps_place(model) and position_inputs(model, torch.ones(1, 1, dtype=torch.long))
     if not places or _counts_columns(config) or longest > min(_windows(config), default=longest):
         return False
     return _stands(model, _keeps_slots_apart)
