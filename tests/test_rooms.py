@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "judges": {"data", "vectors", "models", "steering", "runs"},
     "exports": {"data", "vectors", "models", "steering"},
     "training": {"data", "vectors", "models", "steering"},
+    "serve": {"data", "vectors", "models", "steering", "extraction"},
     "reports": {"data", "runs"},
     "evals": {"data", "vectors", "models", "steering", "runs", "extraction", "judges"},
 }

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from caa.models.adapters import active_adapter
 from caa.models.batching import branched, pad
 from caa.models.blocks import (
     base_model,
@@ -76,6 +77,21 @@ def can_pool(model: Any, longest: int) -> bool:
     if not places or _counts_columns(config) or longest > min(_windows(config), default=longest):
         return False
     return _stands(model, _keeps_slots_apart)
+
+
+def can_mix(model: Any, adapter: str) -> bool:
+    """Whether rows of one pass may each wear this adapter or none (PEFT's `adapter_names`), each as if it were alone.
+
+    PEFT passes the names over without a word for its tuners that know nothing of them.
+    """
+    config = model.peft_config[adapter]
+    if config.peft_type != "LORA" or getattr(config, "trainable_token_indices", None):
+        return False  # no few tokens tell of an adapter that acts on certain ones
+    try:
+        with torch.no_grad(), evaluating(model):
+            return _keeps_adapters_apart(model, adapter)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
+        return False
 
 
 def repeat_cache(cache: Any, rows: int, times: int) -> None:
@@ -192,6 +208,21 @@ def _keeps_slots_apart(model: Any) -> bool:
     return _same(joint, _logits(model, alone, real)[last], _rounding(model, alone, real, last))
 
 
+def _keeps_adapters_apart(model: Any, adapter: str) -> bool:
+    """Is each of two rows, one with the adapter and one without, what it is where all wear it, or none?"""
+    filling, *drawn = ordinary_ids(model, 10)
+    ids, mask = pad([drawn[:5], drawn[5:]], filling)
+    names, last = [adapter, "__base__"], (torch.arange(2), mask.sum(1) - 1)
+    rounding = _rounding(model, ids, mask, last)
+    with active_adapter(model, adapter):
+        worn = _logits(model, ids, mask)
+        mixed = [_logits(model, ids, mask, adapter_names=order) for order in (names, names[::-1])]
+    with active_adapter(model, None):
+        plain = _logits(model, ids, mask)
+    expected = torch.stack([worn[0], plain[1]]), torch.stack([plain[0], worn[1]])
+    return all(_same(one[last], other[last], rounding) for one, other in zip(mixed, expected, strict=True))
+
+
 def _next_logits(model: Any, slots: SlotCache, tokens: Sequence[int]) -> Tensor:
     """[row, vocab] behind one token more of each row."""
     logits: Tensor = model(**slots.inputs(model, tokens)).logits[:, -1]
@@ -215,8 +246,8 @@ def _repeats_rows(model: Any) -> bool:
     return True
 
 
-def _logits(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    logits: Tensor = model(**_placed(model, ids, mask), use_cache=False).logits
+def _logits(model: Any, ids: Tensor, mask: Tensor, **kwargs: Any) -> Tensor:
+    logits: Tensor = model(**_placed(model, ids, mask), use_cache=False, **kwargs).logits
     return logits
 
 

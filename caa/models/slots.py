@@ -15,7 +15,7 @@ from caa.models.blocks import cache_name, first_position, input_device
 
 
 class SlotCache(Cache):
-    """A cache of so many rows of so many columns, made once. Each row in use holds one text, from column 0 on.
+    """A cache of so many rows of so many columns. Each row in use holds one text, from column 0 on.
 
     A pass over one token of every row in use writes it behind its own text, and `advance` counts it. What stands
     further right is of texts that are gone, and `mask` hides it: texts of any length share a pass without padding.
@@ -47,6 +47,15 @@ class SlotCache(Cache):
             cache_name(model): self,
             "use_cache": True,
         }
+
+    def reserve(self, rows: int, columns: int) -> None:
+        """Make room for at least so many rows and columns, where there is less."""
+        if rows <= self.rows and columns <= self.columns:
+            return
+        self.rows, self.columns = max(rows, self.rows), max(columns, self.columns)
+        layers: list[Any] = self.layers
+        for layer in layers:
+            layer.enlarge()
 
     def advance(self) -> None:
         """Every row in use has read one token more."""
@@ -103,6 +112,16 @@ class _SlotLayer(CacheLayerMixin):
     def _room(self, states: Tensor) -> Tensor:
         """Zeros: what is hidden weighs nothing, and nothing times no number would be none."""
         return states.new_zeros(self.slots.rows, states.shape[1], self.slots.columns, states.shape[3])
+
+    def enlarge(self) -> None:
+        """Move what there is into as much room as the cache has now."""
+        if self.is_initialized:
+            self.keys, self.values = self._moved(self.keys), self._moved(self.values)
+
+    def _moved(self, states: Tensor) -> Tensor:
+        room = self._room(states)
+        room[: states.shape[0], :, : states.shape[2]] = states
+        return room
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:

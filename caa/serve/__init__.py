@@ -1,0 +1,1 @@
+"""A server that speaks OpenAI's language: every request picks its finetune and its steering, all share one batch."""
