@@ -68,7 +68,7 @@ def test_it_says_what_was_run_and_holds_tables_and_figures(run):
     (run / "figures" / "a picture).png").write_bytes(b"")
     outside, _ = blocks(write_appendix(run).read_text(encoding="utf-8"))
     headings = re.findall(r"^## (.*)", outside, re.MULTILINE)
-    assert headings == ["What was run", "Warnings", "Tables", "Figures", "Answers", "Run it again"]
+    assert headings == ["What happened", "Warnings", "Tables", "Figures", "Answers", "What was run", "Run it again"]
     assert "caa 9.8.7" in outside
     assert "8 of 8 cells hold fewer than 30" in outside
     assert "#### Interaction" in outside

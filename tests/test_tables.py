@@ -47,8 +47,8 @@ def shown(table, width: int = 110, color: bool = False) -> str:
 
 
 def alone(table):
-    """Without the tables below it, which have tests of their own (test_effects.py)."""
-    return replace(table, below=(), warnings=())
+    """Without the tables below it (test_effects.py) and its sentences (test_headlines.py)."""
+    return replace(table, below=(), warnings=(), headlines=())
 
 
 def means(table) -> list[list[str]]:

@@ -27,6 +27,16 @@ def signed(multiplier: float) -> str:
     return f"{multiplier:+g}" if multiplier else "0"
 
 
+def signed_change(value: float, decimals: int = 2) -> str:
+    """A difference with its sign; none on what rounds to 0.
+
+    >>> signed_change(0.254), signed_change(-1.0), signed_change(-0.001), signed_change(-12.3, 0)
+    ('+0.25', '-1.00', '0.00', '-12')
+    """
+    rounded = round(value, decimals) or 0.0
+    return f"{rounded:{'+' if rounded else ''}.{decimals}f}"
+
+
 def finetune_name(finetune: str | None) -> str:
     """The heading of a finetune's columns; an adapter that is called like the base, "none", stands in quotes.
 

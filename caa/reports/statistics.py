@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from caa.runs.rows import Cell, Row
@@ -77,7 +78,7 @@ def mean_interval(values: Iterable[float | None], confidence: float = 0.95, seed
     values = list(values)
     scores = _known(values)
     mean = math.fsum(scores) / len(scores) if scores else math.nan
-    low, high = _ends(scores, confidence, seed)
+    low, high = _ends(tuple(scores), confidence, seed)
     return Estimate(mean, low, high, len(scores), len(values) - len(scores))
 
 
@@ -128,7 +129,8 @@ def balanced_values(groups: Sequence[Sequence[float | None]]) -> list[float]:
     return [value * n / (len(known) * len(group)) for group in known for value in group]
 
 
-def _ends(scores: list[float], confidence: float, seed: int) -> tuple[float, float]:
+@lru_cache(maxsize=512)  # the sentences of a report say again what its tables say
+def _ends(scores: tuple[float, ...], confidence: float, seed: int) -> tuple[float, float]:
     if len(scores) < 2:
         return math.nan, math.nan
     if min(scores) == max(scores):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from caa.reports.diagnostics.collapse import collapse_warnings, fray_warnings
+from caa.reports.diagnostics.controls import control_warnings
 from caa.reports.diagnostics.letters import letter_warnings
 from caa.reports.naming import cell_name
 from caa.reports.statistics import LEAST_COVERAGE, Estimate
@@ -20,7 +21,7 @@ POOR_JUDGE = 0.8
 def run_warnings(
     rows: Sequence[Row], judge_accuracy: Mapping[str, float], off_topic: Mapping[str, float] | None = None
 ) -> list[str]:
-    """One readable line for each: collapse, fraying, unread answers, letters, few questions, a poor judge.
+    """One readable line for each: collapse, fraying, chance, unread answers, letters, few questions, a poor judge.
 
     Args:
         rows: of a run.
@@ -30,6 +31,7 @@ def run_warnings(
     return [
         *collapse_warnings(rows),
         *fray_warnings(rows),
+        *control_warnings(rows),
         *_unread(rows),
         *letter_warnings(rows),
         *_few_scores(rows),

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from caa.reports.naming import steering_name
+from caa.reports.pages.captions import caption, in_reading_order
 from caa.reports.summaries import rerun_program, run_facts, texts_facts, warnings_of
 from caa.reports.tables.formats import in_markdown, to_markdown
 from caa.reports.tables.layout import Table
@@ -34,14 +35,20 @@ def write_appendix(run_folder: str | Path) -> Path:
 
 
 def to_appendix(run: Run, tables: Sequence[Table]) -> str:
-    """What was run, warnings, tables, figures, the first answers, how to run it again. Sections without content go."""
-    warnings = warnings_of(run)
+    """What happened, warnings, tables, figures, the first answers, what was run and how to run it again.
+
+    Sections without content go.
+    """
+    warnings, drawn = warnings_of(run), [path.stem for path in run.figures.glob("*.png")]
     sections = {
-        "What was run": [f"- **{name}**: {in_markdown(value)}" for name, value in run_facts(run).items()],
+        "What happened": list(_story(tables)),
         "Warnings": [f"- {in_markdown(warning)}" for warning in warnings] or ["None."],
-        "Tables": [to_markdown(replace(table, warnings=())) for table in tables],  # they stand above, all together
-        "Figures": [_picture(path) for path in sorted(run.figures.glob("*.png"))],
+        "Tables": [
+            to_markdown(replace(table, warnings=(), headlines=())) for table in tables
+        ],  # they stand above, all together
+        "Figures": [_picture(run.figures / f"{name}.png") for name in in_reading_order(drawn)],
         "Answers": list(_answers(run.rows, texts_facts(run))),
+        "What was run": [f"- **{name}**: {in_markdown(value)}" for name, value in run_facts(run).items()],
         "Run it again": [fenced(rerun_program(run), "python")],
     }
     title = f"# {in_markdown(run.folder.resolve().name)}: {in_markdown(run.model)}\n"
@@ -53,8 +60,17 @@ def _section(name: str, lines: Iterable[str]) -> str:
     return f"## {name}\n\n{content}\n"
 
 
+def _story(tables: Iterable[Table]) -> Iterator[str]:
+    """Under the name of each table what it says, a sentence for each behavior."""
+    for table in tables:
+        if table.headlines:
+            yield f"**{in_markdown(table.title)}**\n"
+            yield from (f"- {in_markdown(headline.text)}" for headline in table.headlines)
+            yield ""
+
+
 def _picture(path: Path) -> str:
-    return f"![{in_markdown(path.stem)}](figures/{quote(path.name)})\n"
+    return f"![{in_markdown(caption(path.stem))}](figures/{quote(path.name)})\n"
 
 
 def fenced(text: str, language: str = "text") -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from caa.reports.naming import highest_score
+from caa.reports.pages.captions import caption
 from caa.reports.pages.html_data import (
     answers,
     curve_axes,
@@ -17,7 +18,10 @@ from caa.reports.pages.html_data import (
     pictures,
     read_tokens,
     score_entries,
+    sentences,
+    story,
     token_files,
+    weighed,
 )
 from caa.reports.pages.template import template
 from caa.reports.summaries import rerun_program, run_facts, warnings_of
@@ -49,6 +53,9 @@ def to_html(run: Run, tables: Sequence[Table]) -> str:
         title=run.folder.resolve().name,
         model=run.model,
         facts=run_facts(run),
+        story=story(tables),
+        caption=caption,
+        weighed=weighed,
         warnings=warnings_of(run),
         tables=[part for table in tables for part in (table, *table.below)],
         point_numbers={entry: number for number, entry in enumerate(points)},
@@ -57,7 +64,12 @@ def to_html(run: Run, tables: Sequence[Table]) -> str:
         tokens={name: read_tokens(path) for name, path in tokens.items()},
         pictures=pictures(run.figures, left_out=tokens),
         has_answers=bool(texts["cells"]),
-        data={"scores": curve_points(points), "axes": curve_axes(points), "texts": texts},
+        data={
+            "scores": curve_points(points),
+            "axes": curve_axes(points),
+            "sentences": sentences(tables),
+            "texts": texts,
+        },
         program=rerun_program(run),
         record=json.dumps(run.record, indent=2, ensure_ascii=False),
         script=script,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import csv
 import math
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from caa.reports.naming import SCORES, finetune_name, highest_score, setting_name, signed, vector_name
+from caa.reports.pages.captions import in_reading_order
 from caa.reports.pages.tokens import shaded
 from caa.reports.tables.layout import Entry, Table
 from caa.runs.rows import TEXT, Cell, Row
@@ -49,11 +51,12 @@ def _number(value: float) -> float | None:
 def exact_numbers(entry: Entry) -> str:
     """The numbers behind an entry, not rounded to what fits: shown where the mouse hovers."""
     estimate = entry.estimate
+    unit = "" if entry.step == 1 else " per unit of the multiplier"
     interval = "" if math.isnan(estimate.low) else f", 95 % interval {estimate.low:.3f} to {estimate.high:.3f}"
     unjudged = f", {estimate.unjudged} without a score" if estimate.unjudged else ""
     p = "" if entry.p is None else f", p = {entry.p:.2g}"
     unread = f"; neither marked nor tested, for only {entry.unread}" if entry.unread else ""
-    return f"{estimate.mean:.3f}{interval}, {estimate.n} questions{unjudged}{p}{unread}"
+    return f"{estimate.mean:.3f}{unit}{interval}, {estimate.n} questions{unjudged}{p}{unread}"
 
 
 def answers(rows: Iterable[Row]) -> dict[str, Any]:
@@ -82,6 +85,46 @@ def _choices(cell: Cell) -> dict[str, str]:
     }
 
 
+def story(tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """For each table with sentences: what was asked, in which unit, the first sentence, and whether more follow."""
+    parts = []
+    for table in tables:
+        if table.headlines:
+            task, _, place = table.title.partition(";")
+            unit = SCORES.get(table.entries[0].cell.task, "mean score")
+            name = f"{task.partition(':')[0]},{place}"
+            parts.append({"name": name, "unit": unit, "first": table.headlines[0], "several": len(table.headlines) > 1})
+    return parts
+
+
+_WEIGHTS = re.compile(r"(?P<small> \([^()]*\))|(?<= by )(?P<b>[+-]?\d+\.\d+)")
+
+
+def weighed(text: str) -> list[tuple[str, str]]:
+    """A sentence in pieces for the eye: intervals small, changes bold, the rest plain.
+
+    >>> weighed("Steering by +0.30 (+0.2 to +0.4).")
+    [('', 'Steering by '), ('b', '+0.30'), ('small', ' (+0.2 to +0.4)'), ('', '.')]
+    """
+    pieces, end = [], 0
+    for match in _WEIGHTS.finditer(text):
+        pieces += [("", text[end : match.start()]), (match.lastgroup or "", match[0])]
+        end = match.end()
+    return [piece for piece in (*pieces, ("", text[end:])) if piece[1]]
+
+
+def sentences(tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """What happened to each behavior, under what is picked for a curve; none where one sentence says all of a table."""
+    records = []
+    for table in tables:
+        for headline in table.headlines if len(table.headlines) > 1 else ():
+            if headline.behavior:
+                choices = _choices(table.entries[0].cell) | {"task": table.entries[0].cell.task}
+                where = {field: choices[field] for field in ("task", "layer", "system")}
+                records.append({**where, "behavior": headline.behavior, "text": headline.text})
+    return records
+
+
 def token_files(figures: Path) -> dict[str, Path]:
     """Name -> CSV of colored tokens, as `caa figures` leaves it."""
     return {path.stem: path for path in sorted(figures.glob("tokens-*.csv"))}
@@ -101,6 +144,7 @@ def read_tokens(path: Path) -> dict[str, Any]:
 
 
 def pictures(figures: Path, left_out: Collection[str] = ()) -> dict[str, str]:
-    """Name -> PNG in base64, for an address that needs no network."""
+    """Name -> PNG in base64, for an address that needs no network; in the order in which they are read."""
     paths = [path for path in sorted(figures.glob("*.png")) if path.stem not in left_out]
-    return {path.stem: base64.b64encode(path.read_bytes()).decode() for path in paths}
+    by_name = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in paths}
+    return {name: by_name[name] for name in in_reading_order(by_name)}

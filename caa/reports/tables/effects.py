@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from caa.reports.diagnostics.letters import uneven_letters
 from caa.reports.naming import vector_name
 from caa.reports.statistics import Scores, differences, slopes, wrong_way
-from caa.reports.tables.layout import Entry, Quantity, Stub, Table
+from caa.reports.tables.layout import Entry, Quantity, Stub, Table, per_step
 from caa.reports.tables.pivot import merge_controls, table_of_entries
 from caa.reports.tables.significance import Letters, averaged, difference, marked_where_sure, tested
 from caa.runs.rows import Cell, Row, scores_by_cell
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SURE = "differs from 0, also after correction over the {} tests of this table (sign flips, Benjamini-Hochberg, 5 %)."
 _STEERING = "What steering does: change from multiplier 0, question by question"
 _SLOPE = (
-    "per unit: how much a question's score rises per unit of the multiplier (least squares), mean over questions; "
+    "{}: how much a question's score rises {} of the multiplier (least squares), mean over questions; "
     "wrong way: the share of questions that it falls for."
 )
 _INTERACTION = "Interaction: what the finetune changes about steering, question by question"
@@ -49,7 +49,8 @@ def effect_tables(rows: Iterable[Row], stub: Stub, letters: Letters | None = Non
     """
     scores, balanced = scores_by_cell(rows), f"{BALANCED}. " if letters else ""
     effects, changes = steering_effects(scores, letters), interactions(scores, letters)
-    contents = [(_STEERING, effects, _SLOPE), (_INTERACTION, changes, _MEANING)]
+    step = per_step(largest_step(scores))
+    contents = [(_STEERING, effects, _SLOPE.format(step, step)), (_INTERACTION, changes, _MEANING)]
     return tuple(_table(balanced + title, entries, stub, note) for title, entries, note in contents if entries)
 
 
@@ -76,16 +77,27 @@ def _table(title: str, entries: Sequence[Entry], stub: Stub, note: str) -> Table
 def steering_effects(scores: Mapping[Cell, Scores], letters: Letters | None = None) -> list[Entry]:
     """For each steered cell its difference from multiplier 0; for each finetune its slope and its wrong-way share."""
     entries = [tested("effect", cell, changes, letters) for cell, changes in _effects(scores).items()]
+    step = largest_step(scores)
     for cell, by_question in _slopes(scores).items():
-        entries.append(tested("slope", cell, by_question, letters))
+        entries.append(replace(tested("slope", cell, by_question, letters), step=step))
         entries.append(averaged("wrong way", cell, wrong_way(by_question), letters))
     return entries
 
 
 def interactions(scores: Mapping[Cell, Scores], letters: Letters | None = None) -> list[Entry]:
     """For each steered cell of a finetune: its effect minus the effect without a finetune, and the same for slopes."""
-    effects = _against_base("effect change", _effects(scores), letters)
-    return [*effects, *_against_base("slope change", _slopes(scores), letters)]
+    effects, step = _against_base("effect change", _effects(scores), letters), largest_step(scores)
+    slope_changes = _against_base("slope change", _slopes(scores), letters)
+    return [*effects, *(replace(entry, step=step) for entry in slope_changes)]
+
+
+def largest_step(cells: Iterable[Cell]) -> float:
+    """How much of the multiplier a slope is printed for: its largest size, so that one sees such changes.
+
+    >>> largest_step([Cell("b", "ab", multiplier=m) for m in (-0.3, 0.0, 0.15)])
+    0.3
+    """
+    return max((abs(cell.multiplier) for cell in cells if not cell.setting), default=0.0) or 1.0
 
 
 def _effects(scores: Mapping[Cell, Scores]) -> dict[Cell, dict[str, float | None]]:

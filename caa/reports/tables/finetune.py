@@ -12,6 +12,7 @@ from caa.reports.diagnostics.warnings import run_warnings
 from caa.reports.naming import cell_fields, cell_name, finetune_name, usual_first
 from caa.reports.statistics import means_by_cell
 from caa.reports.tables.effects import balanced_tables, effect_tables
+from caa.reports.tables.headlines import headlines
 from caa.reports.tables.layout import Table
 from caa.reports.tables.pivot import table_of_rows
 from caa.reports.tables.text_damage import loop_notes
@@ -151,7 +152,8 @@ def _finetune_table(rows: list[Row], captions: _Captions) -> Table:
     title = f"{_TASKS.get(cell.task, cell.task)}; {place}{prompt}"
     warnings = run_warnings(rows, *captions.of_judges(rows))
     below = *effect_tables(rows, "behavior"), *balanced_tables(rows, "behavior")
-    return replace(table_of_rows(rows, title, "behavior", notes), warnings=tuple(warnings), below=below)
+    table = table_of_rows(rows, title, "behavior", notes)
+    return replace(table, warnings=tuple(warnings), below=below, headlines=headlines(rows))
 
 
 def _mass_note(rows: Iterable[Row]) -> list[str]:

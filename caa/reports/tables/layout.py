@@ -24,10 +24,21 @@ SIGNED: Collection[Quantity] = ("effect", "slope", "effect change", "slope chang
 Stub = Literal["behavior", "layer"]
 """What the lines of a table are."""
 Column = tuple[str, float | str]
-"""(finetune, multiplier), (finetune, named setting), or (finetune, "per unit") for what is about all multipliers."""
+"""(finetune, multiplier), (finetune, named setting), or (finetune, "per 0.3") for what is about all multipliers."""
 
 MISSING = "-"
 """What stands where nothing was measured."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What happened to one behavior, or to all of a table on average, in one sentence."""
+
+    behavior: str
+    """Empty for the sentence over all behaviors."""
+    text: str
+    doubtful: bool = False
+    """Whether a random direction moves a score as much as the vector does, in a cell that the sentence names."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,8 @@ class Entry:
     """How likely so large a difference is by chance, corrected over its table; None for what is no difference."""
     balanced: bool = False
     """Whether questions that (A) matches weigh as much as those that (B) matches, however many there are of each."""
+    step: float = 1.0
+    """Of a slope: how much of the multiplier its printed number is for, such as the largest; `estimate` is for 1."""
 
     @property
     def column(self) -> float | str:
@@ -49,13 +62,13 @@ class Entry:
         if self.quantity == "wrong way":
             return "wrong way"
         if self.quantity.startswith("slope"):
-            return "per unit"
+            return per_step(self.step)
         return setting_name(self.cell.setting) if self.cell.setting else self.cell.multiplier
 
     @property
     def text(self) -> str:
         """The mean with two decimals, differences with their sign, shares in percent; "?" if there was no score."""
-        mean = self.estimate.mean
+        mean = self.estimate.mean * self.step
         if not self.estimate.n:
             return "?"
         if self.quantity in SHARES:
@@ -66,7 +79,7 @@ class Entry:
     @property
     def spread(self) -> str:
         """Half the width of the interval, ±.05 or ±1.5; empty where there is none."""
-        half = self.estimate.half_width
+        half = self.estimate.half_width * self.step
         if math.isnan(half):
             return ""
         if self.quantity in SHARES:
@@ -87,6 +100,15 @@ class Entry:
         """How many answers the judge could not tell, in percent; empty for none. Never rounded to 0."""
         share = self.estimate.share_unjudged
         return f"{max(1, round(100 * share))}%?" if share else ""
+
+
+def per_step(step: float) -> str:
+    """The heading of slopes.
+
+    >>> per_step(1.0), per_step(0.3)
+    ('per unit', 'per 0.3')
+    """
+    return "per unit" if step == 1 else f"per {step:g}"
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,8 @@ class Table:
     """What a reader has to know before believing these numbers."""
     below: tuple[Table, ...] = ()
     """Tables that are printed with this one, under it: what steering does, what finetuning changes about it."""
+    headlines: tuple[Headline, ...] = ()
+    """What happened, in sentences; where there are several behaviors, the first is over all of them."""
 
     def __post_init__(self) -> None:
         for line in self.lines:

@@ -108,6 +108,10 @@ function byMultiplier(entries) {
 function redraw() {
   const all = narrow("curve", ["behavior", "task", "system"], data.scores.filter(entry => entry.mean !== null));
   const lines = byFinetune(narrow("curve", ["layer"], all));
+  const picked = lines.length ? lines[0].entries[0] : {};
+  const says = data.sentences.find(sentence => alike(sentence, picked, ["behavior", "task", "system", "layer"]));
+  by("curve-says").hidden = !says;
+  by("curve-says").textContent = says ? says.text : "";
   const one = unique(all.map(entry => entry.layer)).length < 2;
   by("by-layer").hidden = by("by-layer-of").hidden = one;
   if (lines.length) curve(by("by-multiplier"), lines, "finetune", "multiplier", "multiplier of the vector");

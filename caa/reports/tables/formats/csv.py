@@ -13,8 +13,9 @@ def to_csv(*tables: Table) -> str:
 
     The lines of the tables below follow those of their table. p is corrected over its table. For a control over several
     seeds, low and high are the lowest and highest mean of a seed. "coverage" is the share of the answers that have a
-    score, "balanced" says whether letters weigh alike, "note" why an entry is neither marked nor tested. Each warning
-    is a line of quantity "warning", its text in "note".
+    score, "balanced" says whether letters weigh alike, "note" why an entry is neither marked nor tested. Slopes are per
+    unit of the multiplier. Each sentence of what happened is a line of quantity "headline", each warning one of
+    "warning", the text in "note".
     """
     import pandas as pd
 
@@ -22,6 +23,8 @@ def to_csv(*tables: Table) -> str:
     records = [_record(entry) for table in printed for entry in table.entries]
     blank = dict.fromkeys(records[0] if records else (), "")  # not left out: pandas would make floats of all layers
     warnings = [warning for table in printed for warning in table.warnings]
+    headlines = [headline for table in printed for headline in table.headlines]
+    records += [{**blank, "behavior": h.behavior, "quantity": "headline", "note": h.text} for h in headlines]
     records += [{**blank, "quantity": "warning", "note": warning} for warning in warnings]
     return pd.DataFrame(records).to_csv(index=False, lineterminator="\n")
 

@@ -39,7 +39,8 @@ def _table(table: Table) -> str:
 def _caption(table: Table) -> str:
     extremes = r"\textbf{Bold}: highest, \underline{underlined}: lowest of each " + in_latex(table.stub) + "."
     legend = r"\textbf{Bold}: " + in_latex(table.bold) if table.bold else extremes
-    return " ".join([in_latex(table.title) + ".", legend, *map(in_latex, table.remarks)])
+    happened = [in_latex(headline.text) for headline in table.headlines]
+    return " ".join([in_latex(table.title) + ".", *happened, legend, *map(in_latex, table.remarks)])
 
 
 def _header(table: Table) -> list[str]:

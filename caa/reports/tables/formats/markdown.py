@@ -24,7 +24,9 @@ def _table(table: Table, level: str) -> str:
     ]
     legend = f"**bold**: {table.bold}" if table.bold else f"**bold**: highest, _italic_: lowest of each {table.stub}."
     notes = [legend, *map(in_markdown, table.remarks)]
-    return "\n".join([f"{level} {in_markdown(table.title)}", "", *lines, "", *(f"- {note}" for note in notes), ""])
+    happened = [f"{in_markdown(headline.text)}\n" for headline in table.headlines]
+    title = f"{level} {in_markdown(table.title)}\n"
+    return "\n".join([title, *happened, *lines, "", *(f"- {note}" for note in notes), ""])
 
 
 def _row(cells: Iterable[str]) -> str:

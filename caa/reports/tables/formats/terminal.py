@@ -36,6 +36,8 @@ class TerminalTable:
 
         legend = f"*: {self.table.bold}" if self.table.bold else f"▲ highest, ▼ lowest of each {self.table.stub}."
         yield Text(f"\n{self.table.title}", style="bold")
+        for headline in self.table.headlines:
+            yield Text(headline.text, style="yellow" if headline.doubtful else "")
         yield from self._pieces(console, options)
         yield Text("\n".join([legend, *self.table.remarks]))
         yield from map(TerminalTable, self.table.below)
