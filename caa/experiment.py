@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 import yaml
 
 from caa.data.behaviors import Behavior, Question
@@ -24,6 +25,7 @@ from caa.preflight import (
     finetune_problems,
     folder_problems,
     judge_problems,
+    model_config,
     model_problems,
     multiplier_problems,
     refuse,
@@ -31,6 +33,7 @@ from caa.preflight import (
 )
 from caa.reports.tables import Table, best_layer, finetune_tables, to_markdown, write_report
 from caa.runs.rows import read_rows
+from caa.steering.settings_file import read_settings, says_doses
 from caa.suggestions import did_you_mean
 from caa.training.config import FULL_RATE, FinetuneConfig, Training
 from caa.vectors.vector import SteeringVector, rescaled_alike, set_mean_normalize
@@ -114,7 +117,11 @@ class Experiment:
     trainings: Mapping[str, Training] = field(default_factory=dict)
     """Other finetunes that are made here, by name: by DPO or KTO, of all weights, trained while steered."""
     given: Mapping[str, str] = field(default_factory=dict)
-    """Finetunes that are there already, by name: the folder of an adapter, or a full checkpoint of the same base."""
+    """Finetunes that are there already, by name: the folder of an adapter, or a full checkpoint of the same base.
+    "{behavior}" in it is the name of the behavior that is asked: each has its own then."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Whole settings by name that are asked beside the multipliers, as in a file of settings: {"zero-out": {"operator":
+    "ablate"}}. Each behavior's own vector and the experiment's layer where they name none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
@@ -168,12 +175,14 @@ class Experiment:
         yield from multiplier_problems(self.amounts, choose_layer=self.layer is None)
         yield from unit_problems(self.multipliers, self.doses)
         yield from self._column_problems()
+        yield from self._setting_problems()
         if self.in_doses and self.set_mean_norm:
             yield "set_mean_norm rescales the vectors to each other and doses to the stream: say multipliers with it"
         parts = ["pairs", *(["validation_questions"] if self.layer is None else [])]
         for behavior in behaviors:
             yield from behavior_problems(behavior, self.tasks, facts=bool(self.facts), parts=parts)
             yield from self._training_problems(behavior)
+            yield from finetune_problems(self.brought(behavior), self.model)
             for prompt in self.system_prompts:
                 if prompt and not behavior.system_prompts.get(prompt):
                     yield f"behavior {behavior.name!r} has no {prompt} system prompt, and system_prompts asks for one"
@@ -203,8 +212,23 @@ class Experiment:
                 yield f"there is no finetune {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}"
         if twice := self.trainings.keys() & self.given.keys():
             yield f"the finetune {min(twice)!r} is both to be trained and given: choose another name for one"
-        asked_for = {name: Path(path) for name, path in self.given.items() if name in self._parts()}
-        yield from finetune_problems(asked_for, self.model)
+
+    def brought(self, behavior: Behavior) -> dict[str, Path]:
+        """The finetunes that are there already and asked about one behavior: name -> folder, or name on the Hub."""
+        places = {name: path.replace("{behavior}", behavior.name) for name, path in self.given.items()}
+        return {name: Path(places[name]) for name in self._parts() if name in places}
+
+    def _setting_problems(self) -> Iterator[str]:
+        try:
+            depth = model_config(self.model).num_hidden_layers
+        except ValueError:
+            return  # which is a problem of the model
+        stand_in = SteeringVector({number: torch.ones(1) for number in range(depth)})
+        layer = depth - 1 if self.layer is None else self.layer
+        try:
+            read_settings(self.settings, stand_in, layer=layer, norms=stand_in.norms())
+        except ValueError as error:
+            yield str(error)
 
     def _training_problems(self, behavior: Behavior) -> Iterator[str]:
         from caa.training.examples import training_examples
@@ -308,15 +332,28 @@ class Experiment:
         from caa.steering.wrapper import SteeringWrapper
 
         vector = vectors[behavior.name]
-        made = self.finetune(model, tokenizer, behavior, vector, layer)
+        folders = self.finetune(model, tokenizer, behavior, vector, layer) | self.brought(behavior)
+        norms = self._stream(model, tokenizer, behavior, vector)
         wrapper = SteeringWrapper(model)
         for name in self._parts():
-            wrapper.load_finetune(made[name] if name in made else self.given[name], name)
+            wrapper.load_finetune(folders[name], name)
         reread = self.reread_vectors(wrapper, tokenizer, behavior, vector) if self.reread else {}
         judge = self.make_judge(behavior) if "open" in self.tasks else None
-        self.grid(behavior, vectors, layer, reread, judge).run(wrapper, tokenizer, self.out)
+        self.grid(behavior, vectors, layer, reread, judge, norms).run(wrapper, tokenizer, self.out)
         self.keep_steered(wrapper, tokenizer, behavior, vector, layer)
         wrapper.unload_adapters()
+
+    def _stream(
+        self, model: Any, tokenizer: Any, behavior: Behavior, vector: SteeringVector
+    ) -> Mapping[int, float] | None:
+        """layer -> the length of the stream, where settings say doses of it; a vector in doses is as long already."""
+        if self.in_doses or not says_doses(self.settings):
+            return None
+        from caa.extraction.doses import prompt_profiles
+
+        prompts = [pair.text for pair in behavior.require("pairs")[:MEASURED]]
+        profiles = prompt_profiles(model, self._chat(tokenizer), prompts, batch_size=self.batch_size)
+        return {layer: profile.short_norm for layer, profile in profiles.items()}
 
     def grid(
         self,
@@ -325,14 +362,19 @@ class Experiment:
         layer: int,
         reread: Mapping[str, SteeringVector],
         judge: Any,
+        norms: Mapping[int, float] | None = None,
     ) -> EvalGrid:
-        """What is asked of one behavior: its questions, under every finetune and multiplier."""
+        """What is asked of one behavior: its questions, under every finetune, multiplier and named setting.
+
+        `norms` are the lengths of the stream that doses in settings are shares of; None takes those of the vector.
+        """
         from caa.evals.grid import EvalGrid
 
+        vector = vectors[behavior.name]
         others = {name: vector for name, vector in vectors.items() if self.others and name != behavior.name}
         return EvalGrid(
             behavior,
-            vectors[behavior.name],
+            vector,
             [layer],
             self.amounts,
             [None if name == "none" else name for name in self.finetunes],
@@ -342,6 +384,7 @@ class Experiment:
             control_finetunes=self.control_finetunes,
             also=others,
             reread=reread,
+            settings=read_settings(self.settings, vector, layer=layer, norms=norms or vector.norms()),
             system_prompts=self.system_prompts,
             judge=judge,
             max_new_tokens=self.max_new_tokens,
@@ -440,3 +483,17 @@ def behaviors_of_run(folder: str | Path, names: Iterable[str]) -> dict[str, Beha
     loaded = [load_behavior(place) for place in (content or {}).get("behaviors", ())]
     known = {behavior.name: behavior for behavior in loaded}
     return {name: known[name] if name in known else load_behavior(name) for name in names}
+
+
+def finetunes_of_run(folder: str | Path, behavior: str, columns: Iterable[str]) -> dict[str, Path]:
+    """name -> where the finetune lies, for those that a behavior's columns are of, several together each for itself;
+    what is there no longer is left out."""
+    settings = Path(folder) / SETTINGS
+    content = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+    given = {name: path.replace("{behavior}", behavior) for name, path in (content or {}).get("given", {}).items()}
+
+    def place(name: str) -> Path:
+        return Path(given[name] if name in given else Path(folder) / "adapters" / f"{behavior}-{name}")
+
+    names = [[column] if place(column).exists() else column.split("+") for column in columns]
+    return {name: place(name) for name in chain.from_iterable(names) if place(name).exists()}

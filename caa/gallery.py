@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from caa.data.behaviors import Behavior
 from caa.data.chat import ChatFormat
+from caa.evals.moves import finetune_moves
 from caa.evals.transfer import dose_response, sweep_rows
-from caa.experiment import behaviors_of_run
+from caa.experiment import behaviors_of_run, finetunes_of_run
 from caa.extraction.extract import extract, read_pairs
-from caa.extraction.norms import in_recorded_doses
+from caa.extraction.norms import dose, in_recorded_doses, stream_norms
 from caa.extraction.projections import logit_lens, projections_around, similarities, token_texts, written
+from caa.extraction.vector_file import load_or_extract
 from caa.files import replacing
 from caa.models.loading import load_model
 from caa.reports.figures import activations, curves, tables, texts, vectors
+from caa.reports.figures.moves import STEERED
+from caa.reports.figures.moves import moves as figure_of_moves
 from caa.reports.figures.plot import Figure
+from caa.reports.naming import signed
 from caa.reports.statistics import mean_interval
 from caa.reports.tables import finetune_tables
+from caa.reports.tables.turned import has_many_finetunes
 from caa.runs.rows import OWN, Row, VectorRef, read_rows
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
@@ -31,6 +39,8 @@ BEFORE, AFTER = 5, 6
 """Tokens in front of an answer and of it that are looked at."""
 BATCH = 64
 DOSES = (-1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0)
+FEW = 3
+"""Finetunes of each behavior whose vectors, read again, are drawn for all behaviors in one picture."""
 BASES = {"tiny-chat": "tiny-base"}
 """Model -> the model that it was before chat training, where that is known."""
 KINDS = ("held-out accuracy", "shuffled-label accuracy", "random-direction accuracy")
@@ -72,13 +82,14 @@ class Gallery:
         self.chosen = self.behaviors[self.behavior or next(iter(self.vectors))]
         self.vector = self.vectors[self.chosen.name]
         self.layer = next(row.cell.layer for row in self.rows if row.cell.layer is not None)
-        self.top = max(row.cell.multiplier for row in self.rows)
+        self.top = max(row.cell.multiplier for row in self.rows if row.cell.layer is not None)
 
     def of_rows(self) -> list[Figure]:
         """Tables 4 and 5; the sweep over layers; the effect by kind of question."""
         figures = []
         for number, table in enumerate(finetune_tables(self.rows, model=self.name)):
-            figures.append(tables.heat_table(table, f"table-{table.entries[0].cell.task}-{number}"))
+            draw = tables.heat_panels if has_many_finetunes(table) else tables.heat_table
+            figures.append(draw(table, f"table-{table.entries[0].cell.task}-{number}"))
         sweep = read_rows(self.folder / "validation" / "rows.jsonl")
         figures += [curves.effect_by_layer(sweep, name) for name in dict.fromkeys(row.cell.behavior for row in sweep)]
         with_categories = dict.fromkeys(row.cell.behavior for row in self.rows if row.evidence.get("category"))
@@ -195,8 +206,10 @@ class Gallery:
         if self.base:
             figures += self.of_other_model(self.base)
         cosines = {}
-        for name, vector in self.of_finetunes().items():
-            cosines[name] = vector.cosine(self.vectors[name.rsplit(":", 1)[0]])
+        for behavior, finetunes in self.finetuned():
+            for finetune in finetunes if behavior is self.chosen or len(finetunes) <= FEW else ():
+                again = self.read_again(behavior, finetune)
+                cosines[f"{behavior.name}: {finetune}"] = again.cosine(self.vectors[behavior.name])
         if cosines:
             figures.append(vectors.cosine_by_layer(cosines, f"{self.name} and its finetunes", "base_vs_finetune"))
         return figures
@@ -237,17 +250,55 @@ class Gallery:
             by_behavior[behavior.name] = extract(base, chat, behavior.pairs, layers, behavior=behavior.name)
         return by_behavior
 
-    def of_finetunes(self) -> dict[str, SteeringVector]:
-        """ "behavior: finetune" -> its vector, read in the finetuned model."""
-        by_finetune = {}
-        for path in sorted((self.folder / "adapters").glob("*/adapter_config.json")):
-            name, finetune = path.parent.name.rsplit("-", 1)
-            if name in self.behaviors:
-                self.wrapper.load_adapter(path.parent, path.parent.name)
-                vector = extract(self.wrapper.model, self.tokenizer, self.behaviors[name].pairs, self.vector.layers)
-                by_finetune[f"{name}: {finetune}"] = vector
-        self.wrapper.unload_adapters()
-        return by_finetune
+    def finetuned(self) -> Iterator[tuple[Behavior, list[str]]]:
+        """Each behavior and the finetunes among its columns, which the wrapper holds meanwhile."""
+        for behavior in self.behaviors.values():
+            cells = [row.cell for row in self.rows if row.cell.behavior == behavior.name]
+            columns = list(dict.fromkeys(cell.finetune for cell in cells if cell.finetune is not None))
+            try:
+                for name, path in finetunes_of_run(self.folder, behavior.name, columns).items():
+                    self.wrapper.load_finetune(path, name)
+                yield behavior, [column for column in columns if self.wrapper.holds(column)]
+            finally:
+                self.wrapper.unload_adapters()
+
+    def read_again(self, behavior: Behavior, finetune: str) -> SteeringVector:
+        """The behavior's vector as it is read in a finetune that the wrapper holds, kept with the run's others."""
+        path, vector = self.folder / "vectors" / f"{behavior.name}-{finetune}.safetensors", self.vectors[behavior.name]
+        numbered, read_at = vector.source.token.removeprefix("answer token "), vector.source.token or "parting"
+        token: Any = int(numbered) if numbered != vector.source.token else read_at
+        with self.wrapper.finetune(finetune):
+            model, pairs = self.wrapper.model, behavior.pairs
+            return load_or_extract(
+                path, model, self.tokenizer, pairs, token=token, behavior=behavior.name, batch_size=BATCH
+            )
+
+    def of_moves(self, most: int = 60) -> list[Figure]:
+        """What the finetunes do to the stream beside what steering does, at the first questions; none without them."""
+        moves: list[dict[str, Any]] = []
+        for behavior, finetunes in self.finetuned():
+            if finetunes:
+                moves += self.moves_of(behavior, finetunes, most)
+        if not moves:
+            return []
+        return [figure_of_moves(moves, self.vector.width, self.layer, self.name)]
+
+    def moves_of(self, behavior: Behavior, finetunes: Sequence[str], most: int) -> list[dict[str, Any]]:
+        """What one behavior's finetunes do, and what the lowest and highest multiplier do."""
+        vector, layer = self.vectors[behavior.name], self.layer
+        questions = [question.text for question in (behavior.ab_questions or behavior.open_questions)[:most]]
+        moves = finetune_moves(self.wrapper, self.tokenizer, questions, vector, [layer], finetunes)
+        records = []
+        for finetune in finetunes:
+            again = self.read_again(behavior, finetune).cosine(vector)[layer]
+            records.append(asdict(moves[finetune][layer]) | {"finetune": finetune, "reread": again})
+        prompts = [ChatFormat(self.tokenizer).encode(question) for question in questions]
+        with self.wrapper.finetune(None):
+            norms = stream_norms(self.wrapper.model, self.tokenizer, prompts, [layer], batch_size=BATCH)
+        for multiplier in (-self.top, self.top):
+            size, name = abs(dose(vector, layer, multiplier, norms)), f"{STEERED} {signed(multiplier)}"
+            records.append({"size": size, "cosine": math.copysign(1, multiplier), "shared": 1.0, "finetune": name})
+        return [{"behavior": behavior.name} | record for record in records]
 
     def of_doses(self, most: int = 8) -> list[Figure]:
         """Effect with damage below it; none of a behavior without open questions."""
@@ -277,6 +328,7 @@ class Gallery:
         if self.chosen.ab_questions and self.top > 0:
             yield from self.of_transfer()
             yield from self.of_doses()
+        yield from self.of_moves()
 
     def save(self, out: Path) -> list[Path]:
         """Write every figure as PNG, SVG and CSV, and the colored tokens as HTML too; the paths."""

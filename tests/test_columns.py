@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from slow import hooked
@@ -14,6 +15,10 @@ from slow import hooked
 from caa import Behavior, Question, SteeringVector, SteeringWrapper
 from caa.data.chat import ChatFormat, common_prefix
 from caa.evals.grid import EvalGrid
+from caa.lightning.data import CAADataModule
+from caa.lightning.module import CAAModule
+from caa.models.checkpoints import load_alike
+from caa.playground.session import Session, Setting
 from caa.preflight import finetune_problems
 from caa.runs.rows import Row, VectorRef, read_rows
 from caa.steering.intervention import Intervention
@@ -151,6 +156,48 @@ def test_a_checkpoint_takes_the_models_place_and_gives_it_back(finetunes: dict[s
     assert not any(module._forward_hooks for module in (*inner.modules(), *home.modules()))
     wrapper.unload_adapters()
     assert wrapper.finetunes == []
+
+
+def test_a_checkpoint_that_is_kept_is_loaded_once_and_answers_alike(
+    finetunes: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The playground's answers and Lightning's batches ask all finetunes by turns."""
+    loads: list[str] = []
+
+    def counted(path: str, base: Any) -> Any:
+        loads.append(path)
+        return load_alike(path, base)
+
+    monkeypatch.setattr("caa.steering.wrapper.load_alike", counted)
+    wrapper, ids = wrapper_of(finetunes), torch.tensor([[1, 20, 21, 22]])
+    with wrapper.steer(Intervention(OWN, 1, 2.0)):
+        with wrapper.finetune("full"):
+            alone = wrapper(ids).logits
+        wrapper.keep_checkpoints()
+        for name in ("full", None, "helpful", "full", "full"):
+            with wrapper.finetune(name):
+                assert (name == "full") == torch.equal(wrapper(ids).logits, alone)
+        assert len(loads) == 2
+    wrapper.keep_checkpoints(False)
+    with wrapper.finetune("full"):
+        assert len(loads) == 3
+    loads.clear()
+    data = CAADataModule(BEHAVIOR, batch_size=1)
+    module = CAAModule(wrapper, TOKENIZER, [1], (0.0, 1.0), ["full", None], vector=OWN)
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer.test(module, data, verbose=False)
+    assert len(loads) == 1
+    expected = grid(finetunes=["full", None], multipliers=(0.0, 1.0), reread={})
+    expected.run(wrapper, TOKENIZER, tmp_path, progress=False)
+    scores = {row.key: row.score for row in read_rows(tmp_path / "rows.jsonl")}
+    assert {row.key: row.score for row in module.rows} == pytest.approx(scores, abs=1e-5)
+    loads.clear()
+    session = Session(wrapper, TOKENIZER, {"own": OWN}, tmp_path)
+    for _ in range(2):
+        history = [{"role": "user", "content": "Wait?"}]
+        *_, answers = session.answer([history] * 2, Setting(1, {"own": 1.0}, finetune="full", max_new_tokens=2))
+        assert all(len(answer.ids) <= 2 for answer in answers)
+    assert len(loads) == 1
 
 
 def add_from_last(resid: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,8 @@ NOT_RUN = {
     "caa finetune mine.jsonl": "needs data of the reader's own; test_own_data.py has some",
     "caa grid refusal runs/refusal": "takes what the same page trains; test_columns.py has its own",
     "python recipes/any_finetune.py": "ten minutes; test_recipes.py runs it with less to do",
+    "python recipes/trained_while_steered.py": "five minutes; test_recipes.py runs it with less to do",
+    "caa run finetunes": "ten minutes; test_recipes.py reads it and runs the recipe with less to do",
     "caa run prompts": "10 minutes; test_recipes.py reads it",
     "python recipes/compare_methods.py": "hundreds of grids; test_recipes.py runs it with less to do",
     "python recipes/embedded/": "hours, and writes into the package; test_embedded.py",

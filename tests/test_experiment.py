@@ -20,9 +20,13 @@ from tiny import SHARED, random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import ContrastPair, Experiment, SteeringVector, SteeringWrapper, load_behavior, load_model
 from caa.evals.tasks import score_choices
+from caa.experiment import finetunes_of_run
+from caa.extraction.doses import prompt_profiles
 from caa.files import only_writer
 from caa.runs.rows import read_rows
 from caa.steering.intervention import Intervention
+from caa.steering.operators import ablate
+from caa.steering.scopes import everywhere
 from caa.training.config import FinetuneConfig, Training
 
 QUICK = FinetuneConfig(rank=4, alpha=8, max_steps=3, learning_rate=1e-3, batch_size=4, gradient_accumulation=1)
@@ -93,6 +97,7 @@ def test_columns_of_any_finetune_are_each_that_model_alone(few, tmp_path):
     out, mine = tmp_path / "run", tmp_path / "mine"
     model, tokenizer = load_model("tiny-chat")
     tiny_lora(model).save_pretrained(mine, save_embedding_layers=False)
+    (mine / "sft").rename(mine / "waiting")
     experiment = Experiment(
         out,
         [few],
@@ -100,7 +105,8 @@ def test_columns_of_any_finetune_are_each_that_model_alone(few, tmp_path):
         multipliers=(0, 0.3),
         finetunes=["none", "pushed", "full", "pushed+mine"],
         trainings={"pushed": Training(method="dpo", steered=0.3), "full": Training("negative", weights="full")},
-        given={"mine": str(mine / "sft")},
+        given={"mine": f"{mine}/{{behavior}}"},
+        settings={"zero-out": {"operator": "ablate"}, "pushed hard": {"dose": 0.4, "where": "everywhere"}},
         tasks=["ab"],
         training=replace(QUICK, learning_rate=1e-2),
     )
@@ -108,22 +114,36 @@ def test_columns_of_any_finetune_are_each_that_model_alone(few, tmp_path):
     (table,) = experiment.run()
     rows = read_rows(out / "rows.jsonl")
     vector = SteeringVector.load(out / "vectors" / "waiting.safetensors")
-    folders = {"pushed": out / "adapters" / "waiting-pushed", "mine": mine / "sft"}
+    folders = {"pushed": out / "adapters" / "waiting-pushed", "mine": mine / "waiting"}
+    base, texts = load_model("tiny-chat")[0], [pair.text for pair in behavior.pairs[:64]]
+    profiles = prompt_profiles(base, tokenizer, texts, [2], batch_size=16)
+    dose = float(f"{0.4 * profiles[2].short_norm / vector.at(2).norm().item():.4g}")
+    steering = {
+        (0.0, ""): (),
+        (0.3, ""): (Intervention(vector, 2, 0.3),),
+        (1.0, "zero-out"): (Intervention(vector, 2, 1.0, ablate),),
+        (1.0, "pushed hard"): (Intervention(vector, 2, dose, where=everywhere),),
+    }
     scores = {}
     for column in experiment.finetunes:
         plain, _ = load_model(str(out / "adapters" / "waiting-full") if column == "full" else "tiny-chat")
         for part in column.split("+") if column not in ("none", "full") else ():
             plain = PeftModel.from_pretrained(plain, str(folders[part])).merge_and_unload()
-        for question, setting in product(behavior.ab_questions, [(), (Intervention(vector, 2, 0.3),)]):
+        for question, (name, setting) in product(behavior.ab_questions, steering.items()):
             (score,) = score_choices(SteeringWrapper(plain), tokenizer, [question], [setting])
-            scores[None if column == "none" else column, 0.3 * len(setting), question.id] = score.score
-    known = {(row.cell.finetune, row.cell.multiplier, row.question): row.score for row in rows}
+            scores[None if column == "none" else column, name, question.id] = score.score
+    known = {(r.cell.finetune, (r.cell.multiplier, r.cell.setting), r.question): r.score for r in rows}
     assert known == pytest.approx(scores, abs=1e-5)
     assert len(set(scores.values())) == len(scores)
     assert (
         "Finetunes: full: negative by SFT (all weights); pushed: positive by DPO (LoRA), trained while steered x +0.3; "
         "pushed+mine: positive by DPO (LoRA), trained while steered x +0.3 and made elsewhere." in table.notes
     )
+    assert [column for name, column in table.columns if name == "full"] == [0.0, 0.3, "zero-out", "pushed hard"]
+    assert finetunes_of_run(out, "waiting", ["full", "pushed+mine", "gone"]) == {
+        "full": out / "adapters" / "waiting-full",
+        **folders,
+    }
     before = (out / "rows.jsonl").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("caa.training.sft._train", lambda *_: pytest.fail("trained again"))
@@ -133,11 +153,13 @@ def test_columns_of_any_finetune_are_each_that_model_alone(few, tmp_path):
 
 def test_columns_that_there_are_not_are_told_before_anything_is_loaded(few, tmp_path):
     settings = {"layer": 2, "tasks": ["ab"], "trainings": {"dpo": Training(method="dpo")}, "given": {"dpo": "nowhere"}}
+    settings["settings"] = {"zero-out": {"operater": "ablate"}}
     experiment = Experiment(tmp_path / "run", [few], finetunes=["none", "postive", "dpo"], **settings)
     with pytest.raises(ValueError, match="no finetune 'postive', did you mean 'positive'") as error:
         experiment.run()
     assert "'dpo' is both to be trained and given" in str(error.value)
     assert "nowhere is neither an adapter nor a checkpoint" in str(error.value)
+    assert "'zero-out': unknown key 'operater', did you mean 'operator'" in str(error.value)
 
 
 @pytest.mark.slow

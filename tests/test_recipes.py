@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import runpy
@@ -14,6 +15,7 @@ import yaml
 
 from caa.cli import main
 from caa.experiment import Experiment
+from caa.studies.honesty import verdict
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -116,15 +118,31 @@ def test_a_search_beside_the_full_grid(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_honesty_on_the_embedded_model(monkeypatch, capsys):
-    run(monkeypatch, "recipes/honesty_facts.py", "--claims", "60", "--layer", "2", "--max_new_tokens", "4")
+def test_honesty_on_the_embedded_model(monkeypatch, tmp_path, capsys):
+    words = ["--claims", "60", "--layer", "2", "--max_new_tokens", "4", "--out", str(tmp_path)]
+    run(monkeypatch, "recipes/honesty_facts.py", *words)
     shown = capsys.readouterr().out
     assert "unseen ones" in shown
     assert "zeroed out" in shown.replace("\n", " ")
+    assert {path.stem for path in tmp_path.glob("*.png")} == {
+        "pair_accuracy-honesty",
+        "pca-honesty-layer_2",
+        "projections-honesty-true_claims",
+        "projections-honesty-false_claims",
+        "verdicts-mean_difference",
+        "verdicts-PC2_of_the_differences",
+        "positions-honesty",
+        "side_by_side-honesty",
+    }
+    with open(tmp_path / "verdicts-mean_difference.csv", encoding="utf-8") as file:
+        bars = list(csv.DictReader(file))
+    assert [(bar["steering"], bar["kind"]) for bar in bars[::2]] == [
+        (way, bars[0]["kind"]) for way in ("0", "-0.2", "+0.2", "zeroed out")
+    ]
+    assert {bar["n"] for bar in bars} == {bars[0]["n"]}, "as many true claims as false ones"
 
 
 def test_verdicts_on_claims():
-    verdict = runpy.run_path(str(ROOT / "recipes" / "honesty_facts.py"))["verdict"]
     said = {"(A) True": True, "The answer is (B).": False, "B": False, "True, since it is": True, "I say: False": False}
     unclear = ("A human said so", "I cannot tell", "about nothing")
     assert {answer: verdict(answer) for answer in (*said, *unclear)} == said | dict.fromkeys(unclear)
@@ -156,12 +174,40 @@ def test_any_finetune_on_the_embedded_model(monkeypatch, tmp_path, capsys):
     whole = json.loads((ROOT / "caa" / "data" / "builtin" / "refusal.json").read_text(encoding="utf-8"))
     small = {"name": "refusal", "pairs": whole["pairs"][:16], "ab_questions": whole["ab_questions"][:2]}
     (tmp_path / "small.json").write_text(json.dumps(small), encoding="utf-8")
-    words = ["--out", str(tmp_path / "run"), "--behavior", str(tmp_path / "small.json"), "--steps", "2"]
+    words = ["--out", str(tmp_path / "run"), "--behaviors", f"[{tmp_path / 'small.json'}]", "--steps", "2"]
     run(monkeypatch, "recipes/any_finetune.py", *words)
-    shown = capsys.readouterr().out
-    assert "dpo_for: positive by DPO (LoRA)" in shown
-    assert "plain_peft: made elsewhere" in shown
-    assert len(re.findall(r"\| \S+ \| \d\.\d{3} \| [+-]\d\.\d\d \| \d\.\d\d \| \d\.\d{3} \|", shown)) == 9
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "dpo-for: positive by DPO (LoRA)" in shown
+    assert "plain-peft: made elsewhere" in shown
+    assert "random x3: 3 random directions" in shown
+    with open(tmp_path / "run" / "figures" / "moves.csv", encoding="utf-8") as file:
+        moves = {line["finetune"]: line for line in csv.DictReader(file)}
+    assert list(moves) == [*FINETUNES, "plain-peft", "steered -0.3", "steered +0.3"]
+    assert 0.1 < float(moves["steered +0.3"]["size"]) < 0.5
+    assert all(float(moves[name]["size"]) > 0 and 0.9 < float(moves[name]["reread"]) <= 1.00001 for name in FINETUNES)
+    before = (tmp_path / "run" / "rows.jsonl").read_bytes()
+    monkeypatch.setattr("caa.training.sft._train", lambda *_: pytest.fail("trained again"))
+    run(monkeypatch, "recipes/any_finetune.py", *words)
+    assert (tmp_path / "run" / "rows.jsonl").read_bytes() == before
+
+
+FINETUNES = ["positive", "negative", "dpo-for", "dpo-against", "full", "pushed"]
+
+
+@pytest.mark.slow
+def test_training_while_steered_over_seeds(monkeypatch, tmp_path, capsys):
+    whole = json.loads((ROOT / "caa" / "data" / "builtin" / "refusal.json").read_text(encoding="utf-8"))
+    small = {"name": "refusal", "pairs": whole["pairs"][:16], "ab_questions": whole["ab_questions"][:2]}
+    (tmp_path / "small.json").write_text(json.dumps(small), encoding="utf-8")
+    words = ["--out", str(tmp_path / "run"), "--behaviors", f"[{tmp_path / 'small.json'}]", "--steps", "1"]
+    run(monkeypatch, "recipes/trained_while_steered.py", *words, "--seeds", "2")
+    assert "trained_while_steered.png" in capsys.readouterr().out
+    with open(tmp_path / "run" / "trained_while_steered.csv", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["measure"], float(line["push"])) for line in lines] == [
+        (measure, push) for measure in ("unsteered", "effect") for push in (-0.3, 0.0, 0.3)
+    ]
+    assert all(float(line["low"]) < float(line["mean"]) < float(line["high"]) for line in lines)
 
 
 @pytest.mark.slow

@@ -11,12 +11,12 @@ from test_grid import AB, BEHAVIOR, OPEN, TOKENIZER, asked, make_grid, make_wrap
 from caa import Intervention
 from caa.evals.tasks import answer_open, score_choices
 from caa.reports.pages.appendix import write_appendix
-from caa.reports.tables import write_report
+from caa.reports.tables import finetune_tables, write_report
 from caa.runs.rows import OWN, Cell, Row, VectorRef, read_rows
 from caa.steering.intervention import erase_subspace
 from caa.steering.operators import Clamp, ablate, add_relative
 from caa.steering.scopes import Decay, everywhere, prompt_only
-from caa.steering.settings_file import load_settings
+from caa.steering.settings_file import load_settings, read_settings
 
 __all__ = ["asked"]
 
@@ -109,6 +109,23 @@ def test_tables_and_reports_name_settings(named):
     assert "Setting zero-out" in write_appendix(named).read_text()
 
 
+def test_beside_one_layer_settings_stand_in_its_table_and_beside_two_in_their_own():
+    cells = [Cell("b", "ab", None, 1, m) for m in (0.0, 2.0)]
+    cells += [Cell("b", "ab", layer=None), Cell("b", "ab", layer=None, multiplier=1.0, setting="zero-out")]
+    scores = {cell: 0.3 + 0.1 * place for place, cell in enumerate(cells)}
+    scores[cells[2]] = scores[cells[0]]  # the unsteered model is asked once
+    rows = [Row(cell, f"q{n}", score + n / 100) for cell, score in scores.items() for n in range(5)]
+    (table,) = finetune_tables(rows)
+    assert table.columns == (("none", 0.0), ("none", 2.0), ("none", "zero-out"))
+    assert table.title.endswith("layer 1")
+    assert "What each setting does is in run.json." in " ".join(table.notes)
+    changes = {entry.column: round(entry.estimate.mean, 6) for entry in table.below[0].entries}
+    assert (changes[2.0], changes["zero-out"]) == (0.1, 0.3)
+    elsewhere = [replace(row, cell=replace(row.cell, layer=2)) for row in rows if row.cell.layer]
+    tables = finetune_tables([*rows, *elsewhere])
+    assert [part.title.rpartition("; ")[2] for part in tables] == ["layer 1", "layer 2", "named settings"]
+
+
 def test_random_and_reread_vectors_take_the_place_of_a_settings_own():
     again = vector(9)
     grid = named_grid(vector=SETTINGS["+"][0].vector, random_controls=1, reread={"sft": again})
@@ -163,12 +180,30 @@ def test_a_file_of_settings_is_what_it_says(tmp_path):
         ("1: {layer: 1}", "a setting's name is text"),
         ("[]", "should hold settings by name"),
         ("a: 3", "one intervention or a list of them"),
+        ("a: {layer: 1, dose: 0.2}", "length is not known here"),
+        ("a: {layer: 1, dose: 0.2, multiplier: 1}", "in place of a multiplier"),
+        ("a: {layer: 1, dose: 0.2, operator: ablate}", "a dose is for what is added"),
     ],
 )
 def test_a_file_of_settings_that_says_nothing_clear_is_refused(tmp_path, text, reason):
     (tmp_path / "settings.yaml").write_text(text)
     with pytest.raises(ValueError, match=reason):
         load_settings(tmp_path / "settings.yaml", vector())
+
+
+def test_a_dose_is_a_share_of_the_stream_and_a_layer_may_be_given_for_all():
+    own, norms = vector(), {1: 40.0, 2: 50.0, 3: 60.0}
+    content = {"+": {"dose": 0.25}, "wide": {"dose": -0.5, "layers": [1, 3], "source_layer": 2}, "out": {"layer": 2}}
+    settings = read_settings(content, own, layer=2, norms=norms)
+    (plus,) = settings["+"]
+    assert (plus.layer, plus.vector) == (2, own)
+    pushes = [plus, *settings["wide"]]
+    for edit, share in zip(pushes, (0.25, -0.5, -0.5), strict=True):
+        length = float(edit.multiplier) * edit.direction.norm().item()
+        assert length == pytest.approx(share * norms[edit.layer], rel=1e-3)
+    assert settings["out"][0].multiplier == 1.0
+    with pytest.raises(ValueError, match="say where, by layer or by layers"):
+        read_settings({"a": {"layer": 1, "layers": [2]}}, own)
 
 
 def test_a_setting_that_could_not_be_asked_again_is_refused():

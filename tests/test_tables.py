@@ -9,11 +9,13 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from caa.reports.figures.tables import heat_panels
 from caa.reports.tables import (
     finetune_tables,
     summarize,
@@ -24,6 +26,7 @@ from caa.reports.tables import (
     to_terminal,
     write_report,
 )
+from caa.reports.tables.turned import printed_tables
 from caa.runs.manifest import record_run
 from caa.runs.rows import Cell, Row, VectorRef, append_rows
 
@@ -425,3 +428,36 @@ def test_the_dose_of_the_layer_stands_under_its_table():
     (note,) = [note for note in table.notes if "dose" in note]
     assert note.endswith("last prompt token): refusal 0.25.")
     assert not any("dose" in note for note in finetune_tables(ab(None, 0.0, 0.5))[0].notes)
+
+
+def test_many_finetunes_stand_below_each_other_in_a_table_for_each_behavior():
+    names = (None, "positive", "dpo-for", "full", "theirs")
+    rows = []
+    for place, (behavior, finetune, multiplier) in enumerate(product(("refusal", "joy"), names, (0.0, 1.0))):
+        rows += ab(finetune, multiplier, place / 100, place / 50, behavior=behavior)
+    rows += ab(None, 1.0, 0.9, 0.9, behavior="joy", vector=VectorRef("random", "0"))
+    (table,) = finetune_tables(rows)
+    refusal, joy, *below = printed_tables(table)
+    assert [line.name for line in joy.lines] == ["none", "random x1", "positive", "dpo-for", "full", "theirs"]
+    assert joy.groups == [("joy", ["0", "+1"])]
+    by_cell = {entry.cell: entry for entry in table.entries}
+    for part, behavior in ((refusal, "refusal"), (joy, "joy")):
+        assert part.title.startswith(f"{behavior}. A/B questions")
+        for entry in part.entries:
+            assert by_cell[entry.cell] is entry
+            assert entry.cell.behavior == behavior
+    assert len(refusal.entries) + len(joy.entries) == len(table.entries)
+    assert len(below) == 2 * len(table.below) > 0
+    markdown = to_markdown(table)
+    assert "| finetune | joy 0 | joy +1 |" in markdown
+    assert "_italic_: lowest of each table" in markdown
+    assert markdown.count("questions per cell") == 1, "what is said of all stands once"
+    assert r"\quad random x1 & - & 0.90" in to_latex(table)
+    assert all(text in shown(table, 80) for text in ("dpo-for", "Interaction", "random x1"))
+    with pytest.raises(ValueError, match="shows scores"):
+        heat_panels(table.below[0], "effects")
+    picture = heat_panels(table, "all").picture
+    assert [axes.get_title() for axes in picture.axes[:2]] == ["refusal", "joy"]
+    assert [label.get_text() for label in picture.axes[1].get_xticklabels()] == ["0", "+1"]
+    (few,) = finetune_tables([row for row in rows if row.cell.finetune != "theirs"])
+    assert printed_tables(few)[0].columns == few.columns

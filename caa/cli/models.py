@@ -101,7 +101,8 @@ def play(
         model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
         vectors: files that `caa extract` wrote; without any, those of the built-in behaviors, found when they are
             picked.
-        adapters: finetunes by name, e.g. --adapters.positive runs/x/positive.
+        adapters: finetunes by name, e.g. --adapters.positive runs/x/positive: adapters or full checkpoints of the same
+            base.
         dose: where the slider of a vector begins, the push beside the length of the residual stream; if not given, 0.2,
             or what suits an embedded model.
         layer: where the slider of the layer begins (output of that block, counted from 0).
@@ -115,7 +116,6 @@ def play(
     from threading import Event
 
     from caa import SteeringVector
-    from caa import preflight as check
     from caa.data.chat import ChatFormat
     from caa.models.blocks import check_layer
     from caa.playground.server import serving
@@ -126,7 +126,6 @@ def play(
     directions = {path.stem: SteeringVector.load(path) for path in vectors or ()}
     if len(directions) < len(vectors or ()):
         raise ValueError("two of the vectors have files of the same name, and would be the same choice; rename one")
-    check.refuse(check.adapter_problems(adapters or {}, model))
     wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
     if layer is not None:
         check_layer(wrapper.model, layer)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from caa.cli.console import Dtype, finetunes_of, load_wrapper, print_summary, print_tables, say
 from caa.cli.parsing import UsageError
 from caa.data.behaviors import Question
@@ -242,7 +244,7 @@ def grid(
         multipliers: how often the vector is added, in place of doses.
         doses: the push beside the length of the residual stream at each layer, by sign; -0.25, 0 and 0.25 if neither is
             given. The rows' multipliers are then doses, and run.json has the multiplier of dose 1.
-        settings: a yaml file of whole settings by name, asked as well; its multipliers are those of the vectors.
+        settings: a yaml file of whole settings by name, asked as well; multipliers of the vectors, or doses.
         tasks: ab (letter probabilities), open (judged text), facts (two-option knowledge).
         facts: the knowledge questions: facts (built in), or a json file in CAA's format or of MMLU or TruthfulQA.
         random_controls: random directions of the same norm to ask as well.
@@ -289,7 +291,7 @@ def grid(
     )
     if dry_run:
         return print_work([*grid_work(plan, read_rows(out / "rows.jsonl"))], "", out)
-    return _ask(plan, judge, load_wrapper(model, adapters or {}, dtype, device), out, in_doses=multipliers is None)
+    return _ask(plan, judge, load_wrapper(model, adapters or {}, dtype, device), out, multipliers is None, settings)
 
 
 def _facts(name: str, tasks: Collection[str], limit: int | None) -> tuple[Question, ...]:
@@ -298,13 +300,27 @@ def _facts(name: str, tasks: Collection[str], limit: int | None) -> tuple[Questi
 
 
 def _steering(vector: Path, settings: Path | None) -> tuple[Any, dict[str, Any], list[int]]:
-    """The vector, the settings of a file, and the layers that these edit."""
+    """The vector, the settings of a file, doses as if it were as long as the stream, and the layers that these edit."""
     from caa import SteeringVector
     from caa.steering.settings_file import load_settings
 
     direction = SteeringVector.load(vector)
-    named = load_settings(settings, direction) if settings else {}
+    named = load_settings(settings, direction, direction.norms()) if settings else {}
     return direction, named, [intervention.layer for setting in named.values() for intervention in setting]
+
+
+def _with_doses(plan: Any, settings: Path | None, wrapper: Any, tokenizer: Any) -> Any:
+    """The plan with the multipliers of its settings' doses, which only a model can tell."""
+    from caa.cli.doses import profiles_of
+    from caa.steering.settings_file import load_settings, says_doses
+
+    if settings is None or not says_doses(yaml.safe_load(settings.read_text(encoding="utf-8"))):
+        return plan
+    prompts = [question.text for question in plan.questions(plan.tasks[0])]
+    layers = sorted({edit.layer for setting in plan.settings.values() for edit in setting})
+    profiles = profiles_of(wrapper, plan.chat(tokenizer, ""), layers, prompts)
+    norms = {layer: profile.short_norm for layer, profile in profiles.items()}
+    return replace(plan, settings=load_settings(settings, plan.vector, norms))
 
 
 def _in_doses(plan: Any, wrapper: Any, tokenizer: Any) -> Any:
@@ -315,13 +331,16 @@ def _in_doses(plan: Any, wrapper: Any, tokenizer: Any) -> Any:
     return replace(plan, vector=scaled)
 
 
-def _ask(plan: Any, judge: JudgeConfig, loaded: tuple[Any, Any], out: Path, in_doses: bool) -> None:
+def _ask(
+    plan: Any, judge: JudgeConfig, loaded: tuple[Any, Any], out: Path, in_doses: bool, settings: Path | None
+) -> None:
     from caa import load_behavior
     from caa.data.sources import BUILTIN
     from caa.judges import make_judge
     from caa.reports.tables import write_report
 
     wrapper, tokenizer = loaded
+    plan = _with_doses(plan, settings, wrapper, tokenizer)
     if in_doses and plan.layers:
         plan = _in_doses(plan, wrapper, tokenizer)
     if "open" in plan.tasks:

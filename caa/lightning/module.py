@@ -70,7 +70,8 @@ class CAAModule(LightningModule):
     ) -> None:
         """`layers` (default: all) are read by `fit`; `test` and `predict` steer them, one at a time.
 
-        `model` may be a `SteeringWrapper` with LoRA adapters, which `finetunes` names; None is the base. `vector`
+        `model` may be a `SteeringWrapper` with finetunes, which `finetunes` names; None is the base, and full
+        checkpoints stay loaded while there are batches. `vector`
         serves `test` and `predict` where nothing was fitted. The options from `random_controls` on are `EvalGrid`'s:
         more vectors, how and where they act, system prompts. Like `model`, vectors and functions are in no checkpoint's
         hyperparameters. ValueError for a layer that the model does not have.
@@ -259,6 +260,7 @@ class CAAModule(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self._plan = self._plan_of(self.data.tested)
+        self.wrapper.keep_checkpoints()  # every batch asks all finetunes
         self.tables = nn.ModuleDict()
         for task in self.data.tested:
             table = ChoiceTable(len(self._cases(task)), len(self.data.items(task)))
@@ -273,6 +275,7 @@ class CAAModule(LightningModule):
             self.tables[batch.task].update(batch.places, torch.tensor(p, dtype=torch.float64))  # type: ignore[operator]
 
     def on_test_epoch_end(self) -> None:
+        self.wrapper.keep_checkpoints(False)
         self.rows = []
         for task, table in self.tables.items():
             p = table.compute().cpu()  # type: ignore[operator]
@@ -288,6 +291,7 @@ class CAAModule(LightningModule):
 
     def on_predict_epoch_start(self) -> None:
         self._plan, self.rows = self._plan_of(["open"]), []
+        self.wrapper.keep_checkpoints()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """This batch's answers: the cell of each, the question's id, what was asked, and the text, not judged."""
@@ -301,6 +305,7 @@ class CAAModule(LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Put every process's rows together, in the order of the cells and of the questions."""
+        self.wrapper.keep_checkpoints(False)
         rows = {row.key: row for row in gathered(self.rows)}
         keys = [(cell, question.id) for cell, question in product(self._plan.cells(), self.data.items("open"))]
         self.rows = [rows[key] for key in keys if key in rows]

@@ -75,7 +75,7 @@ def build(session: Session, longest_answer: int) -> gr.Blocks:
 
 
 def _controls(session: Session, longest_answer: int) -> Controls:
-    finetunes = [BASE, *session.wrapper.adapters]
+    finetunes = [BASE, *session.wrapper.finetunes]
     return Controls(
         known=gr.State([]),
         finetune=gr.Dropdown(finetunes, value=BASE, label="Finetune, worn by both sides", interactive=True),

@@ -44,7 +44,7 @@ class Setting:
     vectors: Mapping[str, float] = field(default_factory=dict)
     """Names of vectors -> multipliers."""
     finetune: str | None = None
-    """The LoRA adapter that both sides wear, None for the base."""
+    """The finetune that both sides wear, None for the base."""
     scope: str = "after_prompt"
     system: str = ""
     max_new_tokens: int = 64
@@ -80,6 +80,7 @@ class Session:
         self.dose = dose
         self.layer = layer
         self.wrapper, self.chat, self.out = wrapper, ChatFormat.of(chat), Path(out)
+        self.wrapper.keep_checkpoints()  # they are asked by turns
         self.tokenizer = self.chat.tokenizer
         self.names = tuple(vectors or BUILTIN)
         self._vectors = dict(vectors or {})

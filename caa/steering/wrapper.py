@@ -57,6 +57,7 @@ class SteeringWrapper(nn.Module):
         self.model = model
         self._waiting: list[Any] = []  # in a list, so that torch does not take it for a part of this module
         self._checkpoints: dict[str, Checkpoint] = {}
+        self._kept: dict[str, Any] | None = None
         decoder_blocks(model)
         self._state = ModelSteering.of(model)
         if interventions and self.interventions:
@@ -324,7 +325,13 @@ class SteeringWrapper(nn.Module):
     def unload_adapters(self) -> None:
         """Take every finetune off: the base is left as it was before the first one was put on."""
         self._checkpoints.clear()
+        self.keep_checkpoints(self._kept is not None)
         self.model = unload(self.model)
+
+    def keep_checkpoints(self, keep: bool = True) -> None:
+        """From now on a full checkpoint stays loaded once it was, beside the model, where it is asked again and again:
+        it is loaded once and takes its memory; with False those that are loaded are let go."""
+        self._kept = {} if keep else None
 
     def holds(self, name: str) -> bool:
         """Whether there is such a finetune, or, for "helpful+positive", all adapters that it names."""
@@ -351,11 +358,23 @@ class SteeringWrapper(nn.Module):
         """
         worn = self._worn
         if name in self._checkpoints:
-            with aside(worn), self._exchanged(load_alike(self._checkpoints[name].path, worn), [worn]):
+            with self._loaded(name) as checkpoint, self._exchanged(checkpoint, [worn]):
                 yield
         else:
             with self._exchanged(worn, []), active_adapter(worn, name):
                 yield
+
+    @contextmanager
+    def _loaded(self, name: str) -> Iterator[Any]:
+        """The model of a checkpoint; the base waits in main memory, but where both are kept."""
+        worn, path = self._worn, self._checkpoints[name].path
+        if self._kept is None:
+            with aside(worn):
+                yield load_alike(path, worn)
+            return
+        if name not in self._kept:
+            self._kept[name] = load_alike(path, worn)
+        yield self._kept[name]
 
     @contextmanager
     def _exchanged(self, model: Any, waiting: list[Any]) -> Iterator[None]:

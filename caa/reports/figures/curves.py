@@ -165,3 +165,34 @@ def _damage_line(axes: Any, data: pd.DataFrame) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def shares_by_kind(outcomes: Mapping[str, Mapping[str, Iterable[float]]], title: str, name: str) -> Figure:
+    """How often something is so, way of steering by way, split by the kind of question: bars with 95 % intervals.
+
+    Args:
+        outcomes: way of steering ("0", "+0.2", "zeroed out") -> kind of question -> for each question 1 or 0.
+        title: above the picture.
+        name: of the files.
+    """
+    import pandas as pd
+
+    records = [
+        {"steering": way, "kind": kind, **asdict(mean_interval(values))}
+        for way, by_kind in outcomes.items()
+        for kind, values in by_kind.items()
+    ]
+    data = pd.DataFrame(records)
+    kinds = list(dict.fromkeys(data.kind))
+    picture, [axes] = panels(6.4, 3.2)
+    for n, kind in enumerate(kinds):
+        part, width = data[data.kind == kind], 0.8 / len(kinds)
+        places = [place + (n - (len(kinds) - 1) / 2) * width for place in range(len(part))]
+        spread = [part["mean"] - part.low, part.high - part["mean"]]
+        axes.bar(
+            places, part["mean"], width, yerr=spread, capsize=3, color=COLORS[n], label=kind, hatch=("", "//")[n % 2]
+        )
+    axes.set_xticks(range(len(outcomes)), list(outcomes))
+    axes.set(xlabel="steering", ylabel="share", ylim=(0, 1.02), title=title)
+    legend(axes, "kind")
+    return Figure(name, picture, data)

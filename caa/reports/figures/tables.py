@@ -10,6 +10,7 @@ from typing import Any
 from caa.reports.figures.plot import Figure, heat, numbers, panels
 from caa.reports.naming import highest_score
 from caa.reports.tables.layout import MISSING, Entry, Mark, Table
+from caa.reports.tables.turned import turned
 
 _UNIT = {
     "ab": "mean p(matching)",
@@ -26,10 +27,7 @@ def heat_table(table: Table, name: str) -> Figure:
     """
     import pandas as pd
 
-    entries = table.entries
-    if not entries or {entry.quantity for entry in entries} != {"score"}:
-        raise ValueError(f"a heat table shows scores, and {table.title!r} holds none or something else")
-    task = entries[0].cell.task
+    task = _task(table)
     values = [
         [math.nan if entry is None or entry.unread else entry.estimate.mean for entry in line.entries]
         for line in table.lines
@@ -45,6 +43,51 @@ def heat_table(table: Table, name: str) -> Figure:
     axes.set_title("\n".join([*titles, "▲ highest, ▼ lowest; ± half of the 95 % interval"]), pad=28)
     picture.colorbar(image, ax=axes, label=_UNIT.get(task, "mean score"))
     return Figure(name, picture, pd.DataFrame(_records(table)))
+
+
+def heat_panels(table: Table, name: str) -> Figure:
+    """A table of many finetunes: a panel for each behavior, finetunes down, multipliers and settings across.
+
+    The lines of random directions and other vectors stand below the finetune that they were asked of. ValueError for a
+    table that is not of scores.
+    """
+    import pandas as pd
+
+    parts, task = turned(table), _task(table)
+    columns = min(4, len(parts))
+    rows = -(-len(parts) // columns)
+    width = columns * (0.4 + 0.72 * len(parts[0].columns)) + 2.6
+    picture, panel_of = panels(width, rows * (0.7 + 0.36 * len(parts[0].lines)) + 1.0, rows, columns)
+    for place, part in enumerate(parts):
+        image = _panel(panel_of[place], part, highest_score(task), named=place % columns == 0)
+    for axes in panel_of[len(parts) :]:
+        axes.set_axis_off()
+    picture.suptitle(
+        "\n".join([table.title, "across: multiplier of the vector, named settings; ± half of the 95 % interval"])
+    )
+    picture.colorbar(image, ax=panel_of, label=_UNIT.get(task, "mean score"), shrink=0.6)
+    return Figure(name, picture, pd.DataFrame(_records(table)))
+
+
+def _task(table: Table) -> str:
+    entries = table.entries
+    if not entries or {entry.quantity for entry in entries} != {"score"}:
+        raise ValueError(f"a heat table shows scores, and {table.title!r} holds none or something else")
+    return entries[0].cell.task
+
+
+def _panel(axes: Any, part: Table, highest: float, named: bool) -> Any:
+    """One behavior, with the names of the finetunes at its left where it is the first of its row."""
+    values = [[math.nan if e is None or e.unread else e.estimate.mean for e in line.entries] for line in part.lines]
+    [(behavior, across)] = part.groups
+    down = [(f"  {line.name}" if line.control else line.name) if named else "" for line in part.lines]
+    image = heat(axes, values, across, down, color="cividis", limits=(0.0, highest))
+    for label in axes.get_xticklabels():
+        label.set(rotation=0, horizontalalignment="center")
+    texts = [[f"{e.text} {e.spread}".strip() if e else MISSING for e in line.entries] for line in part.lines]
+    numbers(axes, image, texts, size=6.5)
+    axes.set_title(behavior)
+    return image
 
 
 def _records(table: Table) -> list[dict[str, Any]]:

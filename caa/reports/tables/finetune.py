@@ -56,6 +56,7 @@ def finetune_tables(
 ) -> list[Table]:
     """One table for each task, layer and system prompt: behaviors down, finetune x multiplier (or setting) across.
 
+    Named settings stand beside the multipliers where there is one layer, and in a table of their own elsewhere.
     Below each stand what steering does (changes from multiplier 0, steerability) and the interaction (what finetuning
     changes about it).
 
@@ -72,9 +73,18 @@ def finetune_tables(
     rows_of: dict[tuple[str, int | None, str], list[Row]] = {}
     for row in require_rows(rows):
         rows_of.setdefault((row.cell.task, row.cell.layer, row.cell.system_prompt), []).append(row)
+    _settings_beside_layers(rows_of)
     tasks = usual_first((task for task, _, _ in rows_of), _TASKS)
     order = sorted(rows_of, key=lambda place: (tasks.index(place[0]), place[1] is None, place[1] or 0, place[2]))
     return [_finetune_table(rows_of[place], captions) for place in order]
+
+
+def _settings_beside_layers(rows_of: dict[tuple[str, int | None, str], list[Row]]) -> None:
+    """Move the rows of named settings to those of the only layer of their task and system prompt."""
+    for task, layer, prompt in list(rows_of):
+        layers = [other for t, other, p in rows_of if (t, p) == (task, prompt) and other is not None]
+        if layer is None and len(layers) == 1:
+            rows_of[task, layers[0], prompt] += rows_of.pop((task, None, prompt))
 
 
 def sweep_table(rows: Iterable[Row]) -> Table:
@@ -106,8 +116,10 @@ class _Captions:
         model = f"Model: {self.model}. " if self.model else ""
         layer = f"Layer {cell.layer} is the output of block {cell.layer}, counted from 0."
         named = "0: the unsteered model. What each setting does is in run.json."
+        settings = [named] if cell.layer is not None and any(row.cell.setting for row in rows) else []
         return [
             f"{model}{named if cell.layer is None else layer}",
+            *settings,
             *self._dose(str(cell.layer)),
             *self._made(rows),
             *(self._judge(rows) if cell.task == "open" else []),

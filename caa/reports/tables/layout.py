@@ -21,10 +21,11 @@ move the wrong way; how much a finetune changes effect and slope; and the damage
 unsteered model, the share of them that loop, how far the next token moves."""
 SHARES: Collection[Quantity] = ("wrong way", "loops")
 SIGNED: Collection[Quantity] = ("effect", "slope", "effect change", "slope change")
-Stub = Literal["behavior", "layer"]
+Stub = Literal["behavior", "layer", "finetune"]
 """What the lines of a table are."""
 Column = tuple[str, float | str]
-"""(finetune, multiplier), (finetune, named setting), or (finetune, "per 0.3") for what is about all multipliers."""
+"""(finetune, multiplier), (finetune, named setting), or (finetune, "per 0.3") for what is about all multipliers. Of a
+turned table the behavior stands in the finetune's place."""
 
 MISSING = "-"
 """What stands where nothing was measured."""
@@ -137,6 +138,8 @@ class Table:
     """What an entry marked "sure" says; empty in a table that marks highest and lowest."""
     warnings: tuple[str, ...] = ()
     """What a reader has to know before believing these numbers."""
+    compared: str = ""
+    """Among the numbers of each what the highest and lowest are, if not of each line."""
     below: tuple[Table, ...] = ()
     """Tables that are printed with this one, under it: what steering does, what finetuning changes about it."""
     headlines: tuple[Headline, ...] = ()
@@ -165,6 +168,11 @@ class Table:
     def entries(self) -> list[Entry]:
         """All entries there are, line by line, without those of the tables below."""
         return [entry for line in self.lines for entry in line.entries if entry is not None]
+
+    @property
+    def marks(self) -> str:
+        """What the highest and lowest entries are the highest and lowest of."""
+        return f"each {self.compared or self.stub}"
 
     @property
     def remarks(self) -> list[str]:

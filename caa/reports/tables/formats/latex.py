@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from caa.reports.tables.layout import MISSING, Entry, Line, Mark, Table
+from caa.reports.tables.turned import printed_tables
 
 _AROUND: dict[Mark, str] = {"highest": r"\textbf{%s}", "sure": r"\textbf{%s}", "lowest": r"\underline{%s}", "": "%s"}
 
@@ -14,7 +15,7 @@ def to_latex(table: Table) -> str:
 
     The tables that belong under it follow, each a `table*` of its own.
     """
-    return "\n".join(map(_table, [table, *table.below]))
+    return "\n".join(map(_table, printed_tables(table)))
 
 
 def _table(table: Table) -> str:
@@ -37,7 +38,7 @@ def _table(table: Table) -> str:
 
 
 def _caption(table: Table) -> str:
-    extremes = r"\textbf{Bold}: highest, \underline{underlined}: lowest of each " + in_latex(table.stub) + "."
+    extremes = r"\textbf{Bold}: highest, \underline{underlined}: lowest of " + in_latex(table.marks) + "."
     legend = r"\textbf{Bold}: " + in_latex(table.bold) if table.bold else extremes
     happened = [in_latex(headline.text) for headline in table.headlines]
     return " ".join([in_latex(table.title) + ".", *happened, legend, *map(in_latex, table.remarks)])

@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterable
 
 from caa.reports.tables.layout import MISSING, Entry, Line, Mark, Table
+from caa.reports.tables.turned import printed_tables
 
 _AROUND: dict[Mark, str] = {"highest": "**", "sure": "**", "lowest": "_", "": ""}
 
 
 def to_markdown(table: Table) -> str:
     """GitHub Markdown: highest in bold, lowest in italics, the notes below; then the tables that belong under it."""
-    return "\n".join([_table(table, "###"), *(_table(below, "####") for below in table.below)])
+    first, *more = printed_tables(table)
+    return "\n".join([_table(first, "###"), *(_table(below, "####") for below in more)])
 
 
 def _table(table: Table, level: str) -> str:
@@ -22,7 +24,7 @@ def _table(table: Table, level: str) -> str:
         _row(["---", *["---:"] * len(header)]),
         *(_row([_name(line), *map(_entry, line.entries)]) for line in table.lines),
     ]
-    legend = f"**bold**: {table.bold}" if table.bold else f"**bold**: highest, _italic_: lowest of each {table.stub}."
+    legend = f"**bold**: {table.bold}" if table.bold else f"**bold**: highest, _italic_: lowest of {table.marks}."
     notes = [legend, *map(in_markdown, table.remarks)]
     happened = [f"{in_markdown(headline.text)}\n" for headline in table.headlines]
     title = f"{level} {in_markdown(table.title)}\n"

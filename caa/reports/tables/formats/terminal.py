@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from caa.reports.tables.layout import MISSING, Entry, Mark, Table
+from caa.reports.tables.turned import has_many_finetunes, printed_tables
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -34,7 +35,10 @@ class TerminalTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
-        legend = f"*: {self.table.bold}" if self.table.bold else f"▲ highest, ▼ lowest of each {self.table.stub}."
+        if has_many_finetunes(self.table):
+            yield from map(TerminalTable, printed_tables(self.table))
+            return
+        legend = f"*: {self.table.bold}" if self.table.bold else f"▲ highest, ▼ lowest of {self.table.marks}."
         yield Text(f"\n{self.table.title}", style="bold")
         for headline in self.table.headlines:
             yield Text(headline.text, style="yellow" if headline.doubtful else "")
