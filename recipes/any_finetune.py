@@ -3,7 +3,7 @@
 One table of whatever finetunes there are: those of `caa run finetunes`, which are SFT and DPO for and against a
 behavior, all weights, and one trained while steered, beside a LoRA that plain PEFT made in a loop of its own; each
 asked unsteered, steered both ways, and with the direction zeroed out. Then what each does to the residual stream at
-the last prompt token. For a real chat model: --config finetunes-smollm2.
+the last prompt token. For a real chat model: --experiment finetunes-smollm2.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def plain_peft(behavior: str, model: str, folder: Path, examples: int) -> None:
 
 def run(
     out: Path,
-    config: str = "finetunes",
+    experiment: str = "finetunes",
     behaviors: list[str] | None = None,
     steps: int | None = None,
     limit: int | None = None,
@@ -56,12 +56,12 @@ def run(
 
     Args:
         out: the run's folder; a stopped run goes on.
-        config: of `caa run`, by name, or a file of yours: the model, the finetunes, the multipliers, the settings.
-        behaviors: in place of the config's.
-        steps: optimizer steps of each finetune, in place of the config's.
+        experiment: of `caa run`, by name, or a file of yours: the model, the finetunes, the multipliers, the settings.
+        behaviors: in place of the experiment's.
+        steps: optimizer steps of each finetune, in place of the experiment's.
         limit: ask only the first questions, as a trial.
     """
-    settings = yaml.safe_load(config_path(config).read_text(encoding="utf-8"))
+    settings = yaml.safe_load(config_path(experiment).read_text(encoding="utf-8"))
     behaviors = behaviors or settings.get("behaviors", list(BUILTIN))
     steps = steps or settings["training"]["max_steps"]
     examples = steps * settings["training"]["batch_size"]
@@ -69,7 +69,7 @@ def run(
         plain_peft(behavior, settings["model"], out / GIVEN, examples)
     words = ["--out", str(out), "--figures", "false", "--behaviors", str(behaviors), "--training.max_steps", str(steps)]
     words += ["--finetunes", str([*settings["finetunes"], GIVEN]), f"--given.{GIVEN}", f"{out / GIVEN}/{{behavior}}"]
-    if main(["run", config, *words, *(["--limit", str(limit)] if limit else [])]):
+    if main(["run", experiment, *words, *(["--limit", str(limit)] if limit else [])]):
         raise SystemExit(1)
     gallery = Gallery(out)
     for figure in (*gallery.of_rows(), *gallery.of_moves()):

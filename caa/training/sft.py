@@ -222,7 +222,7 @@ def _train(
     """Train, from the last checkpoint in `partial` if there is one; the folder with the result. No title, no bar."""
     from caa.training.progress import StepBar
 
-    learner = copy.deepcopy(model).float() if config.weights == "full" else model
+    learner = copy.deepcopy(model).float().requires_grad_(True) if config.weights == "full" else model
     trainer = make_trainer(learner, tokenizer, rows, config, partial)
     with tqdm(desc=title, unit="step", disable=not title) as bar, _steered(trainer, steered_by):
         trainer.add_callback(StepBar(bar))
