@@ -82,7 +82,7 @@ def honesty_facts(
     layer = max(by_layer, key=by_layer.__getitem__) if layer is None else layer
     profiles = prompt_profiles(network, tokenizer, [claim.pair().text for claim in seen[:64]])
     vectors = {name: to_doses(read.vector(method), profiles) for name, method in METHODS.items()}
-    wrapper, asked = SteeringWrapper(network), [Question(claim.pair().text, "", "") for claim in unseen]
+    wrapper, asked = SteeringWrapper(network), [Question(claim.pair().text) for claim in unseen]
     figures = [pair_accuracy_by_layer(accuracy, "honesty"), *honesty.pictures_of_activations(read, seen, layer)]
     table = Table("vector", f"steering, layer {layer}", "true claims right", "false claims right", "all", "no verdict")
     for name, vector in vectors.items():

@@ -109,7 +109,7 @@ def picture_of_dilemmas(
 ) -> Figure:
     """What is answered to `DILEMMAS` unsteered, under the push and against it, side by side."""
     settings: dict[str, Setting] = {"original": (), "plus": (push,), "minus": (_against(push),)}
-    asked = [Question(text, "", "") for text in DILEMMAS]
+    asked = [Question(text) for text in DILEMMAS]
     texts = iter(answer_open(wrapper, chat, asked, list(settings.values()), max_new_tokens=max_new_tokens))
     answers = {question: {way: next(texts) for way in settings} for question in DILEMMAS}
     return side_by_side(answers, str(push), "side_by_side-honesty")
