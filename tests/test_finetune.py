@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 from caa.data.behaviors import Behavior, ContrastPair, letter
 from caa.data.chat import ChatFormat
 from caa.models.adapters import PROVENANCE, load_adapter
+from caa.models.capabilities import can_pick
 from caa.models.fingerprint import digest_of_samples, fingerprint, sample_parameters
 from caa.models.restore import borrowed
 from caa.training.config import EMBEDDED, FinetuneConfig, default_config
 from caa.training.examples import Example, check_lengths, tokenize, training_examples
 from caa.training.sft import _holds, _last_checkpoint, _write_record, finetune
 from caa.training.trainers import make_trainer
-from tests.tiny import FAMILIES, SHARED, needs_shared, tiny_lora, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, SHARED, needs_shared, random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
 TINY = FinetuneConfig(
     rank=4, alpha=8, dropout=0.1, learning_rate=1e-2, max_steps=10, batch_size=4, gradient_accumulation=1
@@ -287,6 +288,80 @@ def test_the_collator_hands_over_exactly_the_answers(tmp_path: Path) -> None:
     }
 
 
+def of_lengths(*lengths: int) -> list[dict[str, list[int]]]:
+    """Examples of so many tokens, of which the last three are labeled."""
+    rows = [random_ids(1, length, seed=number)[0].tolist() for number, length in enumerate(lengths)]
+    return [{"input_ids": ids, "labels": [-100] * (len(ids) - 3) + ids[-3:]} for ids in rows]
+
+
+def steps(model: Any, rows: Any, config: FinetuneConfig, folder: Path) -> list[dict[str, torch.Tensor]]:
+    """The gradients and the loss of each optimizer step."""
+    from transformers import TrainerCallback
+
+    gradients: list[dict[str, torch.Tensor]] = []
+
+    class Recorder(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+    torch.manual_seed(0)  # of the LoRA
+    trainer = make_trainer(model, tiny_tokenizer(), rows, config, folder)
+    trainer.add_callback(Recorder())
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return [step | {"loss": torch.tensor(loss)} for step, loss in zip(gradients, losses, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "weights"), [("Llama", "lora"), ("Gemma2", "dora"), ("Bloom", "full")])
+def test_a_step_is_that_of_trls_plain_loss(
+    family: str, weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl import SFTTrainer
+
+    from caa.training import labeled
+
+    config = dataclasses.replace(
+        TINY, dropout=0.0, max_steps=2, weights=weights, batch_size=5, gradient_accumulation=2, learning_rate=1e-4
+    )
+    rows = of_lengths(5, 70, 9, 100, 6, 72, 7, 98, 30, 31)
+    ours = steps(tiny_model(family), rows, config, tmp_path / "ours")
+    monkeypatch.setattr(labeled, "LabeledTrainer", SFTTrainer)
+    plain = steps(tiny_model(family), rows, config, tmp_path / "plain")
+    assert len(ours) == 2
+    for one, other in zip(ours, plain, strict=True):
+        largest = max(gradient.abs().max() for gradient in other.values())
+        assert one.keys() == other.keys()
+        for name, gradient in other.items():
+            torch.testing.assert_close(one[name], gradient, rtol=0, atol=1e-6 * float(largest))
+
+
+def test_the_head_sees_the_labeled_tokens_alone_and_passes_hold_few_pads(tmp_path: Path) -> None:
+    model, seen = tiny_model(), []
+    model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape[:2]))
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    config = dataclasses.replace(TINY, max_steps=1, batch_size=4, gradient_accumulation=2)
+    trainer = make_trainer(model, tiny_tokenizer(), of_lengths(5, 99, 9, 100, 6, 98, 7, 8), config, tmp_path)
+    seen.clear()  # trials
+    trainer.train()
+    assert seen == [(4, 8), (1, 12), (1, 9), (1, 3), (3, 100), (1, 9)]
+
+
+def test_a_head_that_cannot_be_split_off_gives_its_own_logits(tmp_path: Path) -> None:
+    model = tiny_model()
+    plain = model.lm_head.forward
+    model.lm_head.forward = lambda stream: plain(stream) * (1 + torch.arange(stream.shape[1]))[:, None]  # by position
+    rows = of_lengths(5, 40, 9, 60)
+    config = dataclasses.replace(TINY, max_steps=1, weights="full", learning_rate=1e-9)
+    (step,) = steps(model, rows, config, tmp_path)
+    labeled = [(model(torch.tensor([row["input_ids"]])).logits[0, -4:-1], row["input_ids"][-3:]) for row in rows]
+    slow = [torch.nn.functional.cross_entropy(logits, torch.tensor(ids)) for logits, ids in labeled]
+    assert not can_pick(model)
+    torch.testing.assert_close(step["loss"], torch.stack(slow).mean().detach(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_taught_and_left_as_it_was(family: str, tmp_path: Path) -> None:
@@ -353,16 +428,16 @@ def test_the_same_call_gives_the_same_adapter(trained: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_broken_finetune_goes_on_where_it_was(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trl import SFTTrainer
+    from caa.training.labeled import LabeledTrainer
 
-    steps, real = itertools.count(1), SFTTrainer.training_step
+    steps, real = itertools.count(1), LabeledTrainer.training_step
 
     def breaking(self: Any, *args: Any, **kwargs: Any) -> Any:
         if next(steps) == 6:
             raise RuntimeError("power cut")
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(SFTTrainer, "training_step", breaking)
+    monkeypatch.setattr(LabeledTrainer, "training_step", breaking)
     model, out = tiny_model(), tmp_path / "adapter"
     arguments = (tiny_tokenizer(), patience(), "positive", out, TINY)
     with pytest.raises(RuntimeError, match="power cut"):
@@ -380,13 +455,13 @@ def test_a_broken_finetune_goes_on_where_it_was(trained: Path, tmp_path: Path, m
 KILLED = """
 import os, signal, sys
 from tests import test_finetune as here
-from trl import SFTTrainer
-real, steps = SFTTrainer.training_step, iter(range(100))
+from caa.training.labeled import LabeledTrainer
+real, steps = LabeledTrainer.training_step, iter(range(100))
 def step(*args, **kwargs):
     if next(steps) == 7:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args, **kwargs)
-SFTTrainer.training_step = step
+LabeledTrainer.training_step = step
 here.train(here.Path(sys.argv[1]))
 """
 
@@ -408,7 +483,7 @@ def test_a_killed_finetune_goes_on_where_it_was(trained: Path, tmp_path: Path) -
 def test_a_finetune_killed_after_its_last_step_is_only_put_in_place(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trl import SFTTrainer
+    from caa.training.labeled import LabeledTrainer
 
     def interrupted(folder: Path, record: dict[str, Any]) -> None:
         if folder.name == "finished":
@@ -419,7 +494,7 @@ def test_a_finetune_killed_after_its_last_step_is_only_put_in_place(
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "out")
     monkeypatch.setattr("caa.training.sft._write_record", _write_record)
-    monkeypatch.setattr(SFTTrainer, "training_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(LabeledTrainer, "training_step", lambda *_: pytest.fail("trained again"))
     assert same(train(tmp_path / "out"), trained)
 
 

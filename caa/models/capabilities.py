@@ -25,7 +25,7 @@ from caa.models.blocks import (
     position_inputs,
     text_config,
 )
-from caa.models.hooks import RepeatedBlocks, expanding, writing
+from caa.models.hooks import RepeatedBlocks, expanding, picking, writing
 from caa.models.positions import cache_in
 from caa.models.slots import SlotCache
 
@@ -92,6 +92,11 @@ def can_mix(model: Any, adapter: str) -> bool:
             return _keeps_adapters_apart(model, adapter)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
         return False
+
+
+def can_pick(model: Any) -> bool:
+    """Whether the head, given some tokens of all rows alone (`picking`), gives the logits that it gives them anyway."""
+    return _stands(model, _picks_tokens)
 
 
 def repeat_cache(cache: Any, rows: int, times: int) -> None:
@@ -244,6 +249,17 @@ def _repeats_rows(model: Any) -> bool:
         if not _same(copies[:, -1], plain[:, -1].repeat_interleave(2, dim=0), _rounding(model, ids, mask, last)):
             return False
     return True
+
+
+def _picks_tokens(model: Any) -> bool:
+    """Are the logits of some tokens what they are among all? What stands behind the head is the model's own."""
+    filling, *drawn = ordinary_ids(model, 8)
+    ids, mask = pad([drawn[:5], drawn[5:]], filling)
+    places = torch.tensor([[True, False, True, True, False], [False, True, False, False, False]])
+    plain = _logits(model, ids, mask)[places]
+    with picking(base_model(model).get_output_embeddings(), places):
+        picked = _logits(model, ids, mask)
+    return _same(picked, plain[None], _rounding(model, ids, mask, places.nonzero(as_tuple=True)))
 
 
 def _logits(model: Any, ids: Tensor, mask: Tensor, **kwargs: Any) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 
@@ -179,6 +179,34 @@ def listening(module: nn.Module, receive: Callable[[Mapping[str, Any]], None]) -
         receive({**signature.bind_partial(*args).arguments, **kwargs})
 
     return _attach(module.register_forward_pre_hook, hook, prepend=True, with_kwargs=True)
+
+
+@contextmanager
+def picking(module: nn.Module, places: Bool[Tensor, "row position"]) -> Iterator[None]:
+    """The module is given only these places of its input, in one row: [1, place, d]."""
+
+    def hook(module: nn.Module, args: Any) -> Any:
+        return (args[0][places.to(args[0].device)][None], *args[1:])
+
+    handle = _attach(module.register_forward_pre_hook, hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def withholding(module: nn.Module, name: str) -> Iterator[None]:
+    """The module is called without the keyword of this name, which hooks of before still see."""
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return args, {key: value for key, value in kwargs.items() if key != name}
+
+    handle = _attach(module.register_forward_pre_hook, hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,9 @@ def _adapter(model: Any, config: FinetuneConfig) -> Any:
 
 def _kind(config: FinetuneConfig) -> Any:
     if config.method == "sft":
-        from trl import SFTTrainer
+        from caa.training.labeled import LabeledTrainer
 
-        return SFTTrainer
+        return LabeledTrainer
     from caa.training.preferences import TokenizedDPOTrainer, TokenizedKTOTrainer
 
     return TokenizedDPOTrainer if config.method == "dpo" else TokenizedKTOTrainer

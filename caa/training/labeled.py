@@ -1,0 +1,120 @@
+"""TRL's trainer for whole answers, without the work that no label asks for: the same loss, the same gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import accumulate, pairwise
+from operator import itemgetter
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
+from trl import SFTTrainer
+
+from caa.models.blocks import base_model
+from caa.models.capabilities import can_pick
+from caa.models.hooks import picking, withholding
+from caa.training.examples import IGNORED
+
+PASS_COST = 32
+"""What one more pass costs on a CPU, in tokens: below it, rows of other lengths are padded rather than read apart."""
+
+Row = dict[str, list[int]]
+"""The `input_ids` and `labels` of one example."""
+
+
+class LabeledTrainer(SFTTrainer):
+    """SFT whose steps see the same examples in the same order, and whose passes hold less that counts for nothing.
+
+    The examples of one optimizer step are dealt out to its passes by length, so that fewer pads are read. On one CPU
+    process a pass may be read in parts, and the head is given the tokens that are followed by a label alone; where a
+    model's head cannot be split off so (`can_pick`), the model's own logits of all tokens are used. On an accelerator
+    TRL's own loss does that.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        can_pick(self.model)  # tried out here, where nothing steers the model yet
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Tensor]], Any]:
+        """The batches of one optimizer step, as large as they came, the shortest examples first; how many labels."""
+        batches, labels = super().get_batch_samples(*args)
+        if len(batches) < 2:
+            return batches, labels
+        rows = sorted((row for batch in batches for row in _rows(batch)), key=_length)
+        ends = accumulate((len(batch["input_ids"]) for batch in batches), initial=0)
+        return [self.data_collator(rows[start:end]) for start, end in pairwise(ends)], labels
+
+    def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+        """The loss of a batch, whose share of the step's labels every part of it brings along."""
+        if num_items_in_batch is None or not self._on_one_cpu():
+            return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-any-return, no-untyped-call]
+        parts = map(self.data_collator, parts_by_length(list(_rows(inputs))))
+        step = super().training_step
+        losses: list[Tensor] = [step(model, part, num_items_in_batch) for part in parts]  # type: ignore[no-untyped-call]
+        return torch.stack(losses).sum()
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The cross entropy of a batch over the step's number of labels, or over its own where none is given."""
+        if return_outputs or not self._on_one_cpu():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+        labels = inputs["labels"][:, 1:]
+        places = pad(labels != IGNORED, (0, 1))
+        total = cross_entropy(labeled_logits(model, inputs, places).float(), labels[places[:, :-1]], reduction="sum")
+        return total / (places.sum() if num_items_in_batch is None else num_items_in_batch)
+
+    def _on_one_cpu(self) -> bool:
+        return self.args.device.type == "cpu" and self.accelerator.num_processes == 1
+
+
+def labeled_logits(
+    model: Any, inputs: dict[str, Tensor], places: Bool[Tensor, "row position"]
+) -> Float[Tensor, "place vocab"]:
+    """The model's logits at these places. Hooks on the model that are there already see the labels; the model does not.
+
+    The head computes no others where the model allows (`can_pick`).
+    """
+    base = base_model(model)
+    with ExitStack() as stack:
+        stack.enter_context(withholding(base, "labels"))
+        picked = can_pick(model)
+        if picked:
+            stack.enter_context(picking(base.get_output_embeddings(), places))
+        logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits[0] if picked else logits[places]
+
+
+def _rows(batch: dict[str, Tensor]) -> Iterator[Row]:
+    """The examples of a batch without their pads."""
+    masks = batch["attention_mask"].bool()
+    for ids, labels, mask in zip(batch["input_ids"], batch["labels"], masks, strict=True):
+        yield {"input_ids": ids[mask].tolist(), "labels": labels[mask].tolist()}
+
+
+def _length(row: Row) -> int:
+    return len(row["input_ids"])
+
+
+def parts_by_length(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows, sorted by length, in as many passes as take the least time: pads against `PASS_COST`.
+
+    >>> rows = [{"input_ids": [1] * length} for length in (90, 30, 92, 31)]
+    >>> [[len(row["input_ids"]) for row in part] for part in parts_by_length(rows)]
+    [[30, 31], [90, 92]]
+    >>> len(parts_by_length(rows[::2]))
+    1
+    """
+    ordered = sorted(rows, key=_length)
+    best: list[tuple[int, list[list[Row]]]] = [(0, [])]  # of the shortest rows: tokens and parts
+    for end, longest in enumerate(ordered, start=1):
+        ways = [
+            (tokens + PASS_COST + (end - start) * _length(longest), [*parts, ordered[start:end]])
+            for start, (tokens, parts) in enumerate(best)
+        ]
+        best.append(min(ways, key=itemgetter(0)))
+    return best[-1][1]
