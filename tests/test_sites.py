@@ -114,6 +114,54 @@ def test_a_vector_acts_where_it_was_read(family):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("family", ["Llama", "Bloom"])
+def test_beams_of_a_padded_batch_are_those_of_each_prompt_hooked_at_the_site_alone(family):
+    """With a cache and without one."""
+    model = tiny_model(family)
+    ids, mask = pad(PROMPTS, 0, "left")
+    beams = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "num_beams": 3}
+    plain, changed = SteeringWrapper(model).generate(ids, mask, **beams)[:, -4:], 0
+    for site, path in PATHS.get(family, USUAL).items():
+        vector = drawn(site, site_width(model, site))
+        wrapper = SteeringWrapper(model)
+        with wrapper.steer(Intervention(vector, 1, 4.0)):
+            cached, uncached = (wrapper.generate(ids, mask, use_cache=cache, **beams) for cache in (True, False))
+        assert torch.equal(cached, uncached)
+        for row, prompt in enumerate(PROMPTS):
+            with beam_hook(model, path, site in INPUTS, 4.0 * vector.at(1), len(prompt) - 1):
+                alone = model.generate(torch.tensor([prompt]), use_cache=False, **beams)
+            assert torch.equal(cached[row, -4:], alone[0, -4:])
+            changed += not torch.equal(alone[0, -4:], plain[row])
+    assert changed >= 6, "or the hooks did nothing"
+
+
+@contextmanager
+def beam_hook(model, path: str, inputs: bool, push: torch.Tensor, start: int):
+    """All rows of a pass over whole texts, pushed from one place on in block 1."""
+    module = decoder_blocks(model)[1].get_submodule(path)
+
+    def pushed(tensor):
+        return torch.cat([tensor[:, :start], tensor[:, start:] + push], dim=1)
+
+    def before(module, args, kwargs):
+        return (
+            ((pushed(args[0]), *args[1:]), kwargs)
+            if args
+            else (args, kwargs | {"hidden_states": pushed(kwargs["hidden_states"])})
+        )
+
+    def after(module, args, output):
+        return pushed(output) if isinstance(output, torch.Tensor) else (pushed(output[0]), *output[1:])
+
+    handle = (
+        module.register_forward_pre_hook(before, with_kwargs=True) if inputs else module.register_forward_hook(after)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def test_under_a_lora_and_with_other_operators_too():
     for site, path in USUAL.items():
         check_against_plain_hook(tiny_lora(tiny_model()), site, path, drawn(site))
