@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from caa.data.behaviors import Behavior
+from caa.data.behaviors import Behavior, Question
 from caa.data.chat import ChatFormat
 from caa.evals.moves import finetune_moves
 from caa.evals.transfer import dose_response, sweep_rows
@@ -26,14 +26,14 @@ from caa.reports.figures import activations, curves, tables, texts, vectors
 from caa.reports.figures.moves import STEERED
 from caa.reports.figures.moves import moves as figure_of_moves
 from caa.reports.figures.plot import Figure
-from caa.reports.naming import signed
+from caa.reports.naming import signed, usual_first
 from caa.reports.statistics import mean_interval
 from caa.reports.tables import finetune_tables
 from caa.reports.tables.turned import has_many_finetunes
 from caa.runs.rows import OWN, Row, VectorRef, read_rows
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
-from caa.vectors.vector import SteeringVector
+from caa.vectors.vector import SteeringVector, random_like
 
 BEFORE, AFTER = 5, 6
 """Tokens in front of an answer and of it that are looked at."""
@@ -205,13 +205,16 @@ class Gallery:
         figures = [curves.transfer(at_layers, "behavior", title, "layer_transfer")]
         if self.base:
             figures += self.of_other_model(self.base)
-        cosines = {}
+        cosines: dict[str, dict[str, dict[int, float]]] = {}
         for behavior, finetunes in self.finetuned():
-            for finetune in finetunes if behavior is self.chosen or len(finetunes) <= FEW else ():
+            few = len(finetunes) <= FEW
+            for finetune in finetunes if behavior is self.chosen or few else ():
                 again = self.read_again(behavior, finetune)
-                cosines[f"{behavior.name}: {finetune}"] = again.cosine(self.vectors[behavior.name])
+                panel, line = (finetune, behavior.name) if few else (behavior.name, finetune)
+                cosines.setdefault(panel, {})[line] = again.cosine(self.vectors[behavior.name])
         if cosines:
-            figures.append(vectors.cosine_by_layer(cosines, f"{self.name} and its finetunes", "base_vs_finetune"))
+            cosines = {name: cosines[name] for name in usual_first(cosines, ("positive", "negative"))}
+            figures.append(vectors.cosine_panels(cosines, f"{self.name} and its finetunes", "base_vs_finetune"))
         return figures
 
     def of_other_model(self, base: str) -> list[Figure]:
@@ -301,25 +304,30 @@ class Gallery:
         return [{"behavior": behavior.name} | record for record in records]
 
     def of_doses(self, most: int = 8) -> list[Figure]:
-        """Effect with damage below it; none of a behavior without open questions."""
+        """Effect with damage below it, of the vector and of a random direction; none without open questions."""
         questions = self.chosen.open_questions[:most]
         if not questions:
             return []
-        responses = dose_response(
+        points = self.responses("own", self.vector, questions)
+        points += self.responses("random-0", random_like(self.vector, 0), questions)
+        return [curves.dose_response(points, self.chosen.name, self.layer)]
+
+    def responses(self, direction: str, vector: SteeringVector, questions: Sequence[Question]) -> list[dict[str, Any]]:
+        """What each dose of a vector does, as `curves.dose_response` takes it."""
+        points = []
+        for response in dose_response(
             self.wrapper,
             self.tokenizer,
             self.chosen,
-            self.vector,
+            vector,
             self.layer,
             self.doses,
             open_questions=questions,
             batch_size=BATCH,
-        )
-        points = []
-        for response in responses:
+        ):
             numbers = {"dose": response.dose, "perplexity": response.perplexity, "loops": response.loops}
-            points.append(numbers | asdict(mean_interval(response.scores)))
-        return [curves.dose_response(points, self.chosen.name, self.layer)]
+            points.append({"direction": direction} | numbers | asdict(mean_interval(response.scores)))
+        return points
 
     def figures(self) -> Iterator[Figure]:
         """One after the other, as they are made."""

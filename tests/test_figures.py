@@ -17,7 +17,7 @@ from caa.runs.rows import Cell, Row, VectorRef
 
 pytest.importorskip("matplotlib", reason="figures need the extra `plot`")
 
-from caa.reports.figures import activations, curves, tables, texts, vectors
+from caa.reports.figures import activations, curves, plot, tables, texts, vectors
 from caa.reports.figures.plot import Figure
 from caa.reports.tables import finetune_tables
 
@@ -182,6 +182,53 @@ def test_true_and_false_claims_are_split():
     assert figure.data.set_index(["category", "multiplier"])["mean"].to_dict() == pytest.approx(
         {("true", 1.0): 0.8, ("false", 1.0): 0.1, ("false", 0.0): 0.5}
     )
+
+
+def test_lines_near_one_lie_apart_and_finetunes_have_panels_of_their_own():
+    close = {"a": {0: 0.9990, 1: 0.9}, "b": {0: 0.9999, 1: 0.92}}
+    figure = vectors.cosine_panels({"positive": close, "negative": {"a": {0: 0.95, 1: 0.2}}}, "x", "fig9")
+    assert [axes.get_title() for axes in figure.picture.axes] == ["positive", "negative"]
+    assert list(figure.data.panel) == ["positive"] * 4 + ["negative"] * 2
+    [axes] = vectors.cosine_panels({"": close}, "x", "fig9").picture.axes
+    axes.figure.canvas.draw()
+    heights = [axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1] for y in (0.9990, 0.9999)]
+    assert heights[1] - heights[0] > 0.05, "of the height: a thousandth apart, and seen"
+    inside(figure)
+
+
+@pytest.mark.parametrize("size", [6, 7, 9])
+def test_labels_cover_neither_each_other_nor_points(size):
+    picture, [axes] = plot.panels(5, 4)
+    points = [(0.57, 0.477), (0.61, 0.48), (0.62, 0.47), (0.58, 0.49), (0.9, 0.5)]
+    axes.scatter(*zip(*points, strict=True), s=20)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    plot.place_labels(axes, [*((x, y, "+0.4") for x, y in points), (0.9, 0.5, "+0.6"), (0.9, 0.5, "+0.4")], size)
+    assert [text.get_text() for text in axes.texts] == ["+0.4"] * 4 + ["+0.4, +0.6"]
+    picture.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not [1 for n, box in enumerate(boxes) for other in boxes[n + 1 :] if box.overlaps(other)]
+    places = axes.transData.transform(points)
+    assert not [1 for box in boxes for place in places if box.contains(*place)]
+
+
+def test_a_random_direction_is_a_line_of_its_own_beside_the_dose():
+    points = [
+        {
+            "direction": direction,
+            "dose": d,
+            "mean": 0.5 + sign * d,
+            "low": 0.4,
+            "high": 0.6,
+            "perplexity": 3.0,
+            "loops": 0,
+        }
+        for direction, sign in (("own", 1), ("random-0", -0.1))
+        for d in (-0.3, 0.0, 0.3)
+    ]
+    effect, damage = curves.dose_response(points, "b", 3).picture.axes
+    assert [text.get_text() for text in effect.get_legend().get_texts()] == ["the vector", "random-0"]
+    assert list(effect.lines[1].get_ydata()) == pytest.approx([0.53, 0.5, 0.47])
+    assert len(damage.lines) == 3
 
 
 def test_a_dose_has_its_damage_below():

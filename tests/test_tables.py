@@ -193,6 +193,15 @@ def test_highest_and_lowest_of_each_line_and_ties(small):
     assert marks(table) == [["lowest", "lowest", "highest"], ["", "", ""], ["lowest", "highest", "highest"]]
 
 
+def test_what_lies_within_noise_is_not_marked():
+    noisy = [rows_of(Cell("b", "ab", multiplier=m), *(m / 50 + n / 20 for n in range(20))) for m in (0.0, 1.0)]
+    clear = [rows_of(Cell("c", "ab", multiplier=m), *(m / 2 + n / 200 for n in range(20))) for m in (0.0, 1.0)]
+    assert marks(finetune_tables([row for rows in (*noisy, *clear) for row in rows])[0]) == [
+        ["", ""],
+        ["lowest", "highest"],
+    ]
+
+
 def test_marks_compare_numbers_and_not_their_digits():
     rows = [row for m, s in ((-1, 9.5), (0, 10.0), (1, 2.0)) for row in rows_of(Cell("b", "open", multiplier=m), s)]
     assert marks(finetune_tables(rows)[0]) == [["", "highest", "lowest"]]

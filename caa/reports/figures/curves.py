@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from caa.reports.figures.plot import COLORS, LAYER, Figure, legend, lines, panels, whole_steps
+from caa.reports.figures.plot import COLORS, LAYER, Figure, legend, lines, panels, place_labels, whole_steps
 from caa.reports.naming import SCORES, cell_fields, signed
 from caa.reports.statistics import mean_interval, means_by_cell, paired_difference
 from caa.runs.rows import OWN, Cell, Row, scores_by_cell
@@ -134,32 +134,39 @@ def dose_response(responses: Iterable[Mapping[str, float]], behavior: str, layer
     Args:
         responses: for each dose a mapping with "dose" (norm of what is added over that of the residual stream, with
             its sign), "mean", "low", "high" (of the score, with its 95 % interval) and "perplexity" (of the steered
-            answers, for the unsteered model); with "loops" (how many of the answers go round) it stands at each point.
+            answers, for the unsteered model); with "loops" (how many of the answers go round) it stands at each point,
+            with "direction" ("own", or the name of a random one) there is a line for each.
         behavior: whose vector it is.
         layer: where it is added.
     """
     import pandas as pd
 
-    data = pd.DataFrame(list(responses)).sort_values("dose", ignore_index=True)
-    picture, [effect, damage] = panels(5.6, 4.6, rows=2)
-    effect.plot(data.dose, data["mean"], marker="o", color=COLORS[0])
-    effect.fill_between(data.dose, data.low, data.high, color=COLORS[0], alpha=0.15, linewidth=0)
+    data = pd.DataFrame([{"direction": "own"} | response for response in map(dict, responses)])
+    data = data.sort_values(["direction", "dose"], ignore_index=True)
+    picture, [effect, damage] = panels(6.6, 4.6, rows=2)
     effect.set(ylabel=SCORES["ab"], title=f"{behavior} at layer {layer}: effect and damage by dose")
-    _damage_line(damage, data)
+    loops = []
+    for direction, part in data.groupby("direction"):
+        own = direction == "own"
+        look = {"color": COLORS[0] if own else "gray", "linestyle": "-" if own else "--", "marker": "o" if own else "s"}
+        effect.plot(part.dose, part["mean"], label="the vector" if own else str(direction), markersize=4, **look)
+        effect.fill_between(part.dose, part.low, part.high, color=look["color"], alpha=0.15, linewidth=0)
+        damage.plot(part.dose, part.perplexity, markersize=4, **look)
+        loops += [(p.dose, p.perplexity, f"{p.loops:g} loop") for p in part.itertuples() if getattr(p, "loops", 0)]
+    _damage_axis(damage)
+    reach = 0.08 * (data.dose.max() - data.dose.min())
     for axes in (effect, damage):
         axes.axvline(0, color="gray", linewidth=0.8)
-        axes.set_xlim(data.dose.min(), data.dose.max())
+        axes.set_xlim(data.dose.min() - reach, data.dose.max() + reach)
+    legend(effect, "direction")
+    place_labels(damage, loops)
     return Figure(f"dose_response-{behavior}", picture, data)
 
 
-def _damage_line(axes: Any, data: pd.DataFrame) -> None:
+def _damage_axis(axes: Any) -> None:
     """Perplexity by dose, on a logarithmic axis whose numbers are plain."""
     from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-    axes.plot(data.dose, data.perplexity, marker="s", color=COLORS[1])
-    for dose, perplexity, loops in zip(data.dose, data.perplexity, data.get("loops", []), strict=False):
-        if loops:
-            axes.annotate(f"{loops:g} loop", (dose, perplexity), textcoords="offset points", xytext=(0, 6), ha="center")
     axes.set_ylabel("perplexity of answers\n(for the unsteered model)")
     axes.set_xlabel("relative dose: norm added / norm of the residual stream, with the multiplier's sign")
     axes.set_yscale("log")

@@ -122,6 +122,78 @@ def lines(axes: Any, data: pd.DataFrame, x: str, y: str, by: str, *, low: str = 
             axes.fill_between(part[x], part[low], part[high], color=color, alpha=0.15, linewidth=0)
 
 
+def angle_axis(axes: Any, least: float) -> None:
+    """A y axis of cosines, spaced by the angle, from the least up to 1: near 1 lines lie apart that would be one."""
+    import numpy as np
+
+    def angle(cosine: Any) -> Any:
+        return -np.arccos(np.clip(cosine, -1, 1))
+
+    axes.set_yscale("function", functions=(angle, lambda turned: np.cos(np.clip(-turned, 0, np.pi))))
+    bottom = float(np.cos(min(np.arccos(np.clip(least, -1, 1)) * 1.08 + 0.01, np.pi)))
+    ticks = [tick for tick in (1, 0.999, 0.99, 0.97, 0.94, 0.9, 0.8, 0.7, 0.5, 0.25, 0, -0.5, -1) if tick >= bottom]
+    spaced = ticks[:1]
+    for tick in ticks[1:]:  # where the axis is long those near 1 would touch
+        if angle(spaced[-1]) - angle(tick) > 0.06 * -angle(bottom):
+            spaced.append(tick)
+    axes.set_yticks(spaced, [f"{tick:g}" for tick in spaced])
+    axes.minorticks_off()
+    axes.set_ylim(bottom, 1)
+
+
+def place_labels(axes: Any, labels: Sequence[tuple[float, float, str]], size: float = 7) -> None:
+    """A text beside each point, where it covers neither a point nor another text; a point's texts stand in one.
+
+    Call it last: where things lie is known once all is drawn.
+
+    Args:
+        axes: of the points; those of all scatter plots are kept clear.
+        labels: x, y and text of each.
+        size: of the font, in points.
+    """
+    at: dict[tuple[float, float], dict[str, None]] = {}
+    for x, y, text in labels:
+        at.setdefault((x, y), {})[text] = None
+    axes.figure.draw_without_rendering()
+    scale = axes.figure.dpi / 72
+    points = [tuple(axes.transData.transform(place)) for dots in axes.collections for place in dots.get_offsets()]
+    taken = [(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale) for x, y in points]
+    for place, texts in at.items():
+        text = ", ".join(texts)
+        width, height = 0.65 * size * len(text), size
+        free = [(*offset, _box(axes, place, offset, (width, height), scale)) for offset in _offsets(width, height)]
+        right, up, box = min(free, key=lambda offset: sum(_covers(offset[2], other) for other in taken))
+        taken.append(box)
+        axes.annotate(text, place, textcoords="offset points", xytext=(right, up), fontsize=size)
+
+
+def _offsets(width: float, height: float) -> list[tuple[float, float]]:
+    """Where the lower left corner of a text may lie beside its point, best first, in points."""
+    near = [(5.0, -height - 2), (5.0, 3.0), (-width - 4, 3.0), (-width - 4, -height - 2)]
+    above = [(-width / 2, up) for up in (6.0, -height - 6, 15.0, -height - 15, 24.0, -height - 24)]
+    return [*near, *above]
+
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top."""
+
+
+def _box(
+    axes: Any, place: tuple[float, float], offset: tuple[float, float], size: tuple[float, float], scale: float
+) -> Box:
+    x, y = axes.transData.transform(place)
+    left, bottom = x + offset[0] * scale, y + offset[1] * scale
+    return left, bottom, left + size[0] * scale, bottom + size[1] * scale
+
+
+def _covers(box: Box, other: Box) -> bool:
+    """
+    >>> _covers((0, 0, 2, 2), (1, 1, 3, 3)), _covers((0, 0, 1, 1), (2, 0, 3, 1))
+    (True, False)
+    """
+    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+
+
 def whole_steps(axes: Any) -> None:
     """Ticks of the x axis at whole numbers: there is no layer 1.5."""
     from matplotlib.ticker import MaxNLocator

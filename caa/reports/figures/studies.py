@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from caa.reports.figures.plot import COLORS, LAYER, Figure, legend, panels
+from caa.reports.figures.plot import COLORS, LAYER, Figure, legend, panels, place_labels
 from caa.reports.statistics import mean_interval
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def effect_against_damage(records: Iterable[Mapping[str, Any]], behavior: str, b
     axes.set(xlabel="damage, as a share of the budget (linear up to 1)", ylabel="effect")
     axes.set_title(f"{behavior}: effect against damage by layer and dose")
     picture.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
+    place_labels(axes, [(trial.spent, trial.gain, f"{trial.dose:+g}") for trial in front.itertuples()])
     return Figure(f"effect_against_damage-{behavior}", picture, data)
 
 
@@ -50,7 +51,7 @@ def _budget_axis(axes: Any, data: pd.DataFrame) -> None:
 
 
 def _candidates(axes: Any, data: pd.DataFrame) -> None:
-    """Filled where open questions were asked, with the dose beside those on the front; hollow after the screen."""
+    """Filled where open questions were asked, hollow after the screen."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.ticker import MaxNLocator
@@ -70,9 +71,6 @@ def _candidates(axes: Any, data: pd.DataFrame) -> None:
         label="texts known",
     )
     axes.figure.colorbar(colors, ax=axes, label=LAYER, ticks=MaxNLocator(integer=True), pad=0.02)
-    for _, trial in tried[tried.part.isin(["front", "chosen"])].iterrows():
-        place = trial.spent, trial.gain
-        axes.annotate(f"{trial.dose:+g}", place, textcoords="offset points", xytext=(5, -9), fontsize=7)
 
 
 def _held_out(axes: Any, data: pd.DataFrame) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from caa.reports.figures.plot import Figure, heat, numbers, panels
 from caa.reports.naming import highest_score
-from caa.reports.tables.layout import MISSING, Entry, Mark, Table
+from caa.reports.tables.layout import MISSING, Entry, Line, Mark, Table
 from caa.reports.tables.turned import turned
 
 _UNIT = {
@@ -33,7 +33,7 @@ def heat_table(table: Table, name: str) -> Figure:
         for line in table.lines
     ]
     across = [header for _, group in table.groups for header in group]
-    down = [f"  {line.name}" if line.control else line.name for line in table.lines]
+    down = [_name(line) for line in table.lines]
     picture, [axes] = panels(2.2 + 0.85 * len(across), 1.6 + 0.45 * len(down))
     image = heat(axes, values, across, down, color="cividis", limits=(0.0, highest_score(task)))
     numbers(axes, image, [[_text(entry) for entry in line.entries] for line in table.lines])
@@ -101,6 +101,12 @@ def _records(table: Table) -> list[dict[str, Any]]:
 
 def _text(entry: Entry | None) -> str:
     return f"{entry.text}{_SIGN[entry.mark]}\n{entry.spread} {entry.unjudged}".rstrip(" ") if entry else MISSING
+
+
+def _name(line: Line) -> str:
+    """A control says whose it is: labels of a picture are read one by one."""
+    whose = next((entry.cell.behavior for entry in line.entries if entry), "")
+    return f"{line.name} ({whose})" if line.control else line.name
 
 
 def _finetunes(axes: Any, table: Table) -> None:

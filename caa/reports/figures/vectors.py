@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caa.reports.figures.plot import LAYER, RED_TO_BLUE, Figure, heat, legend, lines, numbers, panels, tidy, whole_steps
+from caa.reports.figures.plot import (
+    LAYER,
+    RED_TO_BLUE,
+    Figure,
+    angle_axis,
+    heat,
+    legend,
+    lines,
+    numbers,
+    panels,
+    tidy,
+    whole_steps,
+)
 
 Direction = Any
 """[d_model]: a list of numbers or a numpy array."""
@@ -62,18 +74,32 @@ def cosine_by_layer(by_behavior: Mapping[str, Mapping[int, float]], between: str
         between: whose directions are compared, for the title: "tiny-base and tiny-chat".
         name: of the files.
     """
-    data = tidy(by_behavior, "behavior", "layer", "cosine")
-    picture, [axes] = panels(6.4, 3.4)
-    lines(axes, data, "layer", "cosine", "behavior")
-    axes.axhline(0, color="gray", linewidth=0.8)
-    axes.set(
-        xlabel=LAYER,
-        ylabel="cosine",
-        title=f"cosine of the vectors of {between}",
-        ylim=(min(0.0, *data.cosine) - 0.05, 1.05),
-    )
-    whole_steps(axes)
-    legend(axes, "behavior")
+    return cosine_panels({"": by_behavior}, between, name)
+
+
+def cosine_panels(panels_of: Mapping[str, Mapping[str, Mapping[int, float]]], between: str, name: str) -> Figure:
+    """The same in several panels, such as one for each finetune, on one axis that is spaced by the angle.
+
+    Args:
+        panels_of: title of the panel -> behavior -> layer -> cosine.
+        between: whose directions are compared, for the title.
+        name: of the files.
+    """
+    import pandas as pd
+
+    parts = [tidy(by_behavior, "behavior", "layer", "cosine") for by_behavior in panels_of.values()]
+    titled = [
+        part.assign(panel=title) if len(parts) > 1 else part for title, part in zip(panels_of, parts, strict=True)
+    ]
+    data = pd.concat(titled, ignore_index=True)
+    picture, all_axes = panels(3.0 + 3.4 * len(parts), 3.4, columns=len(parts))
+    for axes, part, title in zip(all_axes, parts, panels_of, strict=True):
+        lines(axes, part, "layer", "cosine", "behavior")
+        angle_axis(axes, data.cosine.min())
+        axes.set(xlabel=LAYER, ylabel="cosine (spaced by the angle)", title=title)
+        whole_steps(axes)
+    picture.suptitle(f"cosine of the vectors of {between}", fontsize=10)
+    legend(all_axes[-1], "behavior")
     return Figure(name, picture, data)
 
 

@@ -181,13 +181,24 @@ class Table:
 
 
 def marked(entries: tuple[Entry | None, ...]) -> tuple[Entry | None, ...]:
-    """The same entries with the highest and the lowest score marked, ties too; none where all are equal.
+    """The same entries with the highest and the lowest score marked, ties too; none where their intervals overlap.
 
     What counts is the mean as printed: two numbers that look alike are marked alike. Entries with too few scores are
     neither marked nor compared with.
     """
-    printed = {entry.text for entry in entries if entry and not entry.unread and entry.quantity == "score"}
-    if len(printed) < 2:
+    scores = [entry for entry in entries if entry and not entry.unread and entry.quantity == "score"]
+    printed = {entry.text for entry in scores}
+    if len(printed) < 2 or _overlap([entry.estimate for entry in scores]):
         return entries
     marks: dict[str, Mark] = {max(printed, key=float): "highest", min(printed, key=float): "lowest"}
     return tuple(entry and replace(entry, mark="" if entry.unread else marks.get(entry.text, "")) for entry in entries)
+
+
+def _overlap(estimates: Collection[Estimate]) -> bool:
+    """Whether the intervals of the lowest and the highest mean overlap; of a single score none is known.
+
+    >>> _overlap([Estimate(0.5, 0.4, 0.6, 9), Estimate(0.6, 0.5, 0.7, 9)])
+    True
+    """
+    lowest, highest = (end(estimates, key=lambda estimate: estimate.mean) for end in (min, max))
+    return lowest.high > highest.low
