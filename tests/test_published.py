@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 
 import pytest
+from pages import ROOT
 from tiny import SHARED, needs_shared
 
 from caa.cli import main
 from caa.reports.tables import finetune_tables
+from caa.reports.tables.published import interactions
 from caa.runs.published import cell_of, read_published
-from caa.runs.rows import Cell, VectorRef
+from caa.runs.rows import Cell, Row, VectorRef
 
 FOLDER = SHARED / "data/caa"
 TABLE_4 = {
@@ -117,12 +121,78 @@ def test_the_command_needs_no_torch():
         "sys.exit(code or 'torch' in sys.modules or 'transformers' in sys.modules)"
     )
     folder = FOLDER / "results" / "open_ended_scores" / "sycophancy"
-    command = [sys.executable, "-c", script, "published", str(folder), "--format", "csv"]
+    command = [sys.executable, "-c", script, "published", str(folder), "--table", "all", "--format", "csv"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [f"{float(x['mean']):.2f}" for x in lines if x["quantity"] == "score"] == TABLE_4["sycophancy"].split()
     assert "Llama 2 7B chat: 477 answers" in done.stderr
+
+
+def counted(page: str) -> dict[str, list[int]]:
+    """The numbers of the sentence about all seven behaviors and of that about five, in order: "12 of 14" is two."""
+    text = page[page.index("Of all seven behaviors") : page.index("The command prints these counts")]
+    seven, five = text.split("Of the five behaviors")
+    return {name: [int(n) for n in re.findall(r"\b\d+\b", part)] for name, part in (("seven", seven), ("five", five))}
+
+
+def counts_of(folder) -> list[int]:
+    known = interactions(read_published(folder).rows)
+    letters, opens = known["letters"], known["open answers"]
+    assert not letters.stronger, "all towards less steering"
+    return [len(letters.weaker), letters.total, len(opens.weaker + opens.stronger), opens.total, len(opens.stronger)]
+
+
+@needs_shared
+def test_what_the_page_says_of_five_behaviors_is_what_their_results_say():
+    assert counts_of(FOLDER) == [*counted((ROOT / "docs/recipes.md").read_text(encoding="utf-8"))["five"], 0]
+
+
+@pytest.mark.skipif("CAA_RESULTS" not in os.environ, reason="CAA_RESULTS names no clone of nrimsky/CAA")
+def test_what_the_page_says_of_all_behaviors_is_what_their_results_say():
+    said = counted((ROOT / "docs/recipes.md").read_text(encoding="utf-8"))["seven"]
+    assert counts_of(os.environ["CAA_RESULTS"]) == said
+
+
+def test_a_finetune_that_makes_steering_stronger_or_weaker_is_counted_so():
+    def rows(behavior: str, finetune: str | None, slope: float) -> list[Row]:
+        cells = [Cell(behavior, "open", finetune, 13, m) for m in (-1.0, 0.0, 1.0)]
+        return [Row(c, f"q{n}", 5 + slope * c.multiplier + n / 50) for c in cells for n in range(20)]
+
+    slopes = {"up": (1.0, 2.0, 0.5), "down": (-1.0, -2.0, -0.5), "same": (1.0, 1.0, 1.0)}
+    finetunes = (None, "positive", "negative")
+    made = [row for b, each in slopes.items() for f, s in zip(finetunes, each, strict=True) for row in rows(b, f, s)]
+    counts = interactions({"Llama 2 7B chat": made})["open answers"]
+    assert (counts.total, counts.stronger) == (6, ("up positive", "down positive"))
+    assert counts.weaker == ("up negative", "down negative")
+    assert str(counts).startswith("4 of 6 finetunes change by more than chance what steering does: 2 weaker")
+
+
+@needs_shared
+def test_tables_by_name_the_model_in_every_line_and_a_short_output(capsys):
+    assert main(["published", str(FOLDER)]) == 0
+    shown = capsys.readouterr().out
+    assert "Table 4. Open-ended" in shown
+    assert "Table 5. Facts" in shown
+    assert len(shown.splitlines()) < 100, "it was 370"
+    assert "8 of 10 finetunes change" in shown
+    assert main(["published", str(FOLDER), "--table", "5", "--format", "csv"]) == 0
+    assert {line["model"] for line in csv.DictReader(io.StringIO(capsys.readouterr().out))} == {"Llama 2 13B chat"}
+    assert main(["published", str(FOLDER), "--table", "all", "--format", "csv"]) == 0
+    lines = [
+        x for x in csv.DictReader(io.StringIO(capsys.readouterr().out)) if x["quantity"] not in ("headline", "warning")
+    ]
+    keys = {(*(line[name] for name in list(line)[:9]), line["quantity"]) for line in lines}
+    assert len(keys) == len(lines)
+    assert {line["model"] for line in lines} == {"Llama 2 7B chat", "Llama 2 13B chat"}
+    assert main(["published", str(FOLDER), "--layers", "13,77"]) == 1
+    assert "there are no results of layer 77; there are those of 13, 14" in capsys.readouterr().err
+
+
+def test_a_table_whose_results_are_not_there_says_so(tmp_path, capsys):
+    (tmp_path / NAME).write_text(json.dumps([AB]))
+    assert main(["published", str(tmp_path)]) == 1
+    assert "Table 4 is of Llama 2 7B chat" in capsys.readouterr().err
 
 
 FINETUNED = "_override_model_weights_path=finetuned_models-refusal_{}_finetune_{}.pt.json"
@@ -183,7 +253,7 @@ def test_unknown_names_and_answers_without_scores_are_reported(tmp_path, capsys)
     assert (row.evidence["p_matching"], row.evidence["p_opposite"]) == (0.6, 0.2)
     assert "left out" not in str(found)
     assert (found.unknown, found.unscored) == ((NAME.replace("7b", "70b"),), (OPEN_NAME,))
-    assert main(["published", str(tmp_path), "--format", "md"]) == 0
+    assert main(["published", str(tmp_path), "--table", "all", "--format", "md"]) == 0
     shown = capsys.readouterr()
     assert "not read, name unknown: results_layer=13" in shown.err
     assert "not read, without scores: results_layer=13" in shown.err

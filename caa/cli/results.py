@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -50,26 +51,42 @@ def figures(run: Path, out: Path | None = None, behavior: str | None = None, bas
 
 def published(
     folder: Path,
+    table: Literal["4", "5", "both", "all"] = "both",
     layers: list[int] | None = None,
     format: Literal["terminal", "md", "csv", "latex"] = "terminal",
 ) -> None:
-    """Print the tables of Rimsky et al. (2024) from the result files of nrimsky/CAA, with intervals and interactions.
+    """Print Tables 4 and 5 of Rimsky et al. (2024) from the result files of nrimsky/CAA, or all that these hold.
+
+    With intervals; in the terminal both in short, and in one line each what finetuning does to steering.
 
     Args:
         folder: a clone of nrimsky/CAA, or its folder `results`.
-        layers: the layers to print (outputs of these blocks, counted from 0); all if not given.
+        table: 4 (open answers, finetunes against steering), 5 (MMLU), both, or all there are: every task, layer and
+            system prompt. One by name, or all, come with effects, interactions, notes and warnings.
+        layers: of all tables those of these layers (outputs of these blocks, counted from 0).
         format: what to print.
     """
-    from caa.reports import tables
+    from caa.reports.tables.formats.csv import csv_by_model
+    from caa.reports.tables.published import all_tables, interactions, paper_tables
     from caa.runs.published import read_published
 
     results = read_published(folder)
     sys.stderr.write(f"{results}\n")
-    printed = []
-    for model, rows in results.rows.items():
-        chosen = [row for row in rows if layers is None or row.cell.layer in layers]
-        printed += tables.finetune_tables(chosen, model=model) if chosen else []
-    print_as(printed, format)
+    if table == "all" or layers is not None:
+        made = all_tables(results.rows, layers)
+    else:
+        made = paper_tables(results.rows, ("4", "5") if table == "both" else (table,))
+    printed = [one for tables in made.values() for one in tables]
+    if format == "csv":
+        sys.stdout.write(csv_by_model(made))
+        return None
+    if format != "terminal" or table != "both" or layers is not None:
+        return print_as(printed, format)
+    print_as([replace(one, notes=(), warnings=(), below=()) for one in printed], format)
+    for name, counts in interactions(results.rows).items():
+        say(f"Finetunes and steering, {name}: {counts}.")
+    say(f"{sum(len(one.warnings) for one in printed)} warnings; --table 4 and --table 5 tell them, and all numbers")
+    return None
 
 
 def data(name: str) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from caa.reports.naming import cell_fields
 from caa.reports.tables.layout import Entry, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def to_csv(*tables: Table) -> str:
@@ -17,6 +22,20 @@ def to_csv(*tables: Table) -> str:
     unit of the multiplier. Each sentence of what happened is a line of quantity "headline", each warning one of
     "warning", the text in "note".
     """
+    return _frame(tables).to_csv(index=False, lineterminator="\n")
+
+
+def csv_by_model(tables: Mapping[str, Iterable[Table]]) -> str:
+    """The same of several models: the first column of each line says which."""
+    import pandas as pd
+
+    frames = [_frame(of_model) for of_model in tables.values()]
+    for model, frame in zip(tables, frames, strict=True):
+        frame.insert(0, "model", model)
+    return str(pd.concat(frames).to_csv(index=False, lineterminator="\n"))
+
+
+def _frame(tables: Iterable[Table]) -> pd.DataFrame:
     import pandas as pd
 
     printed = [part for table in tables for part in (table, *table.below)]
@@ -26,7 +45,7 @@ def to_csv(*tables: Table) -> str:
     headlines = [headline for table in printed for headline in table.headlines]
     records += [{**blank, "behavior": h.behavior, "quantity": "headline", "note": h.text} for h in headlines]
     records += [{**blank, "quantity": "warning", "note": warning} for warning in warnings]
-    return pd.DataFrame(records).to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame(records)
 
 
 def _record(entry: Entry) -> dict[str, object]:

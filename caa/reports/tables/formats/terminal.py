@@ -40,7 +40,7 @@ class TerminalTable:
             return
         legend = f"*: {self.table.bold}" if self.table.bold else f"▲ highest, ▼ lowest of {self.table.marks}."
         yield Text(f"\n{self.table.title}", style="bold")
-        for headline in self.table.headlines:
+        for headline in self.table.headlines[:1]:  # where there are many, tables.md and the page have all of them
             yield Text(headline.text, style="yellow" if headline.doubtful else "")
         yield from self._pieces(console, options)
         yield Text("\n".join([legend, *self.table.remarks]))
