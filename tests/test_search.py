@@ -13,6 +13,7 @@ from caa import Behavior, Question, SteeringVector, SteeringWrapper, search
 from caa.cli import main
 from caa.cli.chosen import with_search
 from caa.data.chat import ChatFormat
+from caa.data.sources import load_behavior
 from caa.evals.tasks import score_choices
 from caa.judges.base import Verdict
 from caa.reports.figures.studies import effect_against_damage
@@ -152,6 +153,23 @@ def test_no_question_is_chosen_on_and_confirmed_on(model, monkeypatch):
     result = find(model, planted(model))
     assert calls == [[q.id for q in part] for part in (first.choices, first.choices, second.choices, FACTS)]
     assert result.confirmation.trial.answers == len(second.open)
+
+
+def test_validation_questions_in_words_are_asked_openly_and_all_open_questions_confirm():
+    choosing, held_out = halves(load_behavior("past_tense"), FACTS)
+    assert [question.id for question in choosing.open] == [question.id for question in choosing.choices]
+    assert all(question.matching is None for question in choosing.open)
+    assert [question.text for question in held_out.open] == [
+        question.text for question in load_behavior("past_tense").open_questions
+    ]
+
+
+def test_an_open_question_that_was_chosen_on_confirms_nothing():
+    behavior = load_behavior("past_tense")
+    shared = Question(behavior.validation_questions[0].text)
+    choosing, held_out = halves(replace(behavior, open_questions=(shared, *behavior.open_questions)), FACTS)
+    assert shared.id in {question.id for question in choosing.open}
+    assert shared.id not in {question.id for question in held_out.open}
 
 
 def test_the_cost_is_counted_and_foretold(model, found):

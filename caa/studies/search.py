@@ -8,7 +8,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from caa.data.behaviors import Behavior, Question, split_by_hash, stem
+from caa.data.behaviors import Behavior, Question, letter, split_by_hash, stem
 from caa.data.chat import ChatFormat
 from caa.data.sources import FACTS, load_facts
 from caa.extraction.norms import OF_DOSE_1
@@ -53,12 +53,13 @@ def halves(behavior: Behavior, facts: Sequence[Question]) -> tuple[Questions, Qu
     """What a setting is chosen on, and what it is confirmed on: no question is in both.
 
     A/B questions are the behavior's validation questions and its held-out ones; where it has no validation questions, a
-    hash splits the others. Open questions and neutral prompts are split by hash.
+    hash splits the others. Where the validation questions are answered in words, they are asked openly too, and all
+    open questions are left for the confirmation; else a hash splits these, as it does the neutral prompts.
     """
     choices = list(behavior.validation_questions), list(behavior.require("ab_questions"))
     if not choices[0]:
         choices = split_by_hash(choices[1], 0.5, salt="search")
-    openly = split_by_hash(behavior.require("open_questions"), 0.5, salt="search")
+    openly = _asked_openly(behavior)
     neutral = split_by_hash(facts[:NEUTRAL], 0.5, salt="search")
     for name, sides in (("A/B questions", choices), ("open questions", openly), ("neutral prompts", neutral)):
         if not all(sides):
@@ -68,6 +69,15 @@ def halves(behavior: Behavior, facts: Sequence[Question]) -> tuple[Questions, Qu
     prompts = [[stem(question.text) for question in side] for side in neutral]  # with options, all begin with "("
     first, second = (Questions(*parts) for parts in zip(choices, openly, prompts, strict=True))
     return first, second
+
+
+def _asked_openly(behavior: Behavior) -> tuple[list[Question], list[Question]]:
+    """Open questions to choose on, and to confirm on."""
+    openly, choices = behavior.require("open_questions"), behavior.validation_questions
+    in_words = [Question(choice.text) for choice in choices if letter(choice.matching or "") is None]
+    known = {question.id for question in in_words}
+    held_out = [question for question in openly if question.id not in known]
+    return (in_words, held_out) if in_words else split_by_hash(openly, 0.5, salt="search")
 
 
 def search(
