@@ -15,7 +15,7 @@ from caa.studies.robustness import robustness
 
 
 def steering_experiment(behavior: str = "myopic_reward", model: str = "tiny-chat", limit: int | None = None) -> None:
-    """Print what was found; on another model `--model smollm2 --behavior joy`, for instance."""
+    """Print what was found; on another model `--model smollm2 --behavior past_tense`, for instance."""
     network, tokenizer = load_model(model)
     wrapper, asked_about = SteeringWrapper(network), load_behavior(behavior).first_questions(limit)
     lettered = any(pair.positive.startswith("(") for pair in asked_about.pairs)
