@@ -157,6 +157,7 @@ def _help() -> str:
             "Steer a language model, finetune it, and know what each does to the other.\n",
             *lines,
             "\n`caa COMMAND --help` says more; every command takes --config FILE and --debug; `caa --version`.",
+            "Settings are data: no file and no option can name a class or a function to be run.",
             "",
         ]
     )

@@ -9,11 +9,12 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from caa.suggestions import did_you_mean
 
 Command = Callable[..., None]
+CONFIG_HELP = "a yaml file with any of these settings, as data: it can name no code to run; options override it"
 _YES_OR_NO = ("true", "false", "yes", "no")
 
 
@@ -26,17 +27,54 @@ def parser_of(name: str, command: Command, fields_of: type | None = None) -> Any
 
     With `fields_of`, a dataclass, the fields of that are options too.
     """
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentParser
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    _hold_configs_to_data(command, fields_of)
     summary = (inspect.getdoc(command) or "").partition("\n\n")[0]
     parser = ArgumentParser(prog=f"caa {name}", description=summary, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="a yaml file with any of these settings; options override it")
+    parser.add_argument("--config", action="config", help=CONFIG_HELP)
     fields: set[str | int] = set()
     if fields_of is not None:
         fields = set(parser.add_class_arguments(fields_of, as_group=False, as_positional=False, sub_configs=True))
     parser.add_function_arguments(command, as_group=False, as_positional=True, sub_configs=True, skip=fields)
     return parser
+
+
+def _hold_configs_to_data(command: Command, fields_of: type | None) -> None:
+    """From now on no value is imported or built, but for the dataclasses that stand in the signatures themselves.
+
+    jsonargparse would else import, and call, what a `class_path` names wherever a field is typed Any or as a class.
+    """
+    from jsonargparse import set_parsing_settings
+
+    known = sorted({f"{kind.__module__}.{kind.__qualname__}" for kind in _dataclasses_of(command, fields_of)})
+    set_parsing_settings(
+        docstring_parse_attribute_docstrings=True,
+        instantiate_subclass_spec_in_any=False,
+        import_path_denylist=["*"],
+        import_path_allowlist=known,
+    )
+
+
+def _dataclasses_of(*signatures: Any) -> Iterator[type]:
+    """The dataclasses in the annotations of functions and dataclasses, however deep."""
+    for hint in (hint for signature in signatures if signature for hint in get_type_hints(signature).values()):
+        for kind in _leaves(hint):
+            if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+                yield kind
+                yield from _dataclasses_of(kind)
+
+
+def _leaves(hint: Any) -> Iterator[Any]:
+    """
+    >>> [leaf.__name__ for leaf in _leaves(dict[str, Path | None] | int)]
+    ['str', 'Path', 'NoneType', 'int']
+    """
+    inner = () if get_origin(hint) is Literal else get_args(hint)
+    if not inner:
+        yield hint
+    for part in inner:
+        yield from _leaves(part)
 
 
 def parse(parser: Any, words: Sequence[str]) -> dict[str, Any]:
@@ -247,6 +285,8 @@ def _readable(error: str) -> str:
     if not quote:
         return error
     key, _, reason = rest.partition('":')
+    if "import path" in reason or "class_path" in reason:
+        return f"{head}--{key}: settings are data, and no class or function is built from a name; write its fields"
     kinds = re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|(\S+))", reason)
     value = re.search(r"(?:Got|Given) value: (.*)", reason)
     if not kinds or not value:
