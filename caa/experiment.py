@@ -36,6 +36,7 @@ from caa.runs.rows import read_rows
 from caa.steering.settings_file import read_settings, says_doses
 from caa.suggestions import did_you_mean
 from caa.training.config import FULL_RATE, FinetuneConfig, Training
+from caa.untrusted import check_fields, read_yaml
 from caa.vectors.vector import SteeringVector, rescaled_alike, set_mean_normalize
 
 if TYPE_CHECKING:
@@ -479,8 +480,9 @@ def _place(name: str) -> str:
 def behaviors_of_run(folder: str | Path, names: Iterable[str]) -> dict[str, Behavior]:
     """The behaviors that a run's rows name: from where its experiment found them, else by their name."""
     settings = Path(folder) / SETTINGS
-    content = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {}
-    loaded = [load_behavior(place) for place in (content or {}).get("behaviors", ())]
+    content = check_fields(read_yaml(settings) or {} if settings.exists() else {}, {}, str(settings))
+    check_fields(content, {"behaviors": list[str]}, str(settings), required=False)
+    loaded = [load_behavior(place) for place in content.get("behaviors", ())]
     known = {behavior.name: behavior for behavior in loaded}
     return {name: known[name] if name in known else load_behavior(name) for name in names}
 

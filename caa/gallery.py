@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from caa.reports.naming import signed, usual_first
 from caa.reports.statistics import mean_interval
 from caa.reports.tables import finetune_tables
 from caa.reports.tables.turned import has_many_finetunes
+from caa.runs.folder import read_record
 from caa.runs.rows import OWN, Row, VectorRef, read_rows
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
@@ -70,7 +70,9 @@ class Gallery:
             raise FileNotFoundError(
                 f"{self.folder} holds no rows or no vectors; give the folder of a finished experiment"
             )
-        notes = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["notes"]
+        notes = read_record(self.folder / "run.json").get("notes", {})
+        if "model" not in notes:
+            raise FileNotFoundError(f"{self.folder} has no run.json that names its model, which figures ask again")
         checks = {name: source.get("checks", {}) for name, source in notes.get("vectors", {}).items()}
         loaded = {path.stem: SteeringVector.load(path) for path in paths}
         self.vectors = {name: in_recorded_doses(vector, checks.get(name, {})) for name, vector in loaded.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from caa.hashing import file_digest
 from caa.models.gguf import GgufHeader, describe, read_header
+from caa.untrusted import read_object
 from caa.vectors.formats.content import NoLayerError
 from caa.vectors.formats.detect import READERS, as_vector, file_kind
 from caa.vectors.formats.folders import folder_kind
@@ -215,12 +215,9 @@ def _flat(record: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        return read_object(path, "it")
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
-    return content
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _product(shape: list[int]) -> int:

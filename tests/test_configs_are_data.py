@@ -19,7 +19,6 @@ MARKER = "marker_of_a_stranger"
 NAMED = {"class_path": f"{MARKER}.Marker", "init_args": {}}
 
 
-
 @pytest.fixture
 def marker(tmp_path, monkeypatch):
     """A module that says, by being in `sys.modules`, that a setting had it imported."""

@@ -99,7 +99,7 @@ def test_unknown_and_damaged_things_are_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing that is known here"):
         inspect(tmp_path)
     (tmp_path / "steering.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged: it is no JSON"):
+    with pytest.raises(ValueError, match="damaged: it is not json"):
         inspect(tmp_path)
     (tmp_path / "steering.json").write_text('{"base": "x"}')
     with pytest.raises(ValueError, match="cannot be read"):

@@ -33,7 +33,7 @@ def test_only_vectors_of_one_shape_add():
 
 @pytest.mark.parametrize("bad", [torch.ones(2, 2), torch.tensor([1.0, float("nan")]), torch.tensor([float("inf")])])
 def test_a_direction_is_one_row_of_finite_numbers(bad):
-    with pytest.raises(ValueError, match="finite numbers of shape"):
+    with pytest.raises(ValueError, match="real, finite numbers of shape"):
         SteeringVector({0: bad})
 
 

@@ -8,10 +8,10 @@ import json
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from caa.suggestions import did_you_mean
+from caa.untrusted import read_yaml
 
 Command = Callable[..., None]
 CONFIG_HELP = "a yaml file with any of these settings, as data: it can name no code to run; options override it"
@@ -101,15 +101,13 @@ def parse(parser: Any, words: Sequence[str]) -> dict[str, Any]:
 
 def config_problems(parser: Any, path: str) -> Iterator[str]:
     """What is wrong with a yaml file of settings, before anything else reads it."""
-    import yaml
-
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError:
         yield f"there is no file {path}"
         return
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        yield f"{path} cannot be read as yaml: {error}"
+    except (OSError, ValueError) as error:
+        yield str(error)
         return
     if not isinstance(content, Mapping):
         yield f"{path} should hold settings, as `name: value` on each line"

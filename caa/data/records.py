@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from caa.data.behaviors import ContrastPair, Question, as_question, letter
+from caa.untrusted import parse_json
 
 Item = TypeVar("Item", ContrastPair, Question)
 _ANSWER_KEYS = (
@@ -22,16 +22,9 @@ def read_json(path: Path) -> Any:
     """What a .json file holds, a list of what the lines of a .jsonl hold, or ValueError with the place."""
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix != ".jsonl":
-        return _parse(text, str(path))
+        return parse_json(text, str(path))
     # Not splitlines(): a line separator of Unicode is no end of a line in jsonl.
-    return [_parse(line, f"{path}, line {n}") for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not json: {error}") from error
+    return [parse_json(line, f"{path}, line {n}") for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
 def letters_outside(items: Iterable[Item]) -> list[Item]:

@@ -91,11 +91,11 @@ def training_in_words(record: Mapping[str, Any]) -> str:
     if not record:
         return "made elsewhere"
     config = {"method": "sft", "weights": "lora"} | record.get("config", {})
-    weights = {"lora": "LoRA", "dora": "DoRA", "full": "all weights"}[config["weights"]]
+    weights = {"lora": "LoRA", "dora": "DoRA", "full": "all weights"}.get(config["weights"], str(config["weights"]))
     taught = record.get("direction") or record.get("behavior")
     pushes = [f"{amount:+.3g}" for push in record.get("steered_by", ()) for amount in push["multiplier"]]
     steered = f", trained while steered x {' and '.join(pushes)}" if pushes else ""
-    return f"{taught} by {config['method'].upper()} ({weights}){steered}"
+    return f"{taught} by {str(config['method']).upper()} ({weights}){steered}"
 
 
 def _task_settings(plan: GridPlan, judge: Judge | None, tokenizer: Any, task: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from caa.hashing import tensors_digest
@@ -21,10 +22,33 @@ from caa.models.fingerprint import fingerprint, float16_hint, has_fingerprint
 from caa.models.names import ADAPTER_CONFIG as CONFIG
 from caa.models.names import model_name
 from caa.models.restore import WriteGuard, undone_on_error
+from caa.untrusted import check_fields, read_object
 
 PROVENANCE = "caa.json"
 """Beside an adapter that this project trained: what it was taught, on which base, with which data."""
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+MOST_RANK = 2**14
+"""Of an adapter whose weights are no safetensors, and so do not say their shapes."""
+_TYPES: dict[str, dict[str, Any]] = {
+    CONFIG: {
+        "peft_type": str,
+        "base_model_name_or_path": str | None,
+        "r": int,
+        "rank_pattern": dict[str, int] | None,
+        "target_modules": str | list[str] | None,
+        "modules_to_save": list[str] | None,
+        "init_lora_weights": bool | str | None,
+    },
+    PROVENANCE: {
+        "base": str,
+        "base_fingerprint": str,
+        "behavior": str,
+        "direction": str,
+        "config": dict[str, str | float | bool | None],
+        "steered_by": list[dict[str, str | int | list[float] | None]],
+    },
+}
+"""What the two files of an adapter say, as far as it is read here."""
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initializations of a LoRA that leave the rest of the base's weights in place of them."""
 _CONVERT = (
@@ -45,7 +69,9 @@ def load_adapter(model: nn.Module, path: str | Path, name: str) -> nn.Module:
     another base, or that cannot have this name; the model is then left as it was.
     """
     folder = Path(path)
-    _check_kind(folder, _read_config(folder))
+    config = _read_config(folder)
+    _check_kind(folder, config)
+    _check_rank(folder, config)
     check_unmerged(model)
     _check_made_for(folder, model)
     _check_name(model, name)
@@ -104,12 +130,30 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        return check_fields(read_object(file, "it"), _TYPES[file.name], "it", required=False)
     except ValueError as error:
         raise AdapterError(f"{file} is damaged ({error}); download or save it again") from error
-    if not isinstance(value, dict):
-        raise AdapterError(f"{file} is damaged (it holds a {type(value).__name__}); download or save it again")
-    return value
+
+
+def _check_rank(folder: Path, config: dict[str, Any]) -> None:
+    """A rank beyond every tensor of the file would be taken out of memory before anybody sees that it is wrong."""
+    ranks = [config.get("r", 1), *(config.get("rank_pattern") or {}).values()]
+    file = folder / WEIGHTS[0]
+    most = max(_dimensions(file), default=0) if file.is_file() else MOST_RANK
+    if wrong := [rank for rank in ranks if type(rank) is int and not 0 < rank <= most]:
+        raise AdapterError(
+            f"the adapter at {folder} says that it has rank {wrong[0]}, and its tensors have no more than {most} rows: "
+            "its config and its weights do not belong together. Download or save it again"
+        )
+
+
+def _dimensions(file: Path) -> Iterator[int]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                yield from opened.get_slice(key).get_shape()
+    except SafetensorError as error:
+        raise AdapterError(f"{file} is damaged ({error}); download or save it again") from error
 
 
 def _check_no_pointer(file: Path) -> None:
@@ -157,7 +201,12 @@ def _check_made_for(folder: Path, model: nn.Module) -> None:
 def read_record(folder: Path) -> dict[str, Any]:
     """What is known of how a finetune was made; nothing of those of other tools."""
     path = folder / PROVENANCE
-    return _read_object(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    record = _read_object(path)
+    if absent := [name for name in ("base", "base_fingerprint") if name not in record]:
+        raise AdapterError(f"{path} is damaged (it does not say its {absent[0]}); download or save it again")
+    return record
 
 
 # Put on, and proved

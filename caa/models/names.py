@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import caa
+from caa.untrusted import read_object
 
 EMBEDDED = ("tiny-chat", "tiny-base")
 """The models that come with the package."""
@@ -106,8 +106,8 @@ def adapter_base(name: str) -> str | None:
     if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
         return None
     try:
-        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
+        base = read_object(folder / ADAPTER_CONFIG, "it").get("base_model_name_or_path")
+    except ValueError as error:
         raise ValueError(f"{folder / ADAPTER_CONFIG} is damaged ({error}); download or save it again") from error
     if not base:
         raise ValueError(

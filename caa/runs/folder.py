@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from caa.files import replacing
 from caa.runs.rows import Row, read_rows
+from caa.untrusted import cell_text, check_fields, read_object
 
 RECORD = "run.json"
 DAMAGE = "damage.csv"
@@ -35,7 +35,10 @@ class Run:
     def damage(self) -> list[dict[str, str]]:
         """The lines of its damage.csv, by the names of its columns; none if there is none."""
         path = self.folder / DAMAGE
-        return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
+        if not path.exists():
+            return []
+        lines = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+        return [{name: cell_text(value) for name, value in line.items() if value is not None} for line in lines]
 
     @property
     def figures(self) -> Path:
@@ -85,15 +88,37 @@ def read_run(folder: str | Path) -> Run:
         raise FileNotFoundError(
             f"{folder} holds no rows (rows.jsonl): give the folder of a run, or run `caa grid` first"
         )
-    return Run(folder, rows, _read_record(folder / RECORD))
+    return Run(folder, rows, read_record(folder / RECORD))
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+_SETTINGS = {"behaviors": dict[str, dict[str, Any]], "model": dict[str, Any]}
+_TASKS = {"ab": dict[str, Any], "open": dict[str, Any], "facts": dict[str, Any]}
+_OPEN = {"judge": dict[str, Any] | None, "max_new_tokens": int}
+_JUDGE = {"name": str, "accuracy": float | None, "off_topic": float | None}
+_NOTES = {
+    "model": str,
+    "versions": dict[str, str],
+    "vectors": dict[str, dict[str, Any]],
+    "doses": dict[str, dict[str, float]],
+    "finetunes": dict[str, dict[str, str]],
+    "batch_size": int,
+}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a run.json says, {} if there is none; ValueError for one that no run has written."""
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        record = check_fields(read_object(path, "it"), {"settings": dict, "notes": dict}, "it", required=False)
+        check_fields(record.get("settings", {}), _SETTINGS, "its settings", required=False)
+        check_fields(record.get("notes", {}), _NOTES, "its notes", required=False)
+        for name, tasks in record.get("settings", {}).get("behaviors", {}).items():
+            asked = check_fields(tasks, _TASKS, name, required=False).get("open", {})
+            judge = check_fields(asked, _OPEN, f"{name}, open", required=False).get("judge")
+            check_fields(judge or {}, _JUDGE, f"the judge of {name}", required=False)
+        return record
+    except ValueError as error:
         raise ValueError(_broken(path, error)) from error
 
 

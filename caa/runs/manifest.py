@@ -13,6 +13,7 @@ from caa.data.behaviors import Question
 from caa.files import replacing
 from caa.hashing import json_digest
 from caa.runs.rows import TASKS, Cell, vector_of_0_1
+from caa.untrusted import read_object
 
 VERSION = 2
 """Of the record. Version 0.1 wrote none, and "own" for what is called "reread" now."""
@@ -47,7 +48,7 @@ def _read(path: str | Path, measured: Collection[Cell]) -> dict[str, Any]:
     if not Path(path).exists():
         return {"settings": {}, "notes": {}}
     try:
-        record = upgraded(json.loads(Path(path).read_bytes()))
+        record = upgraded(read_object(path, "it"))
         return {"settings": _settings_of(measured, dict(record["settings"])), "notes": dict(record["notes"])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the record of a run ({error}); choose a new folder") from error

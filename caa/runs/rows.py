@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import total_ordering
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from caa.data.behaviors import letter
 from caa.files import append_lines, read_lines
+from caa.untrusted import check_fields, is_finite, parse_json
 
 TASKS = ("ab", "open", "facts")
 """What a grid asks: see `Cell.task`."""
@@ -106,19 +107,72 @@ class Row:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Row:
-        """A row as `to_json` wrote it, or as version 0.1 did, whose vectors are texts and whose base is "none"."""
-        record = json.loads(line)
+        """A row as `to_json` wrote it, or as version 0.1 did, whose vectors are texts and whose base is "none".
+
+        ValueError for a field that is missing, of another type, or beyond what it can be.
+        """
+        record = _checked(parse_json(line, "it"))
         *places, finetune, vector = (record.pop(name) for name in (*_PLACES, "finetune", "vector"))
         if isinstance(vector, str):
             vector, finetune = vector_of_0_1(vector), None if finetune == "none" else finetune
         else:
-            vector = VectorRef(**vector)
+            vector = VectorRef(vector["kind"], vector["name"])
         setting = record.pop("setting", "")  # versions before 0.2 knew no named settings
         cell = Cell(**dict(zip(_PLACES, places, strict=True)), finetune=finetune, vector=vector, setting=setting)
         return cls(cell, record.pop("question"), record.pop("score"), record)
 
 
 _PLACES = ("behavior", "task", "layer", "multiplier", "system_prompt")
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "behavior": (str,),
+    "task": (str,),
+    "finetune": (str, type(None)),
+    "layer": (int, type(None)),
+    "multiplier": (float, int),
+    "system_prompt": (str,),
+    "vector": (dict, str),
+    "question": (str,),
+    "score": (float, int, type(None)),
+}
+_EVIDENCE = ("text", "asked", "reason", "matching", "category", "setting")
+"""Fields that are texts where a row has them."""
+_MOST = {"ab": 1.0, "open": 10.0, "facts": 1.0, "truthfulqa": 1.0}
+"""Task -> its highest score; the lowest is 0. Those of other harnesses may have any."""
+_ROUNDING = 1e-9
+
+
+def _checked(record: Any) -> dict[str, Any]:
+    """What a line holds, if it can be a row; one look at each field, for files have many lines."""
+    if not isinstance(record, dict):
+        raise ValueError(f"a row is an object with named values, this is a {type(record).__name__}")
+    for name, kinds in _FIELDS.items():
+        if type(record[name]) not in kinds:
+            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ValueError(f"{name} should be {expected}, and is {str(record[name])[:60]!r}")
+    for name in _EVIDENCE:
+        if type(record.get(name, "")) is not str:
+            raise ValueError(f"{name} should be a text, and is {str(record[name])[:60]!r}")
+    if type(record["vector"]) is dict:
+        check_fields(record["vector"], {"kind": str, "name": str}, "its vector")
+    _check_ranges(record)
+    return record
+
+
+def _check_ranges(record: Mapping[str, Any]) -> None:
+    score, layer, task = record["score"], record["layer"], record["task"]
+    if score is not None and not is_finite(score):
+        raise ValueError(f"a score is a finite number or null, this is {score}")
+    if score is not None and task in _MOST and not -_ROUNDING <= score <= _MOST[task] + _ROUNDING:
+        raise ValueError(f"a score of the task {task!r} is from 0 to {_MOST[task]:g}, this is {score}")
+    if not is_finite(record["multiplier"]):
+        raise ValueError(f"a multiplier is a finite number, this is {record['multiplier']}")
+    if layer is not None and layer < 0:
+        raise ValueError(f"layers are counted from 0, this is {layer}")
+    if record["system_prompt"] not in ("", "positive", "negative"):
+        raise ValueError(f"a system prompt is positive, negative or empty, this is {record['system_prompt'][:60]!r}")
+    for name in ("p_matching", "p_opposite"):
+        if name in record and not (is_finite(record[name]) and 0 <= record[name] <= 1.001):
+            raise ValueError(f"{name} is a probability, this is {str(record[name])[:60]}")
 
 
 def vector_of_0_1(name: str) -> VectorRef:

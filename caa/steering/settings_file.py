@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from caa.callables import from_record
 from caa.steering.gates import Gate
 from caa.steering.intervention import Intervention, Setting
 from caa.steering.operators import OPERATORS, add
 from caa.steering.scopes import SCOPES
 from caa.suggestions import did_you_mean
+from caa.untrusted import read_yaml
 from caa.vectors.vector import SteeringVector
 
 KEYS = ("layer", "layers", "multiplier", "dose", "operator", "where", "source_layer", "vector", "gate", "site")
@@ -26,8 +25,8 @@ def load_settings(
 ) -> dict[str, Setting]:
     """What `read_settings` makes of a file; the files of other vectors lie beside it."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except OSError as error:
         raise ValueError(f"{path} cannot be read as yaml: {error}") from error
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{path} {_SHAPE}")

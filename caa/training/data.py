@@ -9,6 +9,7 @@ from typing import Any
 
 from caa.data.behaviors import as_question
 from caa.training.examples import Example
+from caa.untrusted import check_fields, parse_json
 
 
 def load_examples(source: str | Path) -> list[Example]:
@@ -47,10 +48,11 @@ def _rows(source: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[Any]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(): a line separator of Unicode is no end of a line in jsonl.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield check_fields(parse_json(line, "it"), {}, "it")
             except ValueError as error:
                 raise ValueError(f"{path}, line {number} is no JSON ({error}); one example stands on a line") from error
 

@@ -23,7 +23,7 @@ from caa.data.behaviors import Behavior
 from caa.data.chat import ChatFormat
 from caa.files import replacing
 from caa.hashing import json_digest
-from caa.models.adapters import PROVENANCE, make_portable
+from caa.models.adapters import PROVENANCE, make_portable, read_record
 from caa.models.blocks import context_length, end_tokens
 from caa.models.fingerprint import fingerprint, has_fingerprint
 from caa.models.names import model_name
@@ -41,6 +41,7 @@ from caa.training.examples import (
     training_examples,
 )
 from caa.training.trainers import Rows, make_trainer, quiet
+from caa.untrusted import read_json
 from caa.vectors.vector import SteeringVector, vector_hash
 
 logger = logging.getLogger(__name__)
@@ -199,7 +200,7 @@ def _holds(folder: Path, record: dict[str, Any], model: nn.Module) -> bool:
         return False
     if not (folder / PROVENANCE).is_file():
         raise FileExistsError(f"{folder} holds something that is no finetune of this project; choose another folder")
-    recorded = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    recorded = read_record(folder)
     if has_fingerprint(model, recorded.get("base_fingerprint", "")):  # those of the first kind are written otherwise
         recorded["base_fingerprint"] = record["base_fingerprint"]
     if different := list(differences(_decisive(recorded), _decisive(record))):
@@ -259,7 +260,7 @@ def _last_checkpoint(partial: Path) -> str | None:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        read_json(path)
     except ValueError:
         return False
     return True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from caa.files import replacing
 from caa.hashing import tensors_digest
+from caa.untrusted import as_dataclass, parse_json
 
 FORMAT = "caa.vector.v1"
 
@@ -48,10 +51,10 @@ class Provenance:
     def from_json(cls, stated: str) -> Provenance:
         """What `asdict` and json made of one; ValueError for anything else, such as the fields of a later version."""
         try:
-            known: Any = json.loads(stated)
-            return cls(**known | {"history": tuple(known.get("history", ()))})
-        except (ValueError, TypeError, AttributeError) as error:
+            source: Provenance = as_dataclass(cls, parse_json(stated, "it"), "it")
+        except ValueError as error:
             raise ValueError(f"its provenance cannot be read ({error}); perhaps a later caa wrote it") from error
+        return source
 
     def then(self, step: str) -> Provenance:
         return replace(self, history=(*self.history, step))
@@ -81,7 +84,7 @@ class SteeringVector:
     def __post_init__(self) -> None:
         if not self.directions:
             raise ValueError("a steering vector needs at least one layer")
-        clean = {int(layer): _clean(layer, self.directions[layer]) for layer in sorted(self.directions)}
+        clean = {_number(layer): _clean(layer, self.directions[layer]) for layer in sorted(self.directions)}
         widths = {layer: direction.shape[0] for layer, direction in clean.items()}
         if len(set(widths.values())) > 1:
             raise ValueError(f"all layers of a vector have one width, these have {widths}")
@@ -200,10 +203,27 @@ def _in_order(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[end:]
 
 
+def _number(layer: Any) -> int:
+    try:
+        number = index(layer)
+    except TypeError:
+        raise ValueError(f"layers are whole numbers counted from 0, this is {layer!r}") from None
+    if number < 0 or isinstance(layer, bool):
+        raise ValueError(f"layers are counted from 0, so there is no layer {layer}")
+    return number
+
+
 def _clean(layer: int, direction: Tensor) -> Tensor:
-    if direction.ndim != 1 or not torch.isfinite(direction).all():
-        raise ValueError(f"layer {layer} needs finite numbers of shape [d_model], this has {list(direction.shape)}")
-    return direction.detach().to("cpu", torch.float32)
+    """float32 on the CPU; ValueError for what no such numbers can be, or cannot hold."""
+    if direction.ndim != 1 or not direction.numel() or direction.is_complex():
+        kind = f"{list(direction.shape)} of {str(direction.dtype).removeprefix('torch.')}"
+        raise ValueError(f"layer {layer} needs real, finite numbers of shape [d_model], this has {kind}")
+    numbers = direction.detach().to("cpu", torch.float32)
+    if not torch.isfinite(numbers).all():
+        worst = direction.detach().double().abs().amax().item()
+        reason = f"up to {worst:.1e}, more than float32 holds" if math.isfinite(worst) else "not all of them are finite"
+        raise ValueError(f"layer {layer} needs real, finite numbers of shape [d_model], and {reason}")
+    return numbers
 
 
 def _layer(name: str) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 
 from caa.files import append_lines, read_lines
 from caa.hashing import json_digest
+from caa.untrusted import check_fields, parse_json
 
+_REPLY = {"first": dict[str, float] | None, "after_one": dict[str, float] | None, "refused": str}
 CACHE = "judge.jsonl"
 """The file's name in a run's folder."""
 
@@ -57,5 +59,9 @@ class ReplyCache:
 
 
 def _reply(line: bytes) -> tuple[str, dict[str, Any]]:
-    record = json.loads(line)
+    record = check_fields(parse_json(line, "it"), {"key": str}, "it")
+    check_fields(record, {"reply": dict, "vector": str, "retries": int}, "it", required=False)
+    if "reply" in record:
+        check_fields(record["reply"], {"text": str}, "its reply")
+        check_fields(record["reply"], _REPLY, "its reply", required=False)
     return record.pop("key"), record

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from caa.hashing import WHOLE, file_digest, json_digest
+from caa.untrusted import check_fields, read_object
 
 CARD = "README.md"
 """Made to be read and edited, so it is not hashed."""
@@ -23,8 +24,8 @@ def seal(folder: Path, manifest: dict[str, Any], name: str) -> None:
 def read_manifest(folder: Path, name: str) -> dict[str, Any]:
     """The manifest as it stands there; ValueError if it was cut short."""
     try:
-        return dict(json.loads((folder / name).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        return read_object(folder / name, "it")
+    except ValueError as error:
         raise ValueError(f"{folder / name} is damaged ({error}); save or download the folder again") from error
 
 
@@ -36,7 +37,7 @@ def check_seal(folder: Path, manifest: dict[str, Any]) -> None:
             f"the manifest of {folder} was changed after it was written: its hash is another. "
             "To change such a folder, load it, change what it does and save it again."
         )
-    hashes: dict[str, str] = manifest["files"]
+    hashes: dict[str, str] = check_fields(manifest, {"files": dict[str, str]}, f"the manifest of {folder}")["files"]
     outside = [name for name in hashes if not _lies_in(folder, name)]
     missing = [name for name in hashes if not (folder / name).is_file()]
     for what, names in (("lie outside of it", outside), ("are missing", missing)):

@@ -23,6 +23,7 @@ from caa.steering.intervention import Intervention
 from caa.steering.operators import OPERATORS
 from caa.steering.patching import Recording
 from caa.steering.scopes import SCOPES
+from caa.untrusted import check_fields
 from caa.vectors.vector import SteeringVector
 
 FORMAT = "caa.steered.v2"
@@ -176,10 +177,40 @@ def _read(folder: Path) -> dict[str, Any]:
             f"{folder} has format {manifest.get('format')!r}; this version of caa reads {OLD_FORMAT} to "
             f"{GATED_FORMAT}. A newer version of caa may read it."
         )
+    _check_manifest(manifest, f"the manifest of {folder}")
     if manifest["format"] == OLD_FORMAT:
         return _upgraded(manifest)
     check_seal(folder, manifest)
     return manifest
+
+
+_INTERVENTION = {
+    "vector": str,
+    "layer": int,
+    "source_layer": int | None,
+    "multiplier": float | list[float],
+    "operator": str | dict[str, Any],
+    "where": str | dict[str, Any],
+}
+_GATE = {"vector": str, "layer": int, "above": float | None, "below": float | None}
+
+
+def _check_manifest(manifest: dict[str, Any], place: str) -> None:
+    """ValueError for a field of another type than is read below."""
+    check_fields(manifest, {"interventions": list[dict[str, Any]]}, place)
+    for record in manifest["interventions"]:
+        check_fields(record, _INTERVENTION, f"{place}, an intervention")
+        check_fields(record, {"gate": dict[str, Any], "site": str}, f"{place}, an intervention", required=False)
+        if "gate" in record:
+            check_fields(record["gate"], _GATE, f"{place}, a gate")
+    if manifest.get("format") == OLD_FORMAT:
+        check_fields(manifest, {"adapter": str | None, "base": str, "base_fingerprint": str}, place)
+        return
+    parts = {"adapters": list[dict[str, Any]], "active": list[str], "base": dict[str, Any], "tokenizer": str}
+    check_fields(manifest, parts, place)
+    check_fields(manifest["base"], {"name": str, "fingerprint": str}, f"{place}, its base")
+    for adapter in manifest["adapters"]:
+        check_fields(adapter, {"name": str, "folder": str}, f"{place}, an adapter")
 
 
 def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from caa.hashing import file_digest
+from caa.untrusted import fits, read_json
 from caa.vectors.formats.content import Content, NoLayerError, check_unlayered, flat
 from caa.vectors.formats.torch_files import load_tensors, read_sidecar, sidecar_content
 
@@ -79,7 +79,7 @@ def read_rotalabs(path: Path, layer: int | None = None, blocks: int | None = Non
     check_unlayered(path, layer)
     record = read_object(path / "metadata.json")
     layers = record.get("layers")
-    if not isinstance(layers, list) or not layers:
+    if not fits(layers, list[int]) or not layers:
         raise ValueError(f"{path / 'metadata.json'} names no layers")
     directions: dict[int, Tensor] = {}
     for number in layers:
@@ -124,7 +124,7 @@ def read_safetensors(path: Path, layer: int | None = None, blocks: int | None = 
 def read_object(path: Path) -> dict[str, Any]:
     """A file of JSON that holds an object; ValueError for anything else."""
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(record, dict):

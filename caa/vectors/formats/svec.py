@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from caa.untrusted import read_json
 from caa.vectors.formats.content import Content, check_unlayered, flat
 
 
@@ -19,7 +19,7 @@ def read_svec(path: str | Path, layer: int | None = None, blocks: int | None = N
     it to block L's input. A direction of several rows, one for each token of a prompt, is refused.
     """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = read_json(path, "it")
     except ValueError as error:
         raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
     directions = record.get("directions") if isinstance(record, dict) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import warnings
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from caa.files import replacing
+from caa.untrusted import read_json
 from caa.vectors.formats.content import Content, NoLayerError, check_floating, check_unlayered, describe, flat
 
 
@@ -105,7 +105,7 @@ def _rows(tensor: Tensor, layer: int | None, blocks: int | None, path: str | Pat
 def read_sidecar(path: str | Path) -> dict[str, Any] | None:
     """What rotalabs-steer says of a tensor, in the file of JSON beside it; None if there is no such file."""
     try:
-        record = json.loads(Path(path).with_suffix(".json").read_bytes())
+        record = read_json(Path(path).with_suffix(".json"))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and "layer_index" in record and "vector_shape" in record else None
@@ -179,11 +179,22 @@ def _check_archive(path: str | Path) -> None:
         return  # the older format of torch.save, which has no checksums
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_sizes(archive, Path(path).stat().st_size)
             broken = archive.testzip()
     except Exception as error:  # zipfile, too, has many words for damage
         raise ValueError(f"{path} is damaged ({error})") from error
     if broken:
         raise ValueError(f"{path} is damaged, or was changed: the checksum of {broken!r} inside is wrong")
+
+
+def _check_sizes(archive: zipfile.ZipFile, held: int) -> None:
+    """ValueError where less is in the file than it says: torch.save compresses nothing, and torch.load takes the memory
+    that an entry asks for before it reads the entry."""
+    entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed, as torch.save writes no file")
+    if sum(entry.file_size for entry in entries) > held:
+        raise ValueError(f"it says that it holds more than its {held:,} bytes")
 
 
 def _reason(error: Exception) -> str:
