@@ -7,6 +7,8 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
+from caa.untrusted import fits
+
 
 def name_of(function: Any) -> str:
     """The one name that errors, tables, cards and records use; never a memory address.
@@ -60,13 +62,25 @@ def to_record(function: Any, known: Mapping[str, Any], kind: str) -> str | dict[
 
 
 def from_record(record: str | Mapping[str, Any], known: Mapping[str, Any], kind: str) -> Any:
-    """What `to_record` wrote down. ValueError, with the names there are, for one that is not known."""
+    """What `to_record` wrote down. ValueError, with the names there are, for one that is not known, and for fields that
+    it has not or that are no numbers, texts or nothing."""
     values = {"name": record} if isinstance(record, str) else dict(record)
-    name = values.pop("name")
-    if name not in known:
-        raise ValueError(f"this version of caa knows no {kind} {name!r}; it knows {list(known)}")
+    name = values.pop("name", None)
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"this version of caa knows no {kind} {str(name)[:60]!r}; it knows {list(known)}")
     if isinstance(record, str):
         return known[name]
+    if not is_dataclass(known[name]):
+        raise ValueError(f"the {kind} {name!r} has no settings; write its name alone")
+    own = {field.name: field for field in fields(known[name])}
+    for key, value in values.items():
+        if key not in own:
+            raise ValueError(f"the {kind} {name!r} has no setting {key!r}; it has {', '.join(own)}")
+        if key != kind and not fits(value, float | list[list[int]] | None):
+            raise ValueError(f"{key} of the {kind} {name!r} is {str(value)[:60]!r}, and should be a number")
     if kind in values:
         values[kind] = from_record(values[kind], known, kind)
-    return known[name](**values)
+    try:
+        return known[name](**values)
+    except TypeError as error:
+        raise ValueError(f"the {kind} {name!r} cannot be made of {values}: {error}") from error

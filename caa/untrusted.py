@@ -9,7 +9,7 @@ import json
 import re
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -113,7 +113,9 @@ def fits(value: Any, hint: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, dict) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
     if hint is float:
-        return type(value) in (int, float)
+        return type(value) is float or (type(value) is int and abs(value) < 2**1000)
+    if is_dataclass(hint):
+        return isinstance(value, dict)
     return type(value) is (type(None) if hint is None else hint)
 
 
@@ -140,14 +142,15 @@ def check_fields(record: Any, hints: Mapping[str, Any], place: str, *, required:
 
 
 def as_dataclass(kind: Any, record: Any, place: str) -> Any:
-    """A dataclass of plain values from the json object of its fields; ValueError for fields of other types or names."""
+    """A dataclass of plain values and such dataclasses from the json object of its fields; ValueError for fields of
+    other types or names."""
     hints = _hints(kind)
     needed = {f.name: hints[f.name] for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     check_fields(record, needed, place)
     check_fields(record, hints, place, required=False)
     if unknown := [name for name in record if name not in hints]:
         raise ValueError(f"{place} has an unknown field {unknown[0]!r}; perhaps a later version of caa wrote it")
-    return kind(**{name: _tuples(value, hints[name]) for name, value in record.items()})
+    return kind(**{name: _built(value, hints[name], f"{place}, {name}") for name, value in record.items()})
 
 
 @cache
@@ -156,9 +159,23 @@ def _hints(kind: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
-def _tuples(value: Any, hint: Any) -> Any:
-    """json knows no tuples."""
-    return tuple(value) if get_origin(hint) is tuple and isinstance(value, list) else value
+def _built(value: Any, hint: Any, place: str) -> Any:
+    """A value that fits, with the tuples and dataclasses that json does not know."""
+    members = [member for member in _members(hint) if member not in (None, type(None))]
+    if value is None or len(members) != 1:
+        return value
+    kind, inner = members[0], get_args(members[0])
+    if is_dataclass(kind):
+        return as_dataclass(kind, value, place)
+    if get_origin(kind) is tuple:
+        return tuple(_built(item, inner[0], place) for item in value)
+    if get_origin(kind) in (dict, Mapping):
+        return {key: _built(item, inner[1], f"{place}, {key}") for key, item in value.items()}
+    return value
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _type_name(hint: Any) -> str:

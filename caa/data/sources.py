@@ -18,6 +18,7 @@ from caa.data.records import letters_outside as letters_outside
 from caa.data.records import read_items, read_json
 from caa.data.rubrics import CAA_RUBRICS
 from caa.suggestions import did_you_mean
+from caa.untrusted import check_fields
 
 BUILTIN = (
     "ai_coordination",
@@ -44,7 +45,15 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "ab_questions": records.question,
     "open_questions": records.question,
 }
-_ABOUT = ("name", "title", "description", "rubric", "system_prompts", "phrases")
+_TYPES = {
+    "name": str,
+    "title": str,
+    "description": str,
+    "rubric": str,
+    "system_prompts": dict[str, str | list[str]],
+    "phrases": dict[str, list[str]],
+}
+_ABOUT = tuple(_TYPES)
 
 
 def load_behavior(name_or_path: str | Path) -> Behavior:
@@ -200,6 +209,7 @@ def _from_file(path: Path) -> Behavior:
     """A file that holds pairs only, or an object with the parts of a behavior and what is said about them."""
     content = read_json(path)
     about = dict(content) if isinstance(content, dict) else {"pairs": content}
+    check_fields(about, _TYPES, str(path), required=False)
     if unknown := [key for key in about if key not in (*_PARTS, *_ABOUT)]:
         hint = did_you_mean(unknown[0], [*_PARTS, *_ABOUT])
         raise ValueError(f"{path}: unknown key {unknown[0]!r}{hint}; known are {', '.join((*_PARTS, *_ABOUT))}")

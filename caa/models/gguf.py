@@ -98,6 +98,8 @@ class _Cursor:
 
     def string(self) -> str:
         length = self.number("<Q")
+        if length > len(self.content) - self.place:
+            raise struct.error("a text is longer than the file")
         self.place += length
         return self.content[self.place - length : self.place].decode()
 
@@ -109,7 +111,10 @@ class _Cursor:
     def array(self) -> Any:
         kind, length = self.number("<I"), self.number("<Q")
         if kind != _STRING:
-            return [self.value(kind) for _ in range(length)]
+            layout = _SIMPLE[kind]  # the specification has arrays of arrays, and no file of a model
+            if length * struct.calcsize(layout) > len(self.content) - self.place:
+                raise struct.error("an array is longer than the file")
+            return [self.number(layout) for _ in range(length)]
         for _ in range(length):
             n_bytes = self.number("<Q")
             self.place += n_bytes

@@ -94,6 +94,7 @@ def read_run(folder: str | Path) -> Run:
 _SETTINGS = {"behaviors": dict[str, dict[str, Any]], "model": dict[str, Any]}
 _TASKS = {"ab": dict[str, Any], "open": dict[str, Any], "facts": dict[str, Any]}
 _OPEN = {"judge": dict[str, Any] | None, "max_new_tokens": int}
+_VECTOR = {"method": str, "n_pairs": int, "checks": dict[str, float]}
 _JUDGE = {"name": str, "accuracy": float | None, "off_topic": float | None}
 _NOTES = {
     "model": str,
@@ -113,6 +114,8 @@ def read_record(path: Path) -> dict[str, Any]:
         record = check_fields(read_object(path, "it"), {"settings": dict, "notes": dict}, "it", required=False)
         check_fields(record.get("settings", {}), _SETTINGS, "its settings", required=False)
         check_fields(record.get("notes", {}), _NOTES, "its notes", required=False)
+        for name, source in record.get("notes", {}).get("vectors", {}).items():
+            check_fields(source, _VECTOR, f"the vector of {name}", required=False)
         for name, tasks in record.get("settings", {}).get("behaviors", {}).items():
             asked = check_fields(tasks, _TASKS, name, required=False).get("open", {})
             judge = check_fields(asked, _OPEN, f"{name}, open", required=False).get("judge")

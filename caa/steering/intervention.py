@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -40,10 +41,14 @@ class Intervention:
     """Where in the block it acts; None is the place that the vector was read at."""
 
     def __post_init__(self) -> None:
-        strengths = self.strengths
+        try:
+            strengths = self.strengths
+        except OverflowError:
+            strengths = torch.full((1,), math.inf)
         if strengths.ndim > 2 or not strengths.numel() or not strengths.isfinite().all():
+            shown = str(self.multiplier)[:60]
             raise ValueError(
-                f"a multiplier is one finite number, a list of them or [row or 1, position], this is {self.multiplier}"
+                f"a multiplier is one finite number, a list of them or [row or 1, position], this is {shown}"
             )
         if self.gate is not None and self.gate.layer >= self.layer:
             raise ValueError(

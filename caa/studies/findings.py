@@ -12,6 +12,7 @@ from typing import Any
 from caa.files import replacing
 from caa.reports.statistics import Estimate
 from caa.studies.candidates import Budget, Candidate, Damage, pareto_front
+from caa.untrusted import as_dataclass, read_object
 
 FORMAT = "caa.search.v1"
 
@@ -167,39 +168,15 @@ class Search:
     def load(cls, path: str | Path) -> Search:
         """Read a file that `save` wrote; ValueError for anything else."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content.pop("format") != FORMAT:
-                raise KeyError("format")
-            del content["verdict"], content["works"]
-            return cls(**content | _read(content))
+            content = read_object(path, "it")
+            if content.pop("format", None) != FORMAT:
+                raise ValueError("its format is another one")
+            if (content.get("chosen") is None) != (content.get("multiplier") is None):
+                raise ValueError("what was chosen and its multiplier stand together")
+            said = {"verdict", "works"}  # what its numbers say again, for people
+            search: Search = as_dataclass(cls, {key: content[key] for key in content.keys() - said}, "it")
         except FileNotFoundError as error:
             raise FileNotFoundError(f"there is no search at {path}; `caa search` writes one") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no {FORMAT} file, or a damaged one ({error!r})") from error
-
-
-def _read(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts that are more than numbers and texts."""
-    confirmation = content["confirmation"]
-    return {
-        "budget": Budget(**content["budget"]),
-        "trials": tuple(map(_trial, content["trials"])),
-        "chosen": content["chosen"] and Candidate(**content["chosen"]),
-        "confirmation": confirmation and _confirmation(confirmation),
-        "cost": Cost(**content["cost"]),
-    }
-
-
-def _trial(record: Mapping[str, Any]) -> Trial:
-    return Trial(
-        Candidate(**record["candidate"]),
-        Estimate(**record["effect"]),
-        Damage(**record["damage"]),
-        record["answers"],
-        record["judged"] and Estimate(**record["judged"]),
-    )
-
-
-def _confirmation(record: Mapping[str, Any]) -> Confirmation:
-    side_effects = {name: Estimate(**estimate) for name, estimate in record["side_effects"].items()}
-    return Confirmation(_trial(record["trial"]), tuple(record["controls"]), record["bound"], side_effects)
+        except ValueError as error:
+            raise ValueError(f"{path} is no {FORMAT} file, or a damaged one ({error})") from error
+        return search

@@ -45,7 +45,7 @@ def _layer(key: str, path: str | Path) -> int:
 def _direction(key: str, numbers: Any, path: str | Path) -> Tensor:
     try:
         tensor = torch.tensor(numbers, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: the direction of layer {key} is no list of numbers ({error})") from error
     if tensor.ndim == 2 and len(tensor) > 1:
         raise ValueError(
