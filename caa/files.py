@@ -95,6 +95,14 @@ def _holder(path: Path) -> str:
     return "unknown"
 
 
+def own_files(folder: str | Path, pattern: str) -> list[Path]:
+    """The files of a folder that match, by name; links, and a folder that is one, are left out: they show others."""
+    folder = Path(folder)
+    if folder.is_symlink():
+        return []
+    return sorted(path for path in folder.glob(pattern) if path.is_file() and not path.is_symlink())
+
+
 def append_lines(path: str | Path, lines: Sequence[str]) -> int:
     """Append lines, on the disk when this returns, so that a job killed right afterwards loses nothing; how many.
 

@@ -17,6 +17,7 @@ from caa.runs.folder import DAMAGE
 from caa.runs.rows import TEXT, Cell, Row, read_rows
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
+from caa.untrusted import plain_frame
 from caa.vectors.vector import SteeringVector, random_like
 
 PROMPTS = 8
@@ -44,7 +45,7 @@ def write_damage(
     moved = cell_divergences(cells, vectors, model, chat, batch_size)
     frame["divergence"], frame["prompts"] = [moved.get(cell) for cell in cells], PROMPTS
     with replacing(folder / DAMAGE) as scratch:
-        frame.to_csv(scratch, index=False)
+        plain_frame(frame).to_csv(scratch, index=False)
     return folder / DAMAGE
 
 

@@ -182,7 +182,7 @@ def test_each_field_of_a_file_is_read_or_refused_whatever_stands_there(name, tmp
     path.write_text(json.dumps(content) + "\n")
     read(path)  # as it was written
     tried = refused = 0
-    for strange in (*STRANGE):
+    for strange in STRANGE:
         for changed in [*edited(content, strange), strange]:
             path.write_text(json.dumps(changed) + "\n")
             tried += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import warnings
@@ -11,6 +10,7 @@ from typing import Any
 
 import caa
 from caa.cli.chosen import FROM, TAKE_FROM, with_search
+from caa.cli.console import log_plainly, plain_line, plain_warnings
 from caa.cli.measures import compare, damage, lm_eval_
 from caa.cli.models import export, generate, play
 from caa.cli.parsing import Command, UsageError, parse, parser_of
@@ -18,6 +18,7 @@ from caa.cli.results import data, figures, published, report
 from caa.cli.runs import config_path, demo, finetune, grid, run, shipped_configs
 from caa.cli.studies import redteam, robustness, search
 from caa.cli.vectors import extract_, import_, inspect
+from caa.judges.clients.transport import JudgeError
 from caa.suggestions import did_you_mean
 
 
@@ -85,24 +86,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each training
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("caa").setLevel(logging.INFO)
-    for name in ("torchao", "torch.utils._pytree"):  # PEFT imports torchao where it is, which says what it cannot load
-        logging.getLogger(name).setLevel(logging.ERROR)
+    log_plainly()
     try:
-        return _run([word for word in words if word != "--debug"])
+        with plain_warnings():
+            return _run([word for word in words if word != "--debug"])
     except UsageError as error:
         return _complain(error, 2)
-    except SystemExit as end:  # of argparse, after it has shown its help
-        return end.code if isinstance(end.code, int) else 0
+    except SystemExit as end:  # of argparse, after it has shown its help; of a library, with its last words
+        return _complain(end, 1) if isinstance(end.code, str) else end.code or 0
     except KeyboardInterrupt:
         sys.stderr.write("caa: stopped. Run the same command again to go on.\n")
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has enough
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         return 0
-    except Exception as error:
-        if debug:
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"  # of libraries in Rust; no Exception
+        if debug or not (isinstance(error, Exception) or panic):
             raise
         return _complain(error, 1)
 
@@ -164,13 +164,18 @@ def _help() -> str:
 
 
 def _complain(error: BaseException, status: int) -> int:
-    """One line for an error, one each for several problems that were found together."""
-    plain = error.args[0] if isinstance(error, KeyError) and error.args else error  # a KeyError's own text is a repr
-    lines = getattr(error, "problems", None) or [str(plain)]
-    expected = isinstance(error, (UsageError, ValueError, TypeError, LookupError, OSError, ImportError))
-    kind = "" if expected and lines[0].strip() else f"{type(error).__name__}: "
+    """One line for an error, one each for several problems that were found together; --debug shows the rest."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # a KeyError's own text is a repr
+    lines = getattr(error, "problems", None) or [str(text)]
+    kind = "" if isinstance(error, _IN_WORDS) and lines[0].strip() else f"{type(error).__name__}: "
+    memory = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+    cure = _LESS_AT_ONCE if memory else _UNFORESEEN if kind else ""
     for line in lines:
-        sys.stderr.write(f"caa: {kind}{' '.join(line.split())}\n")
-    if not expected:
-        sys.stderr.write("caa: this was not foreseen; the same command with --debug shows where it happened\n")
+        sys.stderr.write(f"caa: {plain_line(kind + line)}{cure}\n")
     return status
+
+
+_IN_WORDS = (UsageError, ValueError, TypeError, LookupError, OSError, ImportError, SystemExit, JudgeError)
+"""Errors whose text says what to do, for this project words it."""
+_LESS_AT_ONCE = " (memory ran out: give a smaller --batch-size or --limit, or --dtype bfloat16)"
+_UNFORESEEN = " (this was not foreseen; the same command with --debug shows where it happened)"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from caa.reports.tables.layout import Table
+from caa.untrusted import plain
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Of a model's weights."""
@@ -35,10 +39,54 @@ def finetunes_of(model: str, finetunes: Mapping[str, Path], together: Sequence[s
     return None, *own, *finetunes, *together
 
 
-def console() -> Any:
-    from rich.console import Console
+LONGEST_LINE = 2000
+"""Characters of an error that are shown; a library may put a whole file into one."""
 
-    return Console()
+
+def console() -> Any:
+    """Where the commands print: no text that a model or a file brings commands the terminal (`plain`)."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class PlainConsole(Console):
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Any]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(plain(segment.text), segment.style)
+
+    return PlainConsole()
+
+
+def plain_line(text: str) -> str:
+    """Text of anybody's as one line for a terminal."""
+    line = plain(" ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
+
+
+def log_plainly() -> None:
+    """Log messages as lines of their own, without those that say nothing to a user."""
+
+    class PlainFormatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return plain(super().format(record))
+
+    logging.basicConfig()
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.getLogger("caa").setLevel(logging.INFO)
+    for name in ("torchao", "torch.utils._pytree"):  # PEFT imports torchao where it is, which says what it cannot load
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings name what files and models say, too."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda *words, **more: plain(before(*words, **more))
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def say(text: str) -> None:

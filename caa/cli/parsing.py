@@ -94,7 +94,7 @@ def parse(parser: Any, words: Sequence[str]) -> dict[str, Any]:
         namespace = parser.parse_args(spelled)
     except ArgumentError as error:
         raise UsageError(_readable(str(error))) from error
-    arguments = parser.instantiate_classes(namespace).as_dict()
+    arguments = parser.instantiate(namespace).as_dict()
     arguments.pop("config", None)
     return dict(arguments)
 

@@ -13,6 +13,7 @@ from caa.files import replacing
 from caa.judges.config import JudgeConfig
 from caa.studies.candidates import DOSES, USUAL, Budget
 from caa.studies.findings import Search
+from caa.untrusted import plain_frame
 
 
 def search(
@@ -349,4 +350,4 @@ def _write_csv(records: Iterable[Mapping[str, Any]], path: Path) -> None:
     import pandas as pd
 
     with replacing(path) as scratch:
-        pd.DataFrame(list(records)).to_csv(scratch, index=False, lineterminator="\n")
+        plain_frame(pd.DataFrame(list(records))).to_csv(scratch, index=False, lineterminator="\n")

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from caa.judges.config import JudgeConfig, check_url
+from caa.untrusted import parse_json
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 """Seconds before a broken reply is asked for again, doubled each time: as the client waits after a failed request."""
 NO_KEY = "none"
 """What a server gets that needs no key."""
+LARGEST_REPLY = 2**28
+"""Bytes. The largest that are wanted are embeddings of a whole batch of texts."""
 HIDDEN = "[key]"
 """What stands in place of the key if a server sends it back."""
 
 
 class JudgeError(RuntimeError):
     """A server that does not answer, or will not. What it answered before is kept; run the job again to go on."""
+
+
+class ReplyTooLongError(Exception):
+    """A reply that has no end, or none that memory should wait for."""
 
 
 class RefusedError(Exception):
@@ -71,7 +77,13 @@ class Transport:
             raise ValueError(f"no key: set the environment variable {config.key_variable}, or give base_url")
         self._retries, self._timeout, self._key = config.retries, config.timeout, key
         openai = import_openai()
-        self._client = openai.OpenAI(api_key=key or NO_KEY, base_url=config.base_url, timeout=config.timeout)
+        self._client = openai.OpenAI(
+            api_key=key or NO_KEY,
+            base_url=config.base_url,
+            timeout=config.timeout,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [_bound]}),
+        )
         check_url(self.url)
 
     @property
@@ -81,7 +93,8 @@ class Transport:
     def send(self, ask: Ask, read: Read) -> Received:
         """What `read` makes of the server's reply.
 
-        JudgeError if there is none after all retries, or the server knows neither key nor model; RefusedError for 400.
+        JudgeError if there is none after all retries, or the server knows neither key nor model, or sends requests on
+        to another address; RefusedError for 400.
         """
         retries = 0
         while True:
@@ -105,15 +118,20 @@ class Transport:
                 body = self._body(response, retries)
         except openai.BadRequestError as error:
             raise RefusedError(str(error.code or ""), self._clean(str(error))) from None
-        except openai.APIError as error:
+        except openai.APIStatusError as error:
+            self.give_up(_elsewhere(error.response) or str(error))
+        except (openai.APIError, ReplyTooLongError) as error:
             self.give_up(str(error))
         try:
-            return Received(read(json.loads(self._clean(body.decode()))), retries)
+            # Once more when it is decoded: json may write the letters of a key as codes.
+            return Received(read(self._clean_values(parse_json(self._clean(body.decode()), "it"))), retries)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise _BrokenReplyError(f"is not in the protocol's form ({type(error).__name__})", retries) from None
 
     def _body(self, response: Any, retries: int) -> bytes:
         """The text of a reply; a pause ends it after `timeout` seconds, drop by drop it ends after as many in all."""
+        if (packed := response.headers.get("content-encoding", "identity")) != "identity":
+            self.give_up(f"it packs its replies ({packed}), though it was asked not to, and they could be of any size")
         end = time.monotonic() + self._timeout
         pieces = []
         try:
@@ -135,6 +153,44 @@ class Transport:
     def _clean(self, text: str) -> str:
         """Without the key, should a server send it back."""
         return text.replace(self._key, HIDDEN) if self._key else text
+
+    def _clean_values(self, value: Any) -> Any:
+        """The same for all texts of a decoded reply, the names of its fields too."""
+        if isinstance(value, dict):
+            return {self._clean(name): self._clean_values(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [self._clean_values(inner) for inner in value]
+        return self._clean(value) if isinstance(value, str) else value
+
+
+def _elsewhere(response: Any) -> str:
+    """What to say of a server that sends requests on; nothing of others."""
+    if not 300 <= response.status_code < 400:
+        return ""
+    place = response.headers.get("location", "nowhere")
+    return f"it sends requests on to {place}, with all that they hold; if you trust that address, give it as base_url"
+
+
+def _bound(response: Any) -> None:
+    """Let no reply be longer than `LARGEST_REPLY`, one that says what was wrong neither, whatever it is packed in."""
+    stream, taken = response.stream, 0
+    kind = next(kind for kind in type(stream).__mro__ if kind.__name__ == "SyncByteStream")
+
+    class Bounded(kind):  # type: ignore[misc,valid-type]
+        def __iter__(self) -> Iterator[bytes]:
+            nonlocal taken
+            for piece in stream:
+                taken += len(piece)
+                if taken > LARGEST_REPLY:
+                    raise ReplyTooLongError(f"its reply is longer than {LARGEST_REPLY:,} bytes")
+                yield piece
+
+        def close(self) -> None:
+            stream.close()
+
+    response.stream = Bounded()
+    if response.status_code >= 300:  # the client reads these itself, and would unpack them
+        response.headers.pop("content-encoding", None)
 
 
 def import_openai() -> Any:

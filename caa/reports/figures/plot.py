@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caa.files import replacing
+from caa.untrusted import plain_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +58,7 @@ class Figure:
         from matplotlib import rc_context
 
         if path.suffix == ".csv":
-            self.data.to_csv(path, index=False, lineterminator="\n")
+            plain_frame(self.data).to_csv(path, index=False, lineterminator="\n")
             return
         with rc_context(_STYLE):
             metadata = {"Date": None} if path.suffix == ".svg" else None  # the same numbers, the same file

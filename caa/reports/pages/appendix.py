@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
+from caa.files import own_files
 from caa.reports.naming import steering_name
 from caa.reports.pages.captions import caption, in_reading_order
 from caa.reports.summaries import rerun_program, run_facts, texts_facts, warnings_of
@@ -17,6 +18,7 @@ from caa.reports.tables.layout import Table
 from caa.reports.tables.report import write_tables
 from caa.runs.folder import Run, read_run
 from caa.runs.rows import OWN, TEXT, Cell, Row
+from caa.untrusted import plain
 
 APPENDIX = "report.md"
 SHOWN = 3
@@ -39,7 +41,7 @@ def to_appendix(run: Run, tables: Sequence[Table]) -> str:
 
     Sections without content go.
     """
-    warnings, drawn = warnings_of(run), [path.stem for path in run.figures.glob("*.png")]
+    warnings, drawn = warnings_of(run), [path.stem for path in own_files(run.figures, "*.png")]
     sections = {
         "What happened": list(_story(tables)),
         "Warnings": [f"- {in_markdown(warning)}" for warning in warnings] or ["None."],
@@ -79,6 +81,7 @@ def fenced(text: str, language: str = "text") -> str:
     >>> fenced("a ``` b")
     '````text\na ``` b\n````'
     """
+    text = plain(text)
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"

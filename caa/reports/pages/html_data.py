@@ -10,11 +10,13 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from caa.files import own_files
 from caa.reports.naming import SCORES, finetune_name, highest_score, setting_name, signed, vector_name
 from caa.reports.pages.captions import in_reading_order
 from caa.reports.pages.tokens import shaded
 from caa.reports.tables.layout import Entry, Table
 from caa.runs.rows import TEXT, Cell, Row
+from caa.untrusted import cell_text
 
 
 def score_entries(tables: Iterable[Table]) -> list[Entry]:
@@ -127,7 +129,7 @@ def sentences(tables: Iterable[Table]) -> list[dict[str, Any]]:
 
 def token_files(figures: Path) -> dict[str, Path]:
     """Name -> CSV of colored tokens, as `caa figures` leaves it."""
-    return {path.stem: path for path in sorted(figures.glob("tokens-*.csv"))}
+    return {path.stem: path for path in own_files(figures, "tokens-*.csv")}
 
 
 def read_tokens(path: Path) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def read_tokens(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             [(_, _, unit), *lines] = list(csv.reader(file))  # not pandas: the token "NA" is a word
-        tokens, values = [line[1] for line in lines], [float(line[2]) for line in lines]
+        tokens, values = [cell_text(line[1]) for line in lines], [float(line[2]) for line in lines]
         return {"unit": unit, "tokens": shaded(tokens, values)}
     except (ValueError, IndexError, csv.Error) as error:
         raise ValueError(
@@ -145,6 +147,6 @@ def read_tokens(path: Path) -> dict[str, Any]:
 
 def pictures(figures: Path, left_out: Collection[str] = ()) -> dict[str, str]:
     """Name -> PNG in base64, for an address that needs no network; in the order in which they are read."""
-    paths = [path for path in sorted(figures.glob("*.png")) if path.stem not in left_out]
+    paths = [path for path in own_files(figures, "*.png") if path.stem not in left_out]
     by_name = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in paths}
     return {name: by_name[name] for name in in_reading_order(by_name)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from caa.reports.naming import cell_fields
 from caa.reports.tables.layout import Entry, Table
+from caa.untrusted import plain_cell, plain_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +21,7 @@ def to_csv(*tables: Table) -> str:
     seeds, low and high are the lowest and highest mean of a seed. "coverage" is the share of the answers that have a
     score, "balanced" says whether letters weigh alike, "note" why an entry is neither marked nor tested. Slopes are per
     unit of the multiplier. Each sentence of what happened is a line of quantity "headline", each warning one of
-    "warning", the text in "note".
+    "warning", the text in "note". Before what a spreadsheet would run stands an apostrophe.
     """
     return _frame(tables).to_csv(index=False, lineterminator="\n")
 
@@ -31,7 +32,7 @@ def csv_by_model(tables: Mapping[str, Iterable[Table]]) -> str:
 
     frames = [_frame(of_model) for of_model in tables.values()]
     for model, frame in zip(tables, frames, strict=True):
-        frame.insert(0, "model", model)
+        frame.insert(0, "model", plain_cell(model))
     return str(pd.concat(frames).to_csv(index=False, lineterminator="\n"))
 
 
@@ -45,7 +46,8 @@ def _frame(tables: Iterable[Table]) -> pd.DataFrame:
     headlines = [headline for table in printed for headline in table.headlines]
     records += [{**blank, "behavior": h.behavior, "quantity": "headline", "note": h.text} for h in headlines]
     records += [{**blank, "quantity": "warning", "note": warning} for warning in warnings]
-    return pd.DataFrame(records)
+    frame: pd.DataFrame = plain_frame(pd.DataFrame(records))
+    return frame
 
 
 def _record(entry: Entry) -> dict[str, object]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from caa.reports.tables.layout import MISSING, Entry, Line, Mark, Table
 from caa.reports.tables.turned import printed_tables
+from caa.untrusted import plain
 
 _AROUND: dict[Mark, str] = {"highest": r"\textbf{%s}", "sure": r"\textbf{%s}", "lowest": r"\underline{%s}", "": "%s"}
 
@@ -101,4 +102,4 @@ def in_latex(text: str) -> str:
     >>> in_latex("50% of ai_coordination & more")
     '50\\% of ai\\_coordination \\& more'
     """
-    return "".join(_ESCAPES.get(character, character) for character in " ".join(text.split()))
+    return "".join(_ESCAPES.get(character, character) for character in plain(" ".join(text.split())))

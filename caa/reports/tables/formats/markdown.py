@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from caa.reports.tables.layout import MISSING, Entry, Line, Mark, Table
 from caa.reports.tables.turned import printed_tables
+from caa.untrusted import plain
 
 _AROUND: dict[Mark, str] = {"highest": "**", "sure": "**", "lowest": "_", "": ""}
 
@@ -53,4 +54,4 @@ def in_markdown(text: str) -> str:
     >>> in_markdown("a|b *c* ai_coordination _d_")
     'a\\|b \\*c\\* ai_coordination \\_d\\_'
     """
-    return re.sub(r"([\\`*|<>\[\]#~&$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*|<>\[\]#~&$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", plain(" ".join(text.split())))
