@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install lowest demo test shapes check docs bench bench-gpu format embedded families
+.PHONY: help install lowest demo test shapes check docs bench bench-gpu format embedded families trust
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -55,6 +55,9 @@ bench-gpu: benchmarks/.peers/.installed ## the same jobs on one CUDA card, 8 min
 benchmarks/.peers/.installed: $(INSTALLED) benchmarks/requirements.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target benchmarks/.peers --requirement benchmarks/requirements.txt
 	touch $@
+
+trust: $(INSTALLED) ## count the faults that the tests try, for docs/trust.md (10 minutes of a quiet core)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.trust_table
 
 families: $(INSTALLED) ## every causal language model of transformers, tiny, against a plain hook (10 minutes of a quiet core)
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python tests/families.py --write docs/families.md

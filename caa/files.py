@@ -10,10 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from filelock import FileLock, Timeout
+
+from caa.hashing import text_digest
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +24,15 @@ T = TypeVar("T")
 
 SCRATCH = ".writing-"
 """What the names of scratch folders begin with; not with the file's own name, which may be as long as names can be."""
+_OLD = "old"
+"""In a scratch folder, where a folder waits that is being replaced."""
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a scratch path; what was written there takes the place of `path` at the end, or vanishes on an error."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=path.parent))
+    folder = _scratch_beside(path)
     try:
         yield folder / path.name
         os.replace(folder / path.name, path)
@@ -40,27 +44,101 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Yields an empty scratch folder, which takes the place of the folder `path` at the end, or vanishes on an error.
 
-    The old folder is moved aside and back again, should the last step fail: it stays whole until the new one stands.
+    The two change places in one step, so that a folder stands there at every moment. Where the system has no such step,
+    the old folder is moved aside, and back again should the last step fail, or by who writes there next.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=path.parent))
-    new, old = scratch / "new", scratch / "old"
+    scratch = _scratch_beside(path)
+    new = scratch / "new"
     new.mkdir()
     try:
         yield new
-        if path.exists():
-            os.replace(path, old)
-        os.replace(new, path)
+        if not path.exists() or not _exchange(new, path):
+            _replace_aside(new, path, scratch / _OLD)
     finally:
-        if old.exists() and not path.exists():
-            os.replace(old, path)
+        _bring_back(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _replace_aside(new: Path, path: Path, old: Path) -> None:
+    old.mkdir()
+    if path.exists():
+        os.replace(path, old / path.name)
+    os.replace(new, path)
+
+
+def _bring_back(scratch: Path) -> None:
+    """What was moved aside, where nothing took its place."""
+    for old in (scratch / _OLD).glob("*"):
+        if not (scratch.parent / old.name).exists():
+            os.replace(old, scratch.parent / old.name)
+
+
+_EXCHANGES = {"Linux": ("renameat2", -100, 2), "Darwin": ("renameatx_np", -2, 2)}
+"""System -> its call that lets two paths change places, its number for the working folder, its flag for it."""
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders of one file system change places in one step; False where the system cannot."""
+    import ctypes
+
+    try:
+        name, here, flag = _EXCHANGES[platform.system()]
+        call = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (KeyError, AttributeError, OSError):
+        return False
+    return bool(call(here, os.fsencode(one), here, os.fsencode(other), flag) == 0)
+
+
+def _scratch_beside(path: Path) -> Path:
+    """A new scratch folder, whose name says which process it belongs to; those of dead ones are swept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
+    return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{_machine()}-{os.getpid()}-", dir=path.parent))
+
+
+@cache
+def _machine() -> str:
+    """8 hex digits of where the numbers of processes are those of the same processes: a machine, or a container."""
+    numbers = Path("/proc/self/ns/pid")
+    inode = numbers.stat().st_ino if numbers.exists() else 0
+    return text_digest(f"{platform.node()} {inode}")[:8]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes of this machine left in a folder, after what they had moved aside is back."""
+    if os.name != "posix":
+        return  # there is no asking for a process that does nothing to it
+    for scratch in folder.glob(f"{SCRATCH}{_machine()}-*-*"):
+        number = scratch.name.split("-")[2]
+        if number.isdecimal() and not _is_alive(int(number)):
+            with suppress(OSError):
+                _bring_back(scratch)
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
+
 @contextmanager
-def only_writer(path: str | Path) -> Iterator[None]:
-    """Holds the lock file `path`; BlockingIOError at once, naming the other process, if one holds it already.
+def only_maker(out: str | Path) -> Iterator[None]:
+    """`only_writer` for a folder that appears when it is whole: the lock stands beside it, as `.NAME.lock`."""
+    out = Path(out)
+    with only_writer(out.parent / f".{out.name[:200]}.lock", out):
+        yield
+
+
+@contextmanager
+def only_writer(path: str | Path, subject: str | Path = "") -> Iterator[None]:
+    """Holds the lock file `path`; BlockingIOError at once, naming the other process and the subject (by default the
+    folder of the lock), if one holds it already.
 
     The system takes the lock from a process that ends, however it ends; the file itself stays. Where the system has no
     such locks (some network drives), the log says so, and nothing is held.
@@ -72,7 +150,8 @@ def only_writer(path: str | Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise BlockingIOError(
-            f"another process ({_holder(path)}) is writing to {path.parent}: wait for it to end, or choose a new folder"
+            f"another process ({_holder(path)}) is writing to {subject or path.parent}: wait for it to end, or choose "
+            "a new folder"
         ) from error
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:

@@ -11,6 +11,7 @@ import pytest
 from caa.cli import main
 from caa.reports.pages.appendix import LONGEST, SHOWN, fenced, write_appendix
 from caa.runs.rows import Cell, Row, append_rows
+from caa.untrusted import plain
 
 HOSTILE = "```\n# broken out\n</pre><script>alert(1)</script> | [link](http://x) ``` \ud800 " + "`" * 7
 
@@ -53,7 +54,7 @@ def test_no_text_breaks_out(run):
     assert "<script>" not in outside
     assert "\n# broken out" not in outside
     assert len(inside) == 3 * SHOWN + 1
-    assert all(block.startswith(HOSTILE.replace("\ud800", "?")) for block in inside[:-1])
+    assert all(block.startswith(plain(HOSTILE)) for block in inside[:-1])
     assert inside[-1].startswith("from caa import Experiment")
     assert "Why \\| 0?" in outside
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
@@ -79,12 +80,8 @@ def test_what_a_setting_names_is_neither_imported_nor_built(command, marker, tmp
     for _, name, value in [case for case in CASES if case[0] == command]:
         config.write_text(yaml.safe_dump({name: value}))
         for given in ([f"--{name}={json.dumps(value)}"], ["--config", str(config)]):
-            try:
-                shown = repr(parse(parser, [*words, *given]))
-            except UsageError as error:
-                assert "\n" not in str(error)
-            else:
-                assert "Marker object" not in shown, (name, value)
+            with suppress(UsageError):
+                assert "Marker object" not in repr(parse(parser, [*words, *given])), (name, value)
             assert not marker(), (name, value)
 
 

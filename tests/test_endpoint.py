@@ -271,7 +271,7 @@ def test_what_a_command_line_gives():
     parser = ArgumentParser()
     parser.add_argument("--judge", type=JudgeConfig, default=JudgeConfig())
     given = ["--judge.kind", "endpoint", "--judge.model", "m", "--judge.request", '{"seed": 1, "max_tokens": null}']
-    made = parser.instantiate_classes(parser.parse_args(given)).judge
+    made = parser.instantiate(parser.parse_args(given)).judge
     assert made == JudgeConfig("endpoint", "m", request={"seed": 1, "max_tokens": None})
 
 

@@ -114,7 +114,7 @@ BEHAVIOR = {
 
 def sealed(path):
     """The hash of a manifest is no secret: whoever edits one writes the right hash too."""
-    manifest = json.loads(path.read_text())
+    manifest = parse_json(path.read_bytes(), "it")
     if isinstance(manifest, dict):
         VECTOR.save(path.parent / "vector-0.safetensors")
         SteeringVector({0: torch.ones(4)}).save(path.parent / "gate-0.safetensors")
@@ -176,7 +176,7 @@ def place(folder, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_field_of_a_file_is_read_or_refused_whatever_stands_there(name, tmp_path):
+def test_each_field_of_a_file_is_read_or_refused_whatever_stands_there(name, tmp_path, record_property):
     content, read = CASES[name]
     path = place(tmp_path, name)
     path.write_text(json.dumps(content) + "\n")
@@ -189,6 +189,7 @@ def test_each_field_of_a_file_is_read_or_refused_whatever_stands_there(name, tmp
             refused += is_refused(read, path)
     assert tried > 20
     assert refused > tried / 8
+    record_property("faults", tried)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "settings.yaml"])

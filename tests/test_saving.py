@@ -610,6 +610,7 @@ def test_a_save_stopped_while_folders_change_places_leaves_the_old_one(base, tmp
 
     wrapper = SteeringWrapper(base, Intervention(some_vector(), 1, 2.0))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("caa.files._exchange", lambda *folders: False)  # a system without such a step
         patched.setattr("caa.files.os.replace", stopped)
         wrapper.save_pretrained(folder)
     assert moves

@@ -14,6 +14,7 @@ from torch import Tensor
 from caa.data.chat import ChatFormat, check_length, common_prefix
 from caa.models.batching import by_length, pad
 from caa.models.blocks import context_length, evaluating
+from caa.models.tensors import NO_NUMBERS, check_logits
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
 
@@ -48,11 +49,18 @@ def perplexities(
     with evaluating(wrapper):
         for rows in by_length(sequences, batch_size):
             surprises = _surprises(wrapper, tokenizer, [sequences[row] for row in rows], [starts[row] for row in rows])
-            perplexity_of.update(zip(rows, surprises, strict=True))
-    return [
-        math.exp(perplexity_of[row]) if not math.isnan(perplexity_of[row]) else math.nan
-        for row in range(len(sequences))
-    ]
+            perplexity_of.update(zip(rows, map(_exp, surprises), strict=True))
+    if broken := [text for row, text in enumerate(texts) if text.strip() and math.isnan(perplexity_of[row])]:
+        raise ValueError(f"{NO_NUMBERS} where the model reads {broken[0][:60]!r}. Load the model in float32.")
+    return [perplexity_of[row] for row in range(len(sequences))]
+
+
+def _exp(surprise: float) -> float:
+    """
+    >>> _exp(0.0), _exp(1e4), _exp(math.nan)
+    (1.0, inf, nan)
+    """
+    return math.inf if surprise > 700 else math.exp(surprise)
 
 
 def _surprises(
@@ -116,6 +124,7 @@ def _next_token_logs(
     lengths = mask.sum(1).to(device)
     output = wrapper(ids.to(device), mask.to(device), prompt_lengths=lengths, logits_to_keep=1, use_cache=False)
     logits: Tensor = output.logits[:, -1]
+    check_logits(logits, "behind a prompt")
     return logits.float().log_softmax(-1)
 
 

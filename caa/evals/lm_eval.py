@@ -17,6 +17,7 @@ from caa.data.behaviors import question_id
 from caa.data.chat import ChatFormat, check_length
 from caa.models.batching import by_length, pad
 from caa.models.blocks import evaluating
+from caa.models.tensors import check_logits
 from caa.runs.rows import Cell, Row
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
@@ -149,6 +150,8 @@ def _batch_scores(
     ids, mask = (tensor.to(device) for tensor in pad([ids[:-1] for ids in sequences], tokenizer.pad_token_id or 0))
     prompts = torch.tensor([len(s) - n for s, n in zip(sequences, answers, strict=True)], device=device)
     logs = wrapper(ids, mask, prompt_lengths=prompts, use_cache=False).logits.float().log_softmax(-1)
+    for i, s in enumerate(sequences):
+        check_logits(logs[i, : len(s) - 1], "in a scored text")
     return [_score(logs[i, : len(s) - 1][-n:], s[-n:]) for i, (s, n) in enumerate(zip(sequences, answers, strict=True))]
 
 

@@ -19,6 +19,7 @@ from caa.runs.rows import Cell, Row, append_rows, choice_evidence, read_rows
 from caa.steering.answers import ANSWERS_AT_ONCE
 from caa.steering.intervention import Setting
 from caa.steering.wrapper import SteeringWrapper
+from caa.untrusted import plain
 
 MOST_SHOWN = 4
 """Scores behind a progress bar."""
@@ -93,7 +94,7 @@ class Runner:
         """Ask the model as it is for what is missing, batch by batch; those questions together that lack the same
         cases. Its finetune is put on by whoever calls, once for all rounds."""
         about = f"{asked_together.system_prompt} prompt, {asked_together.task}".removeprefix(" prompt, ")
-        self.bar.set_description(f"{self.plan.behavior.name}: {asked_together.finetune or 'base'}, {about}")
+        self.bar.set_description(plain(f"{self.plan.behavior.name}: {asked_together.finetune or 'base'}, {about}"))
         cases, questions = asked_together.cases, self.plan.questions(asked_together.task)
         self._copy_known(cases, questions)
         means = [MeanScore() for _ in cases]

@@ -12,10 +12,11 @@ from typing import Any
 
 from caa.callables import name_of
 from caa.exports.parity import Parity
-from caa.files import replacing_folder
+from caa.files import only_maker, replacing_folder
 from caa.models.adapter_state import active_adapters
 from caa.models.adapters import adapter_record
 from caa.models.fingerprint import describe
+from caa.models.restore import same_randomness
 from caa.steering.checkpoint.manifest import CARD, seal
 from caa.steering.intervention import Intervention
 
@@ -25,12 +26,14 @@ RECORD = "export.json"
 
 @contextmanager
 def new_export(out: str | Path) -> Iterator[Path]:
-    """Yields a scratch folder that becomes `out` at the end, or vanishes; FileExistsError if something is there."""
+    """Yields a scratch folder that becomes `out` at the end, or vanishes; FileExistsError if something is there,
+    BlockingIOError if another process is writing it."""
     out = Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise FileExistsError(f"{out} is there already; choose another name or remove it first")
-    with replacing_folder(out) as scratch:
-        yield scratch
+    with only_maker(out):
+        if out.is_file() or (out.is_dir() and any(out.iterdir())):
+            raise FileExistsError(f"{out} is there already; choose another name or remove it first")
+        with replacing_folder(out) as scratch, same_randomness():  # what is loaded back draws its first numbers
+            yield scratch
 
 
 def describe_export(

@@ -139,8 +139,18 @@ def read(
             for ids in chain.from_iterable(text.sequences for text in some):
                 check_length(ids, limit, "a text")
             for rows, residuals in _read_some(model, pad_id, modules, layers, some, config):
+                _check_numbers(residuals, model)
                 yield ReadBatch([first + row for row in rows], [some[row] for row in rows], residuals)
             first += len(some)
+
+
+def _check_numbers(residuals: dict[int, Tensor], model: Any) -> None:
+    """ValueError if some of what was read is no number: a mean over it, and a vector, would be none either."""
+    if broken := [layer for layer, resid in residuals.items() if not resid.isfinite().all()]:
+        raise ValueError(
+            f"the activations at layer {broken[0]} are no numbers any more (NaN or infinity), in {model.dtype}: load "
+            "the model in float32 or bfloat16, or look whether an adapter that is worn has broken weights"
+        )
 
 
 def _read_some(

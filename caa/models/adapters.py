@@ -21,7 +21,7 @@ from caa.models.adapter_state import LAYERWISE, active_adapters, check_unmerged,
 from caa.models.fingerprint import fingerprint, float16_hint, has_fingerprint
 from caa.models.names import ADAPTER_CONFIG as CONFIG
 from caa.models.names import model_name
-from caa.models.restore import WriteGuard, undone_on_error
+from caa.models.restore import WriteGuard, same_randomness, undone_on_error
 from caa.untrusted import check_fields, read_object
 
 PROVENANCE = "caa.json"
@@ -76,11 +76,13 @@ def load_adapter(model: nn.Module, path: str | Path, name: str) -> nn.Module:
     _check_made_for(folder, model)
     _check_name(model, name)
     try:
-        with undone_on_error(model) as guard:  # PEFT puts its layers in before it looks whether the weights fit them
+        # PEFT puts its layers in before it looks whether the weights fit them, and draws their first numbers.
+        with same_randomness(), undone_on_error(model) as guard:
             with _landing(model) as landed, _reading_unwatched(guard):
                 worn: nn.Module = _put_on(model, folder, name)
             _check_base_kept(folder, guard)
             _check_filled(folder, worn, name, guard, landed[-1])
+            _check_finite(folder, worn, name)
             return worn
     except AdapterError:
         raise
@@ -286,6 +288,16 @@ def _check_filled(folder: Path, worn: Any, name: str, guard: WriteGuard, landed:
         raise AdapterError(
             f"the adapter at {folder} holds nothing for {len(missing)} of the tensors that its {CONFIG} asks for "
             f"({_some(missing)}): the file is not whole, or was made for a model with other names or fewer layers"
+        )
+
+
+def _check_finite(folder: Path, worn: Any, name: str) -> None:
+    """Every number of the adapter is one: with a single NaN all answers would be none."""
+    own = [(key, value) for key, value in worn.named_parameters() if name in key.split(".")]
+    if broken := [key for key, value in own if not value.detach().float().isfinite().all()]:
+        raise AdapterError(
+            f"the adapter at {folder} holds NaN or infinity ({_some(broken)}): its training went "
+            "wrong, or it was damaged. Train it again with a smaller learning rate, or download it again"
         )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,6 +28,17 @@ def borrowed(model: Any) -> Iterator[None]:
 
 
 @contextmanager
+def as_it_was_on_error(model: Any) -> Iterator[None]:
+    """Undo what was done to the model meanwhile if there is an error, as `remember` does it; leave it otherwise."""
+    restore = remember(model)
+    try:
+        yield
+    except BaseException:
+        restore()
+        raise
+
+
+@contextmanager
 def undone_on_error(model: Any) -> Iterator[WriteGuard]:
     """Undo what was done to the model meanwhile if there is an error, its numbers included; leave it otherwise."""
     restore = remember(model)
@@ -37,11 +51,37 @@ def undone_on_error(model: Any) -> Iterator[WriteGuard]:
             raise
 
 
+@contextmanager
+def same_randomness() -> Iterator[None]:
+    """Draw meanwhile what anybody likes: afterwards all generators go on as if nothing had been drawn."""
+    restore = _remember_randomness()
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _remember_randomness() -> Callable[[], None]:
+    """Those of Python, NumPy and torch; of accelerators, those that were used already."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    accelerators = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def restore() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if accelerators:
+            torch.cuda.set_rng_state_all(accelerators)
+
+    return restore
+
+
 def remember(model: Any) -> Callable[[], None]:
     """A function that makes the model what it is now, except for the numbers in its parameters.
 
     It brings back the modules that PEFT replaced, `forward` methods that TRL patched, hooks, training modes, gradient
-    checkpointing, `requires_grad`, and the settings in `config` and `generation_config`.
+    checkpointing, `requires_grad`, and the settings in `config` and `generation_config`; and the random numbers that
+    come next, which trainers seed.
     """
     modules = list(model.modules())
     configs = [model.config, model.config.get_text_config(), getattr(model, "generation_config", None)]
@@ -51,6 +91,7 @@ def remember(model: Any) -> Callable[[], None]:
     ]
     contents = [(collection, collection.copy()) for collection in collections if collection]
     trainable = [(parameter, parameter.requires_grad) for _, _, parameter in _tensors_in(modules, buffers=False)]
+    restore_randomness = _remember_randomness()
 
     def restore() -> None:
         for owner, attributes in memories:
@@ -63,6 +104,7 @@ def remember(model: Any) -> Callable[[], None]:
             collection.update(content)
         for parameter, requires_grad in trainable:
             parameter.requires_grad = requires_grad
+        restore_randomness()
 
     return restore
 

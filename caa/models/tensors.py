@@ -1,11 +1,16 @@
-"""Tensors as they lie in memory: what a quantized one is made of, and whether two are the same bit for bit."""
+"""Tensors: what a quantized one is made of, whether two are the same bit for bit, whether logits are numbers still."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from transformers import LogitsProcessor
+
+NO_NUMBERS = "the logits are no numbers any more"
+"""How every error about NaN and infinity in a model's output begins."""
 
 
 def plain_parts(tensor: Any) -> list[Tensor]:
@@ -35,3 +40,23 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return True  # there are no numbers
     bits = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b)]
     return torch.equal(*bits)
+
+
+def check_logits(logits: Float[Tensor, "*row vocabulary"], about: str = "") -> None:
+    """ValueError if one of the rows holds NaN, +inf or nothing but -inf: then no token is likelier than another.
+
+    >>> check_logits(torch.tensor([[0.0, -torch.inf]]))
+    """
+    if not logits.amax(-1).isfinite().all():
+        raise ValueError(
+            f"{NO_NUMBERS}{about and f' {about}'} (NaN or infinity). Use a smaller multiplier, or load the model in "
+            "float32."
+        )
+
+
+class FiniteLogits(LogitsProcessor):  # type: ignore[misc]
+    """Changes nothing, and stops `generate` where it would write the token with number 0 for ever."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        check_logits(scores)
+        return scores

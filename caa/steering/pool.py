@@ -14,6 +14,7 @@ from caa.models.batching import pad
 from caa.models.blocks import input_device, takes
 from caa.models.positions import cache_in
 from caa.models.slots import SlotCache
+from caa.models.tensors import check_logits
 from caa.steering.intervention import Setting, leaves_prompt, together
 from caa.steering.wrapper import SteeringWrapper
 
@@ -166,13 +167,9 @@ class _Pool:
         lengths = [len(self.writing.prompts[row.place.prompt]) for row in self.rows]
         inputs = self.cache.inputs(self.model, self.last)
         logits = self.wrapper.run_pass(**inputs, prompt_lengths=torch.tensor(lengths)).logits[:, -1]
-        if logits.isnan().any():
-            number = int(logits.isnan().any(-1).nonzero()[0])
+        for number in (~logits.amax(-1).isfinite()).nonzero()[:, 0].tolist():
             setting = " and ".join(map(str, self.writing.settings[self.rows[number].place.setting]))
-            raise ValueError(
-                f"the logits are no numbers any more under {setting or 'no steering'}. Use a smaller multiplier, or "
-                "load the model in float32."
-            )
+            check_logits(logits[number], f"under {setting or 'no steering'}")
         self.cache.advance()
         tokens: list[int] = logits.argmax(-1).tolist()
         return tokens

@@ -17,6 +17,7 @@ from caa.models.batching import branched, in_batches
 from caa.models.blocks import base_model, decoder_blocks, evaluating, input_device, takes
 from caa.models.capabilities import can_branch, can_expand, can_pad
 from caa.models.hooks import expanding
+from caa.models.tensors import check_logits
 from caa.steering.intervention import Intervention, Setting, leaves_prompt, together
 from caa.steering.wrapper import SteeringWrapper
 
@@ -144,7 +145,10 @@ def _gathered(
         columns = torch.arange(text.start - first, len(tokens) - first)
         picked = logs[:, text.place(tokens), columns, torch.tensor(tokens[text.start :])]
         sums.append(picked.double().sum(-1).cpu())
-    return torch.stack(sums, dim=1)
+    gathered = torch.stack(sums, dim=1)
+    if gathered.isnan().any():
+        check_logits(logits.flatten(0, -2), "in a scored answer")
+    return gathered
 
 
 def _even_tails(batch: Sequence[Continued]) -> list[list[list[int]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from caa.models.checkpoints import Checkpoint, aside, load_alike, read_checkpoin
 from caa.models.hooks import Edit, listening, writing
 from caa.models.names import ADAPTER_CONFIG, model_name
 from caa.models.positions import TokenClock, cache_in, coefficients, one_each, repeat_rows
+from caa.models.restore import as_it_was_on_error
 from caa.models.sites import BLOCK_OUTPUT, INPUTS, OF_BLOCKS, Site, site_modules, site_width
+from caa.models.tensors import FiniteLogits
 from caa.steering.checkpoint.hub import upload
 from caa.steering.checkpoint.steered import load_steered, save_steered
 from caa.steering.gates import Decisions, Gate
@@ -252,6 +254,7 @@ class SteeringWrapper(nn.Module):
         """transformers' `generate`, steered; prompts of unequal length are padded on the left.
 
         Recurrent families (Mamba, RWKV) are steered without their cache, which does not say where in the text it is.
+        ValueError where the logits are no numbers any more.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if not mask[:, -1].all():
@@ -261,6 +264,7 @@ class SteeringWrapper(nn.Module):
             kwargs.setdefault("use_cache", False)
         goes_on = cache_in(kwargs) is not None
         kwargs = {**generation_inputs(self.model, mask, goes_on=goes_on), **kwargs}
+        kwargs["logits_processor"] = [FiniteLogits(), *(kwargs.get("logits_processor") or ())]
         with self._prompts(mask.sum(1)):
             return self.model.generate(input_ids=input_ids, attention_mask=mask, **kwargs)
 
@@ -432,8 +436,10 @@ class SteeringWrapper(nn.Module):
         cls, folder: str | Path, model: nn.Module | None = None, tokenizer: Any = None, **kwargs: Any
     ) -> SteeringWrapper:
         """Load a steered adapter, from a folder or by its name on the Hub, onto `model`, or onto its own base as
-        `load_model(base, **kwargs)` gives it. ValueError for a damaged folder, another base or another tokenizer."""
-        return cls(*load_steered(folder, model, tokenizer, **kwargs))
+        `load_model(base, **kwargs)` gives it. ValueError for a damaged folder, another base or another tokenizer; the
+        model is then as it was."""
+        with as_it_was_on_error(model) if model is not None else nullcontext():
+            return cls(*load_steered(folder, model, tokenizer, **kwargs))
 
 
 def _not_an_intervention(given: Any) -> str:

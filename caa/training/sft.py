@@ -21,7 +21,7 @@ from caa.callables import lasting_name
 from caa.comparing import differences
 from caa.data.behaviors import Behavior
 from caa.data.chat import ChatFormat
-from caa.files import replacing
+from caa.files import only_maker, replacing
 from caa.hashing import json_digest
 from caa.models.adapters import PROVENANCE, make_portable, read_record
 from caa.models.blocks import context_length, end_tokens
@@ -41,7 +41,7 @@ from caa.training.examples import (
     training_examples,
 )
 from caa.training.trainers import Rows, make_trainer, quiet
-from caa.untrusted import read_json
+from caa.untrusted import plain, read_json
 from caa.vectors.vector import SteeringVector, vector_hash
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,8 @@ def finetune_on(
     holds this very finetune, nothing is done.
 
     ValueError for a model that wears adapters already, too few examples or too long ones, DPO or KTO of examples
-    without a rejected answer; FileExistsError if `out` holds something else.
+    without a rejected answer; FileExistsError if `out` holds something else, BlockingIOError while another process
+    trains it.
     """
     _check_plain(model)
     if len(examples) < FEWEST:
@@ -129,17 +130,18 @@ def _finetune(
     check_lengths(rows, min(config.max_length, context_length(model, chat.tokenizer)))
     record = _record(model, taught, rows, config, steered_by)
     partial = out.with_name(out.name + ".partial")
-    if _holds(out, record, model):
-        logger.info("%s holds this finetune already", out)
-    else:
-        if not _holds(partial, record, model):
-            _start(partial, record)
-        title = ", ".join(filter(None, taught.values())) if progress else ""
-        with borrowed(model), quiet():
-            trained = _train(model, chat.tokenizer, rows, config, partial, steered_by, title)
-        _write_record(trained, record)
-        os.replace(trained, out)
-    shutil.rmtree(partial, ignore_errors=True)
+    with only_maker(out):
+        if _holds(out, record, model):
+            logger.info("%s holds this finetune already", out)
+        else:
+            if not _holds(partial, record, model):
+                _start(partial, record)
+            title = plain(", ".join(filter(None, taught.values()))) if progress else ""
+            with borrowed(model), quiet():
+                trained = _train(model, chat.tokenizer, rows, config, partial, steered_by, title)
+            _write_record(trained, record)
+            os.replace(trained, out)
+        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

@@ -14,6 +14,7 @@ from caa.models.batching import by_length, pad
 from caa.models.blocks import context_length, evaluating
 from caa.models.fingerprint import fingerprint
 from caa.models.names import model_name
+from caa.models.tensors import check_logits
 from caa.steering.wrapper import SteeringWrapper
 
 BLANKS = 3
@@ -92,6 +93,7 @@ class LocalModel:
                 ids, mask = pad([texts[row] for row in rows], self._tokenizer.pad_token_id or 0, side="left")
                 device = self._wrapper.model.get_input_embeddings().weight.device
                 output = self._wrapper(ids.to(device), mask.to(device), logits_to_keep=1, use_cache=False)
+                check_logits(output.logits[:, -1], "of the judge")
                 top = output.logits[:, -1].float().softmax(-1).topk(TOP)
                 for row, tokens, values in zip(rows, top.indices.tolist(), top.values.tolist(), strict=True):
                     likeliest[row] = dict(zip(tokens, values, strict=True))

@@ -157,8 +157,8 @@ def load_steered(
         model, tokenizer = load_model(manifest["base"]["name"], **kwargs)
     check_base(folder, manifest["base"], model)
     check_tokenizer(folder, manifest["tokenizer"], tokenizer)
-    model = _wearing(folder, manifest, model)
-    return model, *(_from_json(folder, record) for record in manifest["interventions"])
+    interventions = [_from_json(folder, record) for record in manifest["interventions"]]
+    return _wearing(folder, manifest, model), *interventions
 
 
 def _could_be_on_the_hub(name: str) -> bool:

@@ -73,6 +73,8 @@ def flat(tensor: Any, path: str | Path) -> Tensor:
     if tensor.numel() != max(tensor.shape, default=0) or tensor.numel() < 2:
         raise ValueError(f"{path} holds a tensor of shape {list(tensor.shape)}; save one of shape [d_model] per layer")
     direction: Tensor = tensor.detach().reshape(-1).float()
+    if tensor.isfinite().all() and not direction.isfinite().all():
+        raise ValueError(f"{path} holds numbers up to {tensor.abs().max().item():.1e}, more than float32 can hold")
     return direction
 
 

@@ -173,7 +173,7 @@ def _numbers(tensor: Any, path: str | Path) -> Tensor:
     if tensor.tensor_type.name not in ("F32", "F16", "F64"):
         kind = tensor.tensor_type.name
         raise ValueError(f"{path} holds {tensor.name} as {kind}; a control vector's numbers are F32, F16 or F64")
-    return flat(torch.from_numpy(tensor.data.astype("float32", copy=True)), path)
+    return flat(torch.from_numpy(tensor.data.astype("float64", copy=True)), path)
 
 
 def _hash(source: str, vector: SteeringVector) -> str:
