@@ -129,10 +129,15 @@ def _is_alive(process: int) -> bool:
 
 @contextmanager
 def only_maker(out: str | Path) -> Iterator[None]:
-    """`only_writer` for a folder that appears when it is whole: the lock stands beside it, as `.NAME.lock`."""
+    """`only_writer` for a folder that appears whole; its lock, `.NAME.lock`, stands beside it meanwhile."""
     out = Path(out)
-    with only_writer(out.parent / f".{out.name[:200]}.lock", out):
-        yield
+    lock = out.parent / f".{out.name[:200]}.lock"
+    with only_writer(lock, out):
+        try:
+            yield
+        finally:
+            if os.name == "posix":  # whoever waits at a file that is gone looks for the lock again
+                lock.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -111,7 +111,7 @@ WRITERS = {
         lambda folder: Search.load(folder / "search.json").chosen,
     ),
     "csv": (
-        lambda folder, n: _write_csv([{"a": n}] * 900, folder / "a.csv"),
+        lambda folder, n: _write_csv([{"a": n}] * 2000, folder / "a.csv"),
         lambda folder: sorted(set((folder / "a.csv").read_text().split())),
     ),
     "export of another tool": (write_once, read_once),
@@ -128,7 +128,7 @@ WRITERS = {
 def test_killed_before_any_step_or_without_room_the_old_file_or_the_new_one_is_whole(name, tmp_path, record_property):
     write, read = WRITERS[name]
     faults = 0
-    for kind, amounts in (("kill_before", range(1, 60)), ("room", range(0, 30_000, 700))):
+    for kind, amounts in (("kill_before", range(1, 60)), ("room", range(0, 30_000, 1500))):
         for amount in amounts:
             folder = tmp_path / f"{kind}-{amount}"
             folder.mkdir()
@@ -146,6 +146,8 @@ def test_killed_before_any_step_or_without_room_the_old_file_or_the_new_one_is_w
                 assert found[: len(old)] == old
             else:
                 assert found in (old, new), f"{kind} {amount}: {found}"
+            with replacing(folder / "another") as scratch:
+                scratch.touch()
             assert not list(folder.glob(f"{SCRATCH}*")), "the next writer has swept"
         else:
             pytest.fail(f"no {kind} was enough")
@@ -164,7 +166,7 @@ def test_a_folder_that_is_replaced_is_there_at_every_moment(tmp_path):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    for number in range(300):
+    for number in range(100):
         write_folder(tmp_path, number)
     stop.set()
     watcher.join()
@@ -206,5 +208,4 @@ def test_finetunes_and_exports_are_made_by_one_process_at_a_time(tmp_path):
             pass
         with pytest.raises(BlockingIOError, match=r"another process .* is writing to .*made: wait"):
             finetune_on(tiny_model(), tiny_tokenizer(), [Example(f"{n}?", "yes") for n in range(8)], out)
-    assert not out.exists()
-    assert not out.with_name("made.partial").exists()
+    assert not list(tmp_path.iterdir()), "no lock is left either"
