@@ -479,20 +479,23 @@ def _place(name: str) -> str:
 
 def behaviors_of_run(folder: str | Path, names: Iterable[str]) -> dict[str, Behavior]:
     """The behaviors that a run's rows name: from where its experiment found them, else by their name."""
-    settings = Path(folder) / SETTINGS
-    content = check_fields(read_yaml(settings) or {} if settings.exists() else {}, {}, str(settings))
-    check_fields(content, {"behaviors": list[str]}, str(settings), required=False)
-    loaded = [load_behavior(place) for place in content.get("behaviors", ())]
+    loaded = [load_behavior(place) for place in _recorded(folder).get("behaviors", ())]
     known = {behavior.name: behavior for behavior in loaded}
     return {name: known[name] if name in known else load_behavior(name) for name in names}
+
+
+def _recorded(folder: str | Path) -> dict[str, Any]:
+    """What the experiment of a folder was told; {} where there was none, ValueError for what no experiment writes."""
+    settings = Path(folder) / SETTINGS
+    content = (read_yaml(settings) or {}) if settings.exists() else {}
+    hints = {"behaviors": list[str], "given": dict[str, str]}
+    return check_fields(content, hints, str(settings), required=False)
 
 
 def finetunes_of_run(folder: str | Path, behavior: str, columns: Iterable[str]) -> dict[str, Path]:
     """name -> where the finetune lies, for those that a behavior's columns are of, several together each for itself;
     what is there no longer is left out."""
-    settings = Path(folder) / SETTINGS
-    content = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {}
-    given = {name: path.replace("{behavior}", behavior) for name, path in (content or {}).get("given", {}).items()}
+    given = {name: path.replace("{behavior}", behavior) for name, path in _recorded(folder).get("given", {}).items()}
 
     def place(name: str) -> Path:
         return Path(given[name] if name in given else Path(folder) / "adapters" / f"{behavior}-{name}")

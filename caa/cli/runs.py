@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from caa.cli.console import Dtype, finetunes_of, load_wrapper, print_summary, print_tables, say
 from caa.cli.parsing import UsageError
 from caa.data.behaviors import Question
@@ -17,6 +15,7 @@ from caa.judges.config import OFFLINE, JudgeConfig
 from caa.runs.rows import read_rows
 from caa.suggestions import did_you_mean
 from caa.training.config import FinetuneConfig, Method, Weights
+from caa.untrusted import read_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 """The experiments that come with the package, as yaml."""
@@ -314,7 +313,7 @@ def _with_doses(plan: Any, settings: Path | None, wrapper: Any, tokenizer: Any) 
     from caa.cli.doses import profiles_of
     from caa.steering.settings_file import load_settings, says_doses
 
-    if settings is None or not says_doses(yaml.safe_load(settings.read_text(encoding="utf-8"))):
+    if settings is None or not says_doses(read_yaml(settings)):
         return plan
     prompts = [question.text for question in plan.questions(plan.tasks[0])]
     layers = sorted({edit.layer for setting in plan.settings.values() for edit in setting})
