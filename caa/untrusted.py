@@ -33,8 +33,8 @@ def parse_json(text: str | bytes, place: str) -> Any:
         raise ValueError(_too_deep(place)) from None
     except ValueError as error:  # also of bytes that are no text
         raise ValueError(f"{place} is not json: {error}") from error
-    brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-    if sum(text.count(bracket) for bracket in brackets) > DEEPEST:  # type: ignore[arg-type]
+    opened = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
+    if opened > DEEPEST:
         _check_nesting(value, place, None)
     return value
 

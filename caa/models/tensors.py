@@ -54,7 +54,7 @@ def check_logits(logits: Float[Tensor, "*row vocabulary"], about: str = "") -> N
         )
 
 
-class FiniteLogits(LogitsProcessor):  # type: ignore[misc]
+class FiniteLogits(LogitsProcessor):
     """Changes nothing, and stops `generate` where it would write the token with number 0 for ever."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
