@@ -106,7 +106,10 @@ def config_problems(parser: Any, path: str) -> Iterator[str]:
     except FileNotFoundError:
         yield f"there is no file {path}"
         return
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        yield f"{path} cannot be read as yaml: {error}"
+        return
+    except ValueError as error:
         yield str(error)
         return
     if not isinstance(content, Mapping):

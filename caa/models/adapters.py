@@ -141,7 +141,7 @@ def _check_rank(folder: Path, config: dict[str, Any]) -> None:
     """A rank beyond every tensor of the file would be taken out of memory before anybody sees that it is wrong."""
     ranks = [config.get("r", 1), *(config.get("rank_pattern") or {}).values()]
     file = folder / WEIGHTS[0]
-    most = max(_dimensions(file), default=0) if file.is_file() else MOST_RANK
+    most = max(_dimensions(file), default=MOST_RANK) if file.is_file() else MOST_RANK
     if wrong := [rank for rank in ranks if type(rank) is int and not 0 < rank <= most]:
         raise AdapterError(
             f"the adapter at {folder} says that it has rank {wrong[0]}, and its tensors have no more than {most} rows: "
