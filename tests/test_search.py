@@ -275,12 +275,31 @@ def test_a_file_gives_back_what_was_saved_and_others_are_refused(found, tmp_path
         Search.load(tmp_path / "none.json")
 
 
+KINDS_OF_POINTS = {
+    "random directions: 19 in 20",
+    "the damage budget",
+    "Pareto front",
+    "divergence known only",
+    "texts known",
+    "chosen",
+    "held out, 95 %",
+}
+
+
 def test_the_picture_shows_every_candidate_and_the_choice(found):
     figure = effect_against_damage(found.records(), "letters", found.confirmation.bound)
     parts = list(figure.data.part)
     assert len(parts) == len(found.trials) + 1
     assert parts.count("chosen") == parts.count("held out") == 1
-    assert {"screened", "front"} <= {*parts, "front"}
+    assert "screened" in parts
+    assert legend(figure) == sorted(KINDS_OF_POINTS)
+    asked = [record for record in found.records() if record["part"] != "screened"]
+    without = effect_against_damage(asked, "letters", found.confirmation.bound)
+    assert legend(without) == sorted({*KINDS_OF_POINTS} - {"divergence known only"})
+
+
+def legend(figure) -> list[str]:
+    return sorted(text.get_text() for text in figure.picture.legends[0].get_texts())
 
 
 def made(works: bool = True, **changes) -> Search:

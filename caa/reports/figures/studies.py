@@ -59,10 +59,11 @@ def _candidates(axes: Any, data: pd.DataFrame) -> None:
     tried = data[data.part != "held out"]
     colors = ScalarMappable(Normalize(tried.layer.min(), tried.layer.max()), "viridis")
     screened, asked_openly = tried[tried.part == "screened"], tried[tried.part != "screened"]
-    edges = colors.to_rgba(screened.layer.to_numpy())
-    axes.scatter(
-        screened.spent, screened.gain, s=22, facecolors="none", edgecolors=edges, label="divergence known only"
-    )
+    if len(screened):
+        edges = colors.to_rgba(screened.layer.to_numpy())
+        axes.scatter(
+            screened.spent, screened.gain, s=22, facecolors="none", edgecolors=edges, label="divergence known only"
+        )
     axes.scatter(
         asked_openly.spent,
         asked_openly.gain,
@@ -70,7 +71,9 @@ def _candidates(axes: Any, data: pd.DataFrame) -> None:
         s=26,
         label="texts known",
     )
-    axes.figure.colorbar(colors, ax=axes, label=LAYER, ticks=MaxNLocator(integer=True), pad=0.02)
+    layers = tried.layer.unique()
+    ticks = layers if len(layers) < 9 else MaxNLocator(integer=True)
+    axes.figure.colorbar(colors, ax=axes, label=LAYER, ticks=ticks, pad=0.02)
 
 
 def _held_out(axes: Any, data: pd.DataFrame) -> None:
