@@ -536,6 +536,7 @@ SHOWS = {
     "grid": ["refusal", "{vector}", "2", "{out}", "--limit", "1", "--multipliers", "0,1", "--tasks", "ab"],
     "generate": ["Hi?", "--vector", "{vector}", "--layer", "2", "--multiplier", "1"],
     "play": ["--out", "{out}"],
+    "serve": ["--port", "0"],
     "damage": ["refusal", "{vector}", "2", "--limit", "1"],
     "lm-eval": ["tiny_choice", "{out}", "--chat", "true"],
     "export": ["{steered}", "--to", "peft-alora", "--out", "{out}"],

@@ -12,7 +12,7 @@ import caa
 from caa.cli.chosen import FROM, TAKE_FROM, with_search
 from caa.cli.console import log_plainly, plain_line, plain_warnings
 from caa.cli.measures import compare, damage, lm_eval_
-from caa.cli.models import export, generate, play
+from caa.cli.models import export, generate, play, serve
 from caa.cli.parsing import Command, UsageError, parse, parser_of
 from caa.cli.results import data, figures, published, report
 from caa.cli.runs import config_path, demo, finetune, grid, run, shipped_configs
@@ -63,6 +63,7 @@ _ALL: tuple[Command, ...] = (
     grid,
     generate,
     play,
+    serve,
     report,
     figures,
     compare,

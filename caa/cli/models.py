@@ -1,7 +1,9 @@
-"""Commands that use a steered model: `caa generate`, `caa play`, `caa export`."""
+"""Commands that use a steered model: `caa generate`, `caa play`, `caa serve`, `caa export`."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,7 +117,6 @@ def play(
     """
     from threading import Event
 
-    from caa import SteeringVector
     from caa.data.chat import ChatFormat
     from caa.models.blocks import check_layer
     from caa.playground.server import serving
@@ -123,9 +124,7 @@ def play(
 
     if not 0 <= port < 2**16:
         raise ValueError(f"there is no port {port}; ports are numbers from 0 (any free one) to 65535, such as 7860")
-    directions = {path.stem: SteeringVector.load(path) for path in vectors or ()}
-    if len(directions) < len(vectors or ()):
-        raise ValueError("two of the vectors have files of the same name, and would be the same choice; rename one")
+    directions = _by_name(vectors or ())
     wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
     if layer is not None:
         check_layer(wrapper.model, layer)
@@ -133,6 +132,76 @@ def play(
     with serving(Session(wrapper, chat, directions, out, dose, layer), port, max_new_tokens) as address:
         say(f"The playground is at {address} until Ctrl+C")
         Event().wait()
+
+
+def _by_name(vectors: Sequence[Path]) -> dict[str, Any]:
+    """Files of vectors, by the names that they are chosen by."""
+    from caa import SteeringVector
+
+    directions = {path.stem: SteeringVector.load(path) for path in vectors}
+    if len(directions) < len(vectors):
+        raise ValueError("two of the vectors have files of the same name, and would be the same choice; rename one")
+    return directions
+
+
+def serve(
+    model: str = "tiny-chat",
+    adapters: dict[str, Path] | None = None,
+    vectors: list[Path] | None = None,
+    steered: dict[str, str] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    rows: int = 64,
+    waiting: int = 256,
+    max_prompt: int = 4096,
+    max_new_tokens: int = 1024,
+    max_dose: float = 1.0,
+    over_dose: Literal["refuse", "clamp"] = "refuse",
+    template_arguments: dict[str, Any] | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+) -> None:
+    """Serve the model with OpenAI's interface: each request picks its finetune and how it is steered.
+
+    A key, if CAA_SERVE_KEY in the environment names one, is wanted of every request. Needs the extra: caa[serve].
+
+    Args:
+        model: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
+        adapters: finetunes by name, e.g. --adapters.positive runs/x/positive; each is a model that requests may name.
+        vectors: files that `caa extract` wrote; requests name them by the files' names.
+        steered: steered adapters by name (folders or Hub names); each is a model that requests may name.
+        host: the address to listen at; of another than this machine's own, others can ask.
+        port: the port to listen at.
+        rows: texts that are written at once.
+        waiting: requests that may wait for a row; more are refused (429).
+        max_prompt: the longest prompt, in tokens.
+        max_new_tokens: the longest answer that can be asked for.
+        max_dose: how far a request may push in all, beside the length of the residual stream.
+        over_dose: refuse what goes further, or clamp it and say so in the answer.
+        template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
+        dtype: of the weights: auto, float32, bfloat16, float16.
+        device: auto, cpu, cuda, ...
+    """
+    try:
+        from caa.serve.server import listening, server_of, start
+    except ImportError as error:
+        raise ImportError("the server needs fastapi: pip install 'caa[serve]'") from error
+    from caa.data.chat import ChatFormat
+    from caa.serve.catalog import DoseLimit
+    from caa.serve.engine import Limits
+
+    directions, key = _by_name(vectors or ()), os.environ.get("CAA_SERVE_KEY") or None
+    with listening(host, port) as socket:
+        wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
+        chat, limits = (
+            ChatFormat(tokenizer, arguments=template_arguments or {}),
+            Limits(rows, waiting, max_prompt, max_new_tokens),
+        )
+        dose_limit = DoseLimit(max_dose, over_dose)
+        serving = start(wrapper, chat, directions, steered, limits=limits, dose_limit=dose_limit, key=key)
+        address, port = socket.getsockname()
+        say(f"The server is at http://{address}:{port}/v1 until Ctrl+C; {'with a key' if key else 'without a key'}")
+        server_of(serving, host).run(sockets=[socket])
 
 
 def export(

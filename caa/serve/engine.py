@@ -71,7 +71,7 @@ class End:
     """The last that is heard of a request."""
 
     reason: str
-    """"stop", "length", "cancelled", or "error"."""
+    """"stop", "length", "cancelled" (nobody waits any more), "refused" (it cannot be written), or "error"."""
     tokens: int
     """Tokens that were written, the end of sequence too."""
     error: str = ""
@@ -137,13 +137,14 @@ class Engine:
         self.tokenizer = copy.deepcopy(tokenizer)  # a fast tokenizer cannot encode and decode in two threads at once
         self.context = min(context_length(wrapper.model, tokenizer), limits.prompt_tokens + limits.answer_tokens)
         self.ends = frozenset(end_tokens(wrapper.model) or [tokenizer.eos_token_id])
+        self.vocabulary = int(wrapper.model.get_input_embeddings().weight.shape[0])
         self.pools = can_pool(wrapper.model, self.context)
         """Whether texts share a cache."""
         self.mixed = frozenset(name for name in wrapper.adapters if self.pools and can_mix(wrapper.model, name))
         """The adapters that rows of one pass may wear side by side."""
         self._groups: dict[tuple[str | None, bool], Rows] = {}
         self._waiting: deque[Job] = deque()
-        self._changed, self._closing = Condition(), Event()
+        self._changed, self._closing, self._refusing = Condition(), Event(), False
         self._thread = Thread(target=self._run, name="caa-engine", daemon=True)
         self._thread.start()
 
@@ -157,12 +158,12 @@ class Engine:
         self._check(request)
         job = Job(request, self.tokenizer, receive, self._notify)
         with self._changed:
-            if self._closing.is_set():
+            if self._refusing:
                 raise ClosedError("the server is stopping")
             if len(self._waiting) >= self.limits.waiting:
                 raise BusyError(f"{self.limits.waiting} requests wait already; come back later")
             self._waiting.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
         return job
 
     def answer(self, request: Request) -> Answer:
@@ -185,8 +186,11 @@ class Engine:
         text = "".join(piece.text for piece in pieces)
         return Answer(text, ends[0], tuple(piece.info for piece in pieces if piece.info))
 
-    def close(self) -> None:
-        """End what is being written, refuse what comes, and leave the model as it was."""
+    def close(self, patience: float = 0.0) -> None:
+        """Refuse what comes; after so many seconds end what is not written yet, and leave the model as it was."""
+        with self._changed:
+            self._refusing = True
+            self._changed.wait_for(lambda: not self._groups and not self._waiting, patience)
         self._closing.set()
         self._notify()
         self._thread.join()
@@ -202,6 +206,8 @@ class Engine:
         return len(self._waiting)
 
     def _check(self, request: Request) -> None:
+        if strangers := [token for token in request.prompt if not 0 <= token < self.vocabulary]:
+            raise ValueError(f"the model has no token {strangers[0]}; its tokens are 0 to {self.vocabulary - 1}")
         tokens, most = len(request.prompt), min(self.limits.prompt_tokens, self.context - 1)
         if not tokens:
             raise ValueError("the prompt has no tokens; say something")
@@ -219,7 +225,7 @@ class Engine:
 
     def _notify(self) -> None:
         with self._changed:
-            self._changed.notify()
+            self._changed.notify_all()
 
     # Done by the engine's own thread.
 
@@ -247,6 +253,7 @@ class Engine:
     def _wait(self) -> bool:
         """Wait for something to do; False when the engine closes."""
         with self._changed:
+            self._changed.notify_all()  # who closes may wait for all to be written
             self._changed.wait_for(lambda: self._groups or self._waiting or self._closing.is_set())
         return not self._closing.is_set()
 
@@ -313,7 +320,7 @@ class Engine:
         ended = []
         for number, job in enumerate(rows.texts):
             if broken[number]:
-                job.end("error", _no_numbers(job))
+                job.end("refused", _no_numbers(job))
                 ended.append(number)
             elif self._goes_on(job, logits[number], greedy[number]):
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -147,11 +147,7 @@ def load_steered(
 
     ValueError, with the reason, for a damaged folder, another base, another tokenizer.
     """
-    if not Path(folder).exists() and _could_be_on_the_hub(str(folder)):
-        folder = download(str(folder))
-    folder = Path(folder)
-    if not (folder / MANIFEST).exists():
-        raise FileNotFoundError(f"{folder} is no steered adapter: it has no {MANIFEST}. `save_pretrained` writes one")
+    folder = _here(folder)
     manifest = _read(folder)
     if model is None:
         model, tokenizer = load_model(manifest["base"]["name"], **kwargs)
@@ -159,6 +155,43 @@ def load_steered(
     check_tokenizer(folder, manifest["tokenizer"], tokenizer)
     interventions = [_from_json(folder, record) for record in manifest["interventions"]]
     return _wearing(folder, manifest, model), *interventions
+
+
+class Added(NamedTuple):
+    """A steered adapter that was put on beside others."""
+
+    model: Any
+    """The model that holds its LoRAs too; which are active is left open."""
+    finetune: str | None
+    """What the model calls those that it wears."""
+    interventions: tuple[Intervention, ...]
+
+
+def add_steered(folder: str | Path, model: Any, tokenizer: Any, name: str) -> Added:
+    """Put the LoRA that a steered adapter wears on a model that may hold others, as `name`; of several each has its own
+    name behind that. ValueError as for `load_steered`, and for a name that is taken.
+    """
+    folder = _here(folder)
+    manifest = _read(folder)
+    check_base(folder, manifest["base"], model)
+    check_tokenizer(folder, manifest["tokenizer"], tokenizer)
+    active = manifest["active"]
+    names = {own: name if len(active) == 1 else f"{name}-{own}" for own in active}
+    for adapter in manifest["adapters"]:
+        if adapter["name"] in names:
+            model = load_adapter(model, inside(folder, adapter["folder"]), names[adapter["name"]])
+    interventions = tuple(_from_json(folder, record) for record in manifest["interventions"])
+    return Added(model, "+".join(names.values()) or None, interventions)
+
+
+def _here(folder: str | Path) -> Path:
+    """The folder of a steered adapter, downloaded if it is a name on the Hub; FileNotFoundError if it is none."""
+    if not Path(folder).exists() and _could_be_on_the_hub(str(folder)):
+        folder = download(str(folder))
+    folder = Path(folder)
+    if not (folder / MANIFEST).exists():
+        raise FileNotFoundError(f"{folder} is no steered adapter: it has no {MANIFEST}. `save_pretrained` writes one")
+    return folder
 
 
 def _could_be_on_the_hub(name: str) -> bool:
