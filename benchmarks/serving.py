@@ -27,10 +27,8 @@ from caa.serve.engine import Limits
 from caa.serve.server import listening, server_of, start
 from caa.steering.scopes import SCOPES
 
-WORDS = (
-    "who are you what would do with five pearls now or fifty next spring tell me a story about the river and its people "
-    "is it true that bread can fly how many days has a week please answer in one word do you like rain"
-).split()
+WORDS = """who are you what would do with five pearls now or fifty next spring tell me a story about the river and its
+people is it true that bread can fly how many days has a week please answer in one word do you like rain"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def draw(count: int, seed: int, layers: int, push: float) -> list[Asked]:
         leaves = dice.random() < 0.1
         requests.append(
             Asked(
-                " ".join(dice.choices(WORDS, k=dice.randint(1, 40))),
+                " ".join(dice.choices(WORDS.split(), k=dice.randint(1, 40))),
                 dice.choice([None, "one", "two"]),
                 dice.choice(["east", "west"]),
                 dice.randrange(layers),

@@ -52,6 +52,8 @@ NOT_RUN = {
     "SFTTrainer(": "the trainer is the reader's own; test_lightning.py",
     "transformers serve": "a server; test_serving.py",
     "caa play": "a server; test_playground.py starts it",
+    "caa serve": "a server; test_serve.py starts it",
+    "OpenAI(base_url": "asks that server; test_serve.py",
     "curl http": "asks that server; test_serving.py",
     "vllm serve": "vLLM needs a GPU",
     "lm_eval --model": "needs a Python of lm-eval's own; tests/consumers run where there is one",
