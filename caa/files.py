@@ -187,6 +187,14 @@ def own_files(folder: str | Path, pattern: str) -> list[Path]:
     return sorted(path for path in folder.glob(pattern) if path.is_file() and not path.is_symlink())
 
 
+def text_of(path: str | Path) -> str:
+    """The text of a user's file, without a byte order mark. ValueError, with its name, for one that is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8") from error
+
+
 def append_lines(path: str | Path, lines: Sequence[str]) -> int:
     """Append lines, on the disk when this returns, so that a job killed right afterwards loses nothing; how many.
 

@@ -62,7 +62,7 @@ def test_a_letter_that_is_no_option_is_refused():
 
 @pytest.mark.parametrize(
     ("answer", "found"),
-    [("(A)", "A"), (" (B)\n", "B"), ("(A) Yes", None), ("(a)", None), ("A", None), ("", None), ("x (A)", None)],
+    [("(A)", "A"), (" (B)\n", "B"), ("(A) Yes", None), ("(a)", None), ("A", "A"), ("", None), ("x (A)", None)],
 )
 def test_a_letter_is_nothing_but_a_letter(answer, found):
     assert letter(answer) == found

@@ -88,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each training
     log_plainly()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "60")  # bars that are drawn into a log file, once a minute
     try:
         with plain_warnings():
             return _run([word for word in words if word != "--debug"])

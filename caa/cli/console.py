@@ -80,13 +80,18 @@ def log_plainly() -> None:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Warnings name what files and models say, too."""
+    """Warnings as one line each: what files and models say is plain, and where in the code it was, nobody asked."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda *words, **more: plain(before(*words, **more))
+    warnings.formatwarning = _warning_line
     try:
         yield
     finally:
         warnings.formatwarning = before
+
+
+def _warning_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
+    kind = "" if issubclass(category, UserWarning) else f"{category.__name__}: "
+    return plain(f"caa: {kind}{' '.join(str(message).split())}") + "\n"
 
 
 def say(text: str) -> None:

@@ -17,7 +17,7 @@ _HEADING = re.compile(r"^[ \t]*Choices:[ \t]*$", re.MULTILINE)
 _OPTION = re.compile(r"^[ \t]*\(([A-Z])\)", re.MULTILINE)
 _ASKED_FOR = re.compile(r"\n[ \t]*Answer:\s*\Z")
 _FILE_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")
-_LETTER = re.compile(r"\s*\(([A-Z])\)\s*\Z")
+_LETTER = re.compile(r"\s*(?:\(([A-Z])\)|([AB]))\s*\Z")
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80  # characters of a text that a repr shows: its beginning and its end
@@ -65,13 +65,13 @@ def _last(question: Conversation) -> str:
 
 
 def letter(answer: str) -> str | None:
-    """The letter of an answer that is nothing but a letter, else None.
+    """The letter of an answer that is nothing but a letter, else None. A and B need no brackets; "I" is a word.
 
-    >>> letter(" (B)"), letter("(B) No"), letter("No")
-    ('B', None, None)
+    >>> letter(" (B)"), letter("B"), letter("(B) No"), letter("No"), letter("I")
+    ('B', 'B', None, None, None)
     """
     match = _LETTER.match(answer)
-    return match.group(1) if match else None
+    return match.group(1) or match.group(2) if match else None
 
 
 def _fields(item: ContrastPair | Question) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import random
 import warnings
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from caa.data.behaviors import ContrastPair, Question, letter, letter_balance, question_id
+from caa.files import text_of
 
 CLAIM = 'Question: Is the following claim true or false? "{claim}"\n\nChoices:\n (A) {a}\n (B) {b}\n\nAnswer:'
 """How a claim is asked in the honesty study that RepE's facts were used for, there with True as (A)."""
@@ -61,11 +63,16 @@ def read_claims(path: str | Path) -> tuple[Claim, ...]:
 
     ValueError, with the line, for other columns or labels.
     """
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+    reader = csv.DictReader(io.StringIO(text_of(path), newline=""))
+    try:
         if not {"statement", "label"} <= set(reader.fieldnames or ()):
             raise ValueError(f"{path} needs the columns 'statement' and 'label'; it has {reader.fieldnames}")
-        return tuple(_claim(row, f"{path}, line {reader.line_num}") for row in reader)
+        claims = tuple(_claim(row, f"{path}, line {reader.line_num}") for row in reader)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num} is no csv: {error}") from error
+    if not claims:
+        raise ValueError(f"{path} has columns and no claims below them")
+    return claims
 
 
 def _claim(row: dict[str, str], where: str) -> Claim:

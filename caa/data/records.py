@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from caa.data.behaviors import ContrastPair, Question, as_question, letter
+from caa.files import text_of
 from caa.untrusted import parse_json
 
 Item = TypeVar("Item", ContrastPair, Question)
@@ -20,7 +21,7 @@ _QUESTION_KEYS = ("question", "messages", "prompt")
 
 def read_json(path: Path) -> Any:
     """What a .json file holds, a list of what the lines of a .jsonl hold, or ValueError with the place."""
-    text = path.read_text(encoding="utf-8-sig")
+    text = text_of(path)
     if path.suffix != ".jsonl":
         return parse_json(text, str(path))
     # Not splitlines(): a line separator of Unicode is no end of a line in jsonl.

@@ -95,6 +95,8 @@ def load_facts(name_or_path: str | Path = FACTS) -> tuple[Question, ...]:
             "or the path of a json file in their format"
         )
     content = read_json(path)
+    if not content:
+        raise ValueError(f"{path} is empty, so there are no facts to ask")
     if isinstance(content, list) and content and isinstance(content[0], Mapping):
         for key, make_questions in (("choices", mmlu_questions), ("incorrect_answers", truthfulqa_questions)):
             if key in content[0]:
@@ -208,6 +210,8 @@ def _caa_files(path: Path) -> dict[str, Path]:
 def _from_file(path: Path) -> Behavior:
     """A file that holds pairs only, or an object with the parts of a behavior and what is said about them."""
     content = read_json(path)
+    if not content:
+        raise ValueError(f"{path} is empty: a behavior is a list of pairs, or an object with {', '.join(_PARTS)}")
     about = dict(content) if isinstance(content, dict) else {"pairs": content}
     check_fields(about, _TYPES, str(path), required=False)
     if unknown := [key for key in about if key not in (*_PARTS, *_ABOUT)]:

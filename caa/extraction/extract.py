@@ -280,12 +280,23 @@ def read_into(
 def named_pairs(pairs: Pairs, behavior: str = "") -> tuple[str, Sequence[ContrastPair]]:
     """The name that the vector gets, and the pairs; ValueError if there are none."""
     if isinstance(pairs, Behavior):
-        return behavior or pairs.name, pairs.require("pairs")
+        behavior, pairs = behavior or pairs.name, pairs.require("pairs")
     if isinstance(pairs, str) or not all(isinstance(pair, ContrastPair) for pair in pairs):
         raise TypeError(f"pairs are ContrastPairs, or a Behavior as load_behavior gives it, and not {pairs!r:.60}")
     if not pairs:
         raise ValueError("no contrast pairs, so there is nothing to tell apart; give at least one")
+    _warn_of_few(pairs)
     return behavior, pairs
+
+
+def _warn_of_few(pairs: Sequence[ContrastPair]) -> None:
+    """One pair, or copies of one, give a vector of all in which its two answers differ, the behavior or not."""
+    if len({(pair.text, *pair.answers) for pair in pairs}) == 1:
+        count = "one pair" if len(pairs) == 1 else f"{len(pairs)} copies of one pair"
+        logger.warning(
+            f"{count}: the vector holds all in which its two answers differ, not the behavior alone "
+            f"({pairs[0].text[:60]!r}). Give a few dozen different pairs."
+        )
 
 
 def pair_texts(chat: ChatFormat, pairs: Iterable[ContrastPair], token: Token = "parting") -> Iterator[Text]:

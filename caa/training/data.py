@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from caa.data.behaviors import as_question
+from caa.files import text_of
 from caa.training.examples import Example
 from caa.untrusted import check_fields, parse_json
 
@@ -26,6 +27,8 @@ def load_examples(source: str | Path) -> list[Example]:
             examples += examples_of(row)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{source}, row {number}: {error} ({json.dumps(row, default=str)[:80]})") from error
+    if not examples:
+        raise ValueError(f"{source} is empty, so there is nothing to learn from it")
     return examples
 
 
@@ -49,7 +52,7 @@ def _rows(source: str) -> Iterator[Mapping[str, Any]]:
 
 def _lines(path: Path) -> Iterator[Any]:
     # Not splitlines(): a line separator of Unicode is no end of a line in jsonl.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(text_of(path).split("\n"), start=1):
         if line.strip():
             try:
                 yield check_fields(parse_json(line, "it"), {}, "it")

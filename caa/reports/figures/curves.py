@@ -145,21 +145,23 @@ def dose_response(responses: Iterable[Mapping[str, float]], behavior: str, layer
     data = data.sort_values(["direction", "dose"], ignore_index=True)
     picture, [effect, damage] = panels(6.6, 4.6, rows=2)
     effect.set(ylabel=SCORES["ab"], title=f"{behavior} at layer {layer}: effect and damage by dose")
-    loops = []
+    loops: list[tuple[float, float, str]] = []
     for direction, part in data.groupby("direction"):
         own = direction == "own"
         look = {"color": COLORS[0] if own else "gray", "linestyle": "-" if own else "--", "marker": "o" if own else "s"}
         effect.plot(part.dose, part["mean"], label="the vector" if own else str(direction), markersize=4, **look)
         effect.fill_between(part.dose, part.low, part.high, color=look["color"], alpha=0.15, linewidth=0)
         damage.plot(part.dose, part.perplexity, markersize=4, **look)
-        loops += [(p.dose, p.perplexity, f"{p.loops:g} loop") for p in part.itertuples() if getattr(p, "loops", 0)]
+        if "loops" in part:
+            texts = [f"{count:g} loop" if count else "" for count in part.loops]
+            loops += zip(part.dose.tolist(), part.perplexity.tolist(), texts, strict=True)
     _damage_axis(damage)
     reach = 0.08 * (data.dose.max() - data.dose.min())
     for axes in (effect, damage):
         axes.axvline(0, color="gray", linewidth=0.8)
         axes.set_xlim(data.dose.min() - reach, data.dose.max() + reach)
     legend(effect, "direction")
-    place_labels(damage, loops)
+    place_labels(damage, [label for label in loops if label[2]])
     return Figure(f"dose_response-{behavior}", picture, data)
 
 

@@ -36,7 +36,8 @@ def effect_against_damage(records: Iterable[Mapping[str, Any]], behavior: str, b
     axes.set(xlabel="damage, as a share of the budget (linear up to 1)", ylabel="effect")
     axes.set_title(f"{behavior}: effect against damage by layer and dose")
     picture.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
-    place_labels(axes, [(trial.spent, trial.gain, f"{trial.dose:+g}") for trial in front.itertuples()])
+    doses = [f"{dose:+g}" for dose in front.dose]
+    place_labels(axes, list(zip(front.spent.tolist(), front.gain.tolist(), doses, strict=True)))
     return Figure(f"effect_against_damage-{behavior}", picture, data)
 
 
