@@ -199,7 +199,7 @@ def test_training_while_steered_over_seeds(monkeypatch, tmp_path, capsys):
     whole = json.loads((ROOT / "caa" / "data" / "builtin" / "refusal.json").read_text(encoding="utf-8"))
     small = {"name": "refusal", "pairs": whole["pairs"][:16], "ab_questions": whole["ab_questions"][:2]}
     (tmp_path / "small.json").write_text(json.dumps(small), encoding="utf-8")
-    words = ["--out", str(tmp_path / "run"), "--behaviors", f"[{tmp_path / 'small.json'}]", "--steps", "1"]
+    words = ["--out", str(tmp_path / "run"), "--behaviors", f"[{tmp_path / 'small.json'}]", "--steps", "2"]
     run(monkeypatch, "recipes/trained_while_steered.py", *words, "--seeds", "2")
     assert "trained_while_steered.png" in capsys.readouterr().out
     with open(tmp_path / "run" / "trained_while_steered.csv", encoding="utf-8") as file:
@@ -207,7 +207,7 @@ def test_training_while_steered_over_seeds(monkeypatch, tmp_path, capsys):
     assert [(line["measure"], float(line["push"])) for line in lines] == [
         (measure, push) for measure in ("unsteered", "effect") for push in (-0.3, 0.0, 0.3)
     ]
-    assert all(float(line["low"]) < float(line["mean"]) < float(line["high"]) for line in lines)
+    assert all(float(line["low"]) <= float(line["mean"]) <= float(line["high"]) for line in lines)
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def picture_of_dilemmas(
     asked = [Question(text) for text in DILEMMAS]
     texts = iter(answer_open(wrapper, chat, asked, list(settings.values()), max_new_tokens=max_new_tokens))
     answers = {question: {way: next(texts) for way in settings} for question in DILEMMAS}
-    return side_by_side(answers, str(push), "side_by_side-honesty")
+    return side_by_side(answers, f"honesty, minus: the same subtracted, plus: {push}", "side_by_side-honesty")
 
 
 def _against(push: Intervention) -> Intervention:

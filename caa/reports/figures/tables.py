@@ -54,7 +54,7 @@ def heat_panels(table: Table, name: str) -> Figure:
     import pandas as pd
 
     parts, task = turned(table), _task(table)
-    columns = min(4, len(parts))
+    columns = min(len(parts), 2 if len(parts) <= 4 else 3)  # so that the numbers can be read in a page's width
     rows = -(-len(parts) // columns)
     width = columns * (0.4 + 0.72 * len(parts[0].columns)) + 2.6
     picture, panel_of = panels(width, rows * (0.7 + 0.36 * len(parts[0].lines)) + 1.0, rows, columns)
