@@ -56,6 +56,8 @@ NOT_RUN = {
     "OpenAI(base_url": "asks that server; test_serve.py",
     "curl http": "asks that server; test_serving.py",
     "vllm serve": "vLLM needs a GPU",
+    "caa export runs/steered --to merged": "takes a steered adapter of another page; test_exports.py has its own",
+    "vllm.entrypoints": "needs a Python of vLLM's own",
     "lm_eval --model": "needs a Python of lm-eval's own; tests/consumers run where there is one",
     "--model smollm2": "needs the package that the model comes with; tests/test_gguf.py loads it where it is",
     "ControlVector.import_gguf": "needs a Python of repeng's own; tests/consumers run where there is one",

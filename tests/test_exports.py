@@ -509,10 +509,52 @@ def test_the_command_exports_a_run(tmp_path, monkeypatch, capsys):
     assert main(["export", "run", "--to", "merged", "--out", "out", "--scope", "everywhere"]) == 0
     assert main(["export", "run/steered/patience", "--to", "peft-alora", "--out", "alora"]) == 0
     assert main(["export", "run"]) == 1
-    assert "--to peft|peft-alora|merged|gguf|repeng|lm-eval|easysteer --out FOLDER" in capsys.readouterr().err
+    assert "--to peft|peft-alora|merged|gguf|repeng|lm-eval|easysteer|vllm-lens --out FOLDER" in capsys.readouterr().err
     assert main(["export", "nowhere", "--to", "peft", "--out", "new"]) == 1
     assert "no steered adapter" in capsys.readouterr().err
     wrapper.save_pretrained("run/steered/greed")
     assert main(["export", "run", "--to", "peft", "--out", "new"]) == 1
     assert "several steered adapters; export one of run/steered/greed" in capsys.readouterr().err
     check_seal(Path("out"), read_manifest(Path("out"), "export.json"))
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2"])
+def test_a_base_with_the_vector_wears_the_finetunes_that_are_put_on_later(tmp_path, family):
+    """One server for all finetunes: the vector is in the base's weights, and each plain LoRA comes and goes."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    wrapper, tokenizer = steered(tiny_lora(tiny_model(family))), tiny_tokenizer()
+    wrapper.model.base_model.model.name_or_path = "tiny"
+    wrapper.save_pretrained(tmp_path / "steered")
+    with wrapper.finetune(None):
+        export("merged", wrapper, tokenizer, tmp_path / "out")
+        plain = wrapper(IDS).logits
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        assert torch.allclose(base(IDS).logits, plain, atol=1e-4)
+        worn = PeftModel.from_pretrained(base, tmp_path / "steered").eval()
+        expected = wrapper(IDS).logits
+        assert torch.allclose(worn(IDS).logits, expected, atol=1e-4)
+        assert not torch.allclose(plain, expected, atol=1e-2)
+
+
+def test_a_request_of_vllm_lens_holds_the_push_and_keeps_its_cache_apart(tmp_path):
+    import base64
+
+    import numpy as np
+
+    wrapper = steered(tiny_model())
+    export("vllm-lens", wrapper, tiny_tokenizer(), tmp_path / "out")
+    request = json.loads((tmp_path / "out" / "request.json").read_text())
+    (steering,) = json.loads(request["vllm_xargs"]["apply_steering_vectors"])
+    activations = steering["activations"]
+    data = np.frombuffer(base64.b64decode(activations["data"]), "<f4").reshape(activations["shape"])
+    first, second, third = wrapper.interventions
+    pushes = [1.5 * first.direction - 0.25 * third.direction, -0.5 * second.direction]
+    assert steering["layer_indices"] == [1, 2]
+    assert torch.allclose(torch.tensor(data), torch.stack(pushes), atol=1e-6)
+    wrapper.unsteer()
+    wrapper.steer(second)
+    export("vllm-lens", wrapper, tiny_tokenizer(), tmp_path / "other")
+    assert json.loads((tmp_path / "other" / "request.json").read_text())["cache_salt"] != request["cache_salt"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -206,9 +207,10 @@ def serve(
 
 def export(
     source: Path,
-    to: Literal["peft", "peft-alora", "merged", "gguf", "repeng", "lm-eval", "easysteer"] | None = None,
+    to: Literal["peft", "peft-alora", "merged", "gguf", "repeng", "lm-eval", "easysteer", "vllm-lens"] | None = None,
     out: Path | None = None,
     scope: Literal["everywhere", "after_prompt"] | None = None,
+    without_finetune: bool = False,
     template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
@@ -218,9 +220,10 @@ def export(
     Args:
         source: a steered adapter (folder or Hub name), or the folder of a run that made one.
         to: peft (one PEFT adapter), peft-alora (one that starts after the prompt), merged (a stock checkpoint), gguf
-            (llama.cpp), repeng, lm-eval (its steered model), easysteer (vLLM).
+            (llama.cpp), repeng, lm-eval (its steered model), easysteer (a fork of vLLM), vllm-lens (a plugin of vLLM).
         out: the folder to write.
         scope: which tokens to steer, in place of what the adapter says; another scope is another model.
+        without_finetune: leave its finetune out, so that it can be put on the export, and taken off, where that runs.
         template_arguments: what the chat template is told by name, for peft-alora, which starts where prompts end.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
@@ -236,5 +239,7 @@ def export(
 
     wrapper = SteeringWrapper.from_pretrained(steered_folder(source), dtype=dtype, device=device)
     chat = ChatFormat(load_tokenizer(model_name(wrapper.model)), arguments=template_arguments or {})
-    TARGETS[to](rescoped(wrapper, scope), chat, out)
+    wrapper = rescoped(wrapper, scope)
+    with wrapper.finetune(None) if without_finetune else nullcontext():
+        TARGETS[to](wrapper, chat, out)
     say(f"{out} holds a {to} export; README.md there says how to load it")

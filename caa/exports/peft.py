@@ -28,7 +28,7 @@ model = PeftModel.from_pretrained(base, "this folder")  # base: as AutoModelForC
 ```
 
 It steers every token, those of the prompt too. PEFT's `add_weighted_adapter` drops the bias and with it the vector;
-`merge_and_unload` needs a base with biases."""
+`merge_and_unload` needs a base with biases. vLLM refuses adapters with `lora_bias`: for it export `--to merged`."""
 _INSTEAD = (
     "Nearest: `--to peft-alora` starts after the prompt; `--scope everywhere` steers the prompt too, another model"
 )

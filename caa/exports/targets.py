@@ -10,7 +10,7 @@ from typing import Any
 from caa.exports.alora import to_alora
 from caa.exports.merged import to_merged
 from caa.exports.peft import to_peft
-from caa.exports.tools import to_easysteer, to_gguf, to_lm_eval, to_repeng
+from caa.exports.tools import to_easysteer, to_gguf, to_lm_eval, to_repeng, to_vllm_lens
 from caa.steering.checkpoint.steered import MANIFEST
 from caa.steering.scopes import SCOPES
 from caa.steering.wrapper import SteeringWrapper
@@ -23,6 +23,7 @@ TARGETS: dict[str, Callable[[SteeringWrapper, Any, Path], Path]] = {
     "repeng": lambda wrapper, chat, out: to_repeng(wrapper, out),
     "lm-eval": lambda wrapper, chat, out: to_lm_eval(wrapper, out),
     "easysteer": lambda wrapper, chat, out: to_easysteer(wrapper, out),
+    "vllm-lens": lambda wrapper, chat, out: to_vllm_lens(wrapper, out),
 }
 """Target -> (wrapper, ChatFormat or tokenizer, folder) -> folder."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch import Tensor
 from caa.callables import name_of
 from caa.exports.folder import describe_export, new_export
 from caa.exports.interventions import check_interventions, push_of
+from caa.hashing import tensors_digest
 from caa.models.adapter_state import active_adapters
 from caa.models.adapters import save_adapter
 from caa.models.blocks import decoder_blocks, text_config
@@ -86,6 +88,29 @@ def to_easysteer(wrapper: SteeringWrapper, out: str | Path) -> Path:
         for name, push in pushes.items():
             _write_gguf(push, folder / f"{name}.gguf", wrapper.model)
         (folder / "spec.json").write_text(json.dumps(spec, indent=2), encoding="utf-8")
+    return Path(out)
+
+
+def to_vllm_lens(wrapper: SteeringWrapper, out: str | Path) -> Path:
+    """vllm-lens: what a request to a stock vLLM with this plugin says to be steered. Everywhere only; any layer."""
+    push = push_of(check_interventions(wrapper.interventions, [everywhere], "vllm-lens", _INSTEAD))
+    stacked = torch.stack([push.at(layer) for layer in push.layers])
+    data = stacked.numpy().astype("<f4").tobytes()
+    activations = {"data": base64.b64encode(data).decode(), "dtype": "float32", "original_dtype": "torch.float32"}
+    steering = {
+        "activations": activations | {"shape": list(stacked.shape)},
+        "layer_indices": push.layers,
+        "scale": 1.0,
+        "norm_match": False,
+        "position_indices": None,
+    }
+    lora = f" --enable-lora --lora-modules {LORA}={LORA}" if active_adapters(wrapper.model) else ""
+    command = f"vllm serve BASE --enforce-eager{lora}    # with vllm-lens; each request holds what is in request.json"
+    # A cache of prompts that another steering has read would serve this one too: the salt keeps them apart.
+    xargs = {"apply_steering_vectors": json.dumps([steering])}
+    request = {"cache_salt": tensors_digest([("push", stacked)]), "vllm_xargs": xargs}
+    with _export(out, "vllm-lens", wrapper, command) as folder:
+        (folder / "request.json").write_text(json.dumps(request, indent=2), encoding="utf-8")
     return Path(out)
 
 
