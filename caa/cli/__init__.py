@@ -6,15 +6,16 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import caa
 from caa.cli.chosen import FROM, TAKE_FROM, with_search
-from caa.cli.console import log_plainly, plain_line, plain_warnings
+from caa.cli.console import as_json, log_plainly, plain_line, plain_warnings
 from caa.cli.measures import compare, damage, lm_eval_
 from caa.cli.models import export, generate, play, serve
 from caa.cli.parsing import Command, UsageError, parse, parser_of
-from caa.cli.results import data, figures, published, report
+from caa.cli.results import data, figures, published, report, runs_
 from caa.cli.runs import config_path, demo, finetune, grid, run, shipped_configs
 from caa.cli.studies import redteam, robustness, search
 from caa.cli.vectors import extract_, import_, inspect
@@ -66,6 +67,7 @@ _ALL: tuple[Command, ...] = (
     serve,
     report,
     figures,
+    runs_,
     compare,
     damage,
     lm_eval_,
@@ -85,14 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     An error is one readable line; --debug shows where it came from.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
+    debug, wants_json = "--debug" in words, "--json" in words
+    words = [word for word in words if word not in ("--debug", "--json")]
+    wants_json = wants_json and bool(words) and words[0] in COMMANDS
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each training
     log_plainly()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "60")  # bars that are drawn into a log file, once a minute
     try:
-        with plain_warnings():
-            return _run([word for word in words if word != "--debug"])
+        with plain_warnings(), as_json() if wants_json else nullcontext():
+            return _run(words)
     except UsageError as error:
         return _complain(error, 2)
     except SystemExit as end:  # of argparse, after it has shown its help; of a library, with its last words
@@ -159,7 +163,8 @@ def _help() -> str:
             "usage: caa COMMAND [options]\n",
             "Steer a language model, finetune it, and know what each does to the other.\n",
             *lines,
-            "\n`caa COMMAND --help` says more; every command takes --config FILE and --debug; `caa --version`.",
+            "\n`caa COMMAND --help` says more; every command takes --config FILE, --debug and, for tables as json on",
+            "standard output, --json; `caa --version`.",
             "Settings are data: no file and no option can name a class or a function to be run.",
             "",
         ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +56,7 @@ def console() -> Any:
             for segment in super().render(renderable, options):
                 yield segment if segment.control else Segment(plain(segment.text), segment.style)
 
-    return PlainConsole()
+    return PlainConsole(stderr=is_json())
 
 
 def plain_line(text: str) -> str:
@@ -94,6 +97,57 @@ def _warning_line(message: Warning | str, category: type[Warning], *_: object, *
     return plain(f"caa: {kind}{' '.join(str(message).split())}") + "\n"
 
 
+_results: ContextVar[list[dict[str, Any]] | None] = ContextVar("results", default=None)
+
+
+@contextmanager
+def as_json() -> Iterator[None]:
+    """Tables as one json list on standard output, at the end; what else is said goes to standard error."""
+    results: list[dict[str, Any]] = []
+    token = _results.set(results)
+    try:
+        yield
+        sys.stdout.write(json.dumps(_without_nan(results), indent=2, ensure_ascii=False) + "\n")
+    finally:
+        _results.reset(token)
+
+
+def is_json() -> bool:
+    """Whether results are wanted as json."""
+    return _results.get() is not None
+
+
+def _without_nan(value: Any) -> Any:
+    """The same for json, which knows no nan."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show(table: Any) -> None:
+    """Print a table of rich; as json its title and its lines, numbers as numbers where they stand alone."""
+    results = _results.get()
+    if results is None:
+        return console().print(table)
+    names = [str(column.header) or ("name", "value")[n % 2] for n, column in enumerate(table.columns)]
+    cells = zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True)
+    lines = [dict(zip(names, map(_number_or_text, line), strict=True)) for line in cells]
+    return results.append({"title": str(table.title or ""), "lines": lines})
+
+
+def _number_or_text(text: str) -> float | str:
+    """
+    >>> _number_or_text("+0.25"), _number_or_text("1,200"), _number_or_text("0.25 ±0.1")
+    (0.25, 1200.0, '0.25 ±0.1')
+    """
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return text
+
+
 def say(text: str) -> None:
     """Print text as it is: names and paths are data, not markup, and a terminal breaks its lines."""
     console().print(text, markup=False, highlight=False, soft_wrap=True)
@@ -112,9 +166,17 @@ def print_answer(title: str, wrapper: Any, chat: Any, prompt: str, max_new_token
 
 def print_tables(tables: Sequence[Table]) -> None:
     from caa.reports.tables import to_terminal
+    from caa.reports.tables.formats.csv import entry_record
 
+    results = _results.get()
     for table in tables:
-        console().print(to_terminal(table))
+        if results is None:
+            console().print(to_terminal(table))
+            continue
+        for part in (table, *table.below):
+            remarks = {name: list(getattr(part, name)) for name in ("notes", "warnings")}
+            headlines, lines = [headline.text for headline in part.headlines], list(map(entry_record, part.entries))
+            results.append({"title": part.title, "headlines": headlines, **remarks, "lines": lines})
 
 
 def print_summary(run: Path) -> None:

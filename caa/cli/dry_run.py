@@ -85,7 +85,7 @@ def print_work(works: Sequence[Work], note: str, out: Path) -> None:
     from rich import box
     from rich.table import Table
 
-    from caa.cli.console import console, say
+    from caa.cli.console import say, show
 
     table = Table("task", box=box.SIMPLE_HEAD)
     for column in ("behaviors", "questions", "cells", "rows", "there already", "forward passes, about"):
@@ -94,7 +94,7 @@ def print_work(works: Sequence[Work], note: str, out: Path) -> None:
         of_task = [work for work in works if work.task == task]
         sums = [sum(getattr(work, name) for work in of_task) for name in _SUMMED]
         table.add_row(task, f"{len(of_task):,}", *(f"{number:,}" for number in sums))
-    console().print(table)
+    show(table)
     missing = sum(work.rows - work.present for work in works)
     text = f"{missing:,} rows would be added to {out}. {note}No model was loaded, nothing was asked."
     say(text)

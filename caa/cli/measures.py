@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from caa.cli.console import Dtype, console, finetunes_of, load_wrapper, print_summary, print_tables, refuse_to_overwrite
+from caa.cli.console import Dtype, finetunes_of, load_wrapper, print_summary, print_tables, refuse_to_overwrite, show
 from caa.judges.config import OFFLINE, JudgeConfig
 
 PAIRWISE = "pairwise"
@@ -129,7 +129,7 @@ def damage(
         loops = f"{response.loops} of {response.answers}"
         cells = (f"{response.multiplier:+.3g}", f"{score.mean:.2f} ±{score.half_width:.2f}")
         table.add_row(f"{response.dose:+g}", *cells, f"{response.perplexity:.1f}", loops, f"{divergence.mean:.3f}")
-    console().print(table)
+    show(table)
 
 
 def lm_eval_(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from caa.cli.console import print_as, say
+from caa.cli.console import is_json, print_as, refuse_to_overwrite, say, show
 
 
 def report(run: Path, format: Literal["html", "md", "terminal", "csv", "latex"] = "html") -> None:
@@ -21,7 +21,9 @@ def report(run: Path, format: Literal["html", "md", "terminal", "csv", "latex"] 
     from caa.reports import tables
     from caa.reports.pages import appendix, html
 
-    if format in ("html", "md"):
+    if is_json():
+        print_as(tables.write_report(run), "terminal")
+    elif format in ("html", "md"):
         path = html.write_html(run) if format == "html" else appendix.write_appendix(run)
         say(f"{path} is the report")
     else:
@@ -87,6 +89,36 @@ def published(
         say(f"Finetunes and steering, {name}: {counts}.")
     say(f"{sum(len(one.warnings) for one in printed)} warnings; --table 4 and --table 5 tell them, and all numbers")
     return None
+
+
+def runs_(folder: Path, out: Path | None = None) -> None:
+    """List the runs of a folder side by side: model, behaviors, where steering does most, warnings.
+
+    Args:
+        folder: that holds runs, at any depth.
+        out: a Markdown file to write as well: the same table, what happened in each run, and all warnings.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from caa.files import replacing
+    from caa.reports.overview import overview, run_folders, summary
+
+    if out is not None:
+        refuse_to_overwrite(out)
+    summaries = [summary(path) for path in run_folders(folder)]
+    table = Table("run", "model", "rows", "behavior", "task", "steering does most", "warnings", box=box.SIMPLE_HEAD)
+    for one in summaries:
+        facts = [str(one.run.folder), one.run.model, f"{len(one.run.rows):,}"]
+        for behavior, task in one.best or [(", ".join(one.behaviors), "")]:
+            best = str(one.best[behavior, task]) if one.best else "no steered cell"
+            table.add_row(*(Text(word) for word in (*facts, behavior, task, best, str(len(one.warnings)))))
+    show(table)
+    if out is not None:
+        with replacing(out) as scratch:
+            scratch.write_text(overview(summaries), encoding="utf-8", errors="replace")
+        say(f"{out} is the report over {len(summaries)} runs")
 
 
 def data(name: str) -> None:

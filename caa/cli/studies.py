@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from caa.cli.console import Dtype, console, finetunes_of, load_wrapper, refuse_to_overwrite, say
+from caa.cli.console import Dtype, finetunes_of, load_wrapper, refuse_to_overwrite, say, show
 from caa.data.behaviors import Behavior
 from caa.files import replacing
 from caa.judges.config import JudgeConfig
@@ -151,7 +151,7 @@ def _print_trials(result: Search) -> None:
             numbers += [f"{record['loops']:+.0%}", f"{record['spent']:.0%}", str(record["answers"])]
             part = record["part"] if record["part"] != "asked" else ""
             table.add_row(str(record["layer"]), f"{record['dose']:+g}", *numbers, part)
-    console().print(table)
+    show(table)
 
 
 def robustness(
@@ -235,7 +235,7 @@ def _print_robustness(results: Sequence[Any]) -> None:
     for result, effect in failing:
         text = " ".join(effect.text.split())
         say(f"fails: {result.finetune or 'base'}, {effect.family}, {effect.gain:+.2f}: {text[:160]}")
-    console().print(table)
+    show(table)
     say("score: mean effect over its root mean square; 1 where all prompts move alike, 0 where they cancel")
 
 
@@ -321,7 +321,7 @@ def _print_resistance(results: Sequence[Any]) -> None:
         shares = [f"{result.share(0).mean:.0%}", ends, f"{last.mean:.0%}", f"{result.returning:.0%}"]
         direction = "own" if result.random is None else f"random-{result.random}"
         table.add_row(result.finetune or "base", direction, *shares)
-    console().print(table)
+    show(table)
     say("gone again: prompts that show it at one dose and no longer at a larger one, so the smallest is half the truth")
 
 

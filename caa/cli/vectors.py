@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from caa.cli.console import Dtype, console, load_wrapper, refuse_to_overwrite, say
+from caa.cli.console import Dtype, load_wrapper, refuse_to_overwrite, say, show
 
 
 def extract_(
@@ -89,7 +89,7 @@ def _print_layers(vector: Any, profiles: Any) -> None:
     for layer, norm in vector.norms().items():
         numbers = [norm, *(known[f"layer {layer}: {name}"] for name in columns), dose(vector, layer, 1.0, norms)]
         table.add_row(str(layer), *(f"{number:.3g}" for number in numbers))
-    console().print(table)
+    show(table)
     say_peaks(profiles)
 
 
@@ -132,7 +132,7 @@ def inspect(path: Path, model: str | None = None) -> None:
     facts = Grid(show_header=False, title=Text(f"{path}: {finding.kind}"), title_justify="left")
     for name, value in finding.facts.items():
         facts.add_row(Text(name), Text(value))  # Text: what a file says is data, not markup
-    console().print(facts)
+    show(facts)
     for name, norms in finding.norms.items():
         shown = "  ".join(f"{layer}: {norm:.3f}" for layer, norm in norms.items())
         say(f"{name} by layer  {shown}")

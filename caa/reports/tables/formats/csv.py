@@ -40,7 +40,7 @@ def _frame(tables: Iterable[Table]) -> pd.DataFrame:
     import pandas as pd
 
     printed = [part for table in tables for part in (table, *table.below)]
-    records = [_record(entry) for table in printed for entry in table.entries]
+    records = [entry_record(entry) for table in printed for entry in table.entries]
     blank = dict.fromkeys(records[0] if records else (), "")  # not left out: pandas would make floats of all layers
     warnings = [warning for table in printed for warning in table.warnings]
     headlines = [headline for table in printed for headline in table.headlines]
@@ -50,7 +50,8 @@ def _frame(tables: Iterable[Table]) -> pd.DataFrame:
     return frame
 
 
-def _record(entry: Entry) -> dict[str, object]:
+def entry_record(entry: Entry) -> dict[str, object]:
+    """An entry as a line of data: its cell, then its numbers, not rounded."""
     numbers = {**asdict(entry.estimate), "quantity": entry.quantity, "p": entry.p}
     more = {"coverage": entry.estimate.coverage, "balanced": entry.balanced, "note": entry.unread}
     return {**cell_fields(entry.cell), **numbers, **more}
