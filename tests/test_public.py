@@ -67,6 +67,14 @@ def test_namespaces_give_what_is_in_them_without_an_import_of_ones_own():
     assert in_python("from caa import scopes, judges", "print(scopes, judges.JudgeConfig)").returncode == 0
 
 
+def test_a_grid_is_there_before_compilers_trainers_and_metrics_are():
+    heavy = "{'torch._dynamo', 'torchmetrics', 'lightning', 'trl', 'datasets', 'pandas', 'peft'}"
+    assert (
+        in_python("import sys, caa", "caa.EvalGrid, caa.finetune", f"print({heavy} & set(sys.modules))").stdout
+        == "set()\n"
+    )
+
+
 def test_finetune_is_the_function():
     assert in_python("from caa import finetune", "print(finetune.__name__)").stdout.strip() == "finetune"
 

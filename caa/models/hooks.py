@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from torch._dynamo import config as dynamo
 
 Edit = Callable[[Tensor], Tensor]
 """resid [row, position, d_model] -> resid, the same shape and dtype."""
@@ -51,6 +50,8 @@ Hook = Callable[..., Any]
 
 def _attach(register: Callable[..., Any], hook: Hook, *, with_kwargs: bool = False, prepend: bool = False) -> Any:
     """Register a hook where compiled code sees it: by default torch.compile runs on as if there were none."""
+    from torch._dynamo import config as dynamo  # half of what importing the rest of this package takes
+
     if dynamo.skip_nnmodule_hook_guards:
         dynamo.skip_nnmodule_hook_guards = False
         torch.compiler.reset()  # what was compiled before does not look
