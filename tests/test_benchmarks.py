@@ -102,8 +102,9 @@ def test_every_loop_gives_the_probabilities_of_the_plain_model(tiny):
 def test_steering_vectors_does_the_same_where_it_is_installed(tiny):
     pytest.importorskip("steering_vectors", reason="`make bench` installs it")
     settings = tiny.settings((1.0,))
-    found = loops.by_steering_vectors(tiny, tiny.questions, settings, 2)
-    torch.testing.assert_close(found, loops.reference(tiny, tiny.questions, settings), atol=1e-5, rtol=0)
+    slow = loops.reference(tiny, tiny.questions, settings)
+    for loop in (loops.by_steering_vectors, loops.by_steering_vectors_with_cache):
+        torch.testing.assert_close(loop(tiny, tiny.questions, settings, 2), slow, atol=1e-5, rtol=0)
 
 
 def test_the_floor_reads_a_prompt_once_and_both_letters(tiny):

@@ -226,8 +226,8 @@ def test_examples_in_docstrings_are_code_on_the_page(site):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_site_in_a_browser(address, scheme, width):
-    for title, path in {"home": "", "idea": "idea/", "reference": "reference/steering/"}.items():
-        with window(width, color_scheme=scheme) as opened:
+    with window(width, color_scheme=scheme) as opened:
+        for title, path in {"home": "", "idea": "idea/", "reference": "reference/steering/"}.items():
             opened.page.goto(f"{address}/{path}", wait_until="networkidle")
             assert opened.page.evaluate("document.documentElement.scrollWidth") <= width, "wider than the screen"
             broken = "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"

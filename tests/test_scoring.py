@@ -41,14 +41,17 @@ ALL = [*LATE, *((Intervention(V, layer, 1.0, where=everywhere),) for layer in (3
 
 @torch.no_grad()
 def by_hand(wrapper: SteeringWrapper, text: Continued, setting) -> list[float]:
-    sums = []
+    """Continuations that differ in their last token alone are read once."""
+    sums, read = [], {}
     for tokens in text.continuations:
-        with wrapper.steer(*setting):
-            whole = torch.tensor([[*text.prompt, *tokens]])
-            logits = wrapper(whole, prompt_lengths=torch.tensor([len(text.prompt)]), use_cache=False).logits[0]
-        logs = logits.double().log_softmax(-1)
-        places = range(len(text.prompt) + text.start, whole.shape[1])
-        sums.append(sum(logs[place - 1, whole[0, place]].item() for place in places))
+        whole = [*text.prompt, *tokens]
+        if (before := tuple(whole[:-1])) not in read:
+            with wrapper.steer(*setting):
+                prompt_lengths = torch.tensor([len(text.prompt)])
+                logits = wrapper(torch.tensor([before]), prompt_lengths=prompt_lengths, use_cache=False).logits[0]
+            read[before] = logits.double().log_softmax(-1)
+        places = range(len(text.prompt) + text.start, len(whole))
+        sums.append(sum(read[before][place - 1, whole[place]].item() for place in places))
     return sums
 
 
@@ -256,14 +259,16 @@ def test_texts_under_all_settings_equal_one_at_a_time(family):
     wrapper = SteeringWrapper(tiny_model(family))
     prompts = [ids(6, 1), ids(19, 2), ids(3, 3)]
     how = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    wrapper.model.generation_config.update(**how)
+    alone = {}
+    for number, setting in enumerate(ALL):  # it begins with all of LATE
+        with wrapper.steer(*setting):
+            for row, prompt in enumerate(prompts):
+                alone[row, number] = wrapper.generate(torch.tensor([prompt]), use_cache=False)[0, -6:].tolist()
     for settings in (LATE, ALL):
-        wrapper.model.generation_config.update(**how)
-        found = generate_settings(wrapper, *pad(prompts, 0, side="left"), settings)[:, -6:].tolist()
-        for answer, (prompt, setting) in zip(found, product(prompts, settings), strict=True):
-            with wrapper.steer(*setting):
-                alone = wrapper.generate(torch.tensor([prompt]), use_cache=False)[0, -6:].tolist()
-            assert answer == alone
-        assert len({tuple(answer) for answer in found}) > len(prompts)
+        answers = generate_settings(wrapper, *pad(prompts, 0, side="left"), settings)[:, -6:].tolist()
+        assert answers == [alone[place] for place in product(range(len(prompts)), range(len(settings)))]
+        assert len({tuple(answer) for answer in answers}) > len(prompts)
 
 
 def test_the_prompt_is_read_once_for_all_settings_that_leave_it_alone():

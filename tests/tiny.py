@@ -50,7 +50,8 @@ _RARE: dict[str, dict[str, Any]] = {
     "GPTNeo": {"attention_types": [[["global", "local"], 2]], "window_size": 8, "num_layers": 4, "num_heads": 4},
     "Mpt": {"d_model": 32, "n_heads": 4, "n_layers": 4, "max_seq_len": 256},
     "Mamba": {"state_size": 4},
-    "Mamba2": {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 2},
+    # Without kernels of its own, texts are padded to whole chunks: of 256 tokens if nothing else is said.
+    "Mamba2": {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8},
     "Rwkv": {},
     "RecurrentGemma": {"lru_width": 32, "attention_window_size": 32},
 }
