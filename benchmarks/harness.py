@@ -34,6 +34,8 @@ class Timing:
     seconds: tuple[float, ...]
     """One for each repeat, already divided by the contender's share."""
     note: str = ""
+    cpu: tuple[float, ...] = ()
+    """Seconds of all of this process's threads in the same repeats: what others on the machine do adds little to it."""
 
     @property
     def median(self) -> float:
@@ -56,11 +58,15 @@ def alternate(contenders: Sequence[Contender], repeats: int) -> tuple[list[Timin
     """
     results = {each.name: each.run() for each in contenders}
     seconds: dict[str, list[float]] = {each.name: [] for each in contenders}
+    cpu: dict[str, list[float]] = {each.name: [] for each in contenders}
     for round_ in range(repeats):
         turn = round_ % len(contenders)
         for each in (*contenders[turn:], *contenders[:turn]):
+            start = time.process_time()
             seconds[each.name].append(once(each.run) / each.share)
-    return [Timing(each.name, tuple(seconds[each.name]), each.note) for each in contenders], results
+            cpu[each.name].append((time.process_time() - start) / each.share)
+    timings = [Timing(each.name, tuple(seconds[each.name]), each.note, tuple(cpu[each.name])) for each in contenders]
+    return timings, results
 
 
 def once(run: Callable[[], Any]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -61,7 +62,10 @@ class Report:
     def markdown(self) -> str:
         lines = [f"## {self.title}: {self.subject}", ""]
         if self.timings:
-            lines += ["| | median, s | quartiles, s | x the first | |", "| --- | ---: | ---: | ---: | --- |"]
+            lines += [
+                "| | median, s | quartiles, s | CPU, s | x the first | |",
+                "| --- | ---: | ---: | ---: | ---: | --- |",
+            ]
             lines += [self._line(timing) for timing in self.timings] + [""]
         if self.claims:
             lines += ["| | measured | to show | shown |", "| --- | ---: | ---: | --- |"]
@@ -71,7 +75,10 @@ class Report:
     def _line(self, timing: Timing) -> str:
         low, high = timing.quartiles
         times = timing.median / self.timings[0].median
-        return f"| {timing.name} | {timing.median:.4g} | {low:.4g} to {high:.4g} | {times:.3g} | {timing.note} |"
+        cpu = f"{statistics.median(timing.cpu):.4g}" if timing.cpu else ""
+        return (
+            f"| {timing.name} | {timing.median:.4g} | {low:.4g} to {high:.4g} | {cpu} | {times:.3g} | {timing.note} |"
+        )
 
 
 def new_stem(folder: Path, machine: Mapping[str, Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -13,12 +14,14 @@ from benchmarks.machine import installed
 from benchmarks.ours import all_at_once
 from benchmarks.report import Claim, Report
 from benchmarks.subjects import Size, Subject
+from caa.steering.intervention import Setting
 
 MULTIPLIERS = (-1.0, 1.0, 2.0)
 """None of them 0: the unsteered model would be asked once for all layers, which is no work."""
 
 UNSTEERED, OURS = "one unsteered scoring", "caa, all settings at once"
 CELLS, PEER, REFERENCE = "caa's wrapper, cell by cell", "steering-vectors, cell by cell", "as published, one by one"
+CACHED = "steering-vectors, one prompt cache"
 
 
 def sweep(subject: Subject, size: Size) -> Report:
@@ -26,16 +29,23 @@ def sweep(subject: Subject, size: Size) -> Report:
     questions, settings = subject.questions, subject.settings(MULTIPLIERS)
     some = [cell for cell in range(len(settings)) if cell // 3 % 3 == cell % 3]
     chosen, few = [settings[cell] for cell in some], questions[: size.reference_questions]
-    batch = fastest(partial(loops.unsteered, subject, questions), size.batch_sizes)
     share, note = len(some) / len(settings), f"{len(some)} of {len(settings)} settings timed, scaled"
+
+    def at_its_best(name: str, loop: Callable[..., Tensor], asked: Sequence[Setting], share: float, note: str) -> None:
+        """A contender at the batch size at which it is fastest, tried on three settings."""
+        batch = fastest(partial(loop, subject, questions, asked[:3]), size.batch_sizes)
+        run = partial(loop, subject, questions, asked, batch)
+        work.append(Contender(name, run, share, f"{note}; batches of {batch}"))
+
+    batch = fastest(partial(loops.unsteered, subject, questions), size.batch_sizes)
     work = [
         Contender(UNSTEERED, lambda: loops.unsteered(subject, questions, batch), note=f"batches of {batch}"),
         Contender(OURS, lambda: all_at_once(subject, questions, settings), note="as a user calls it"),
-        Contender(CELLS, lambda: loops.cell_by_cell(subject, questions, chosen, batch), share, note),
     ]
+    at_its_best(CELLS, loops.cell_by_cell, chosen, share, note)
     if peer := installed("steering-vectors") != "not installed":
-        run = partial(loops.by_steering_vectors, subject, questions, chosen, batch)
-        work.append(Contender(PEER, run, share, f"{note}; batches of {batch}, one slice for all rows"))
+        at_its_best(PEER, loops.by_steering_vectors, chosen, share, f"{note}; one slice for all rows")
+        at_its_best(CACHED, loops.by_steering_vectors_with_cache, settings, 1.0, "a dozen lines of the user's own")
     fewer = f"{note}, and {len(few)} of {len(questions)} questions"
     run = partial(loops.reference, subject, few, chosen)
     work.append(Contender(REFERENCE, run, share * len(few) / len(questions), fewer))
@@ -44,6 +54,7 @@ def sweep(subject: Subject, size: Size) -> Report:
     report.ratio("all settings at once / one unsteered scoring", OURS, UNSTEERED, 3.0)
     report.ratio("cell by cell / all at once", CELLS, OURS, 15, at_least=True)
     report.ratio("steering-vectors / all at once", PEER, OURS, 15, at_least=True)
+    report.ratio("steering-vectors with a prompt cache / all at once", CACHED, OURS)
     report.ratio("as published / all at once", REFERENCE, OURS)
     limit = 1e-5 if subject.model.dtype == torch.float32 else None
     report.claims += compared(found, loops.reference(subject, few, settings), some, limit)
@@ -64,9 +75,10 @@ def compared(found: dict[str, Tensor], slow: Tensor, some: list[int], limit: flo
         Claim("largest effect on a score (else all would agree)", _apart(score(slow), score(plain)), 0.01, True),
     ]
     if PEER in found:
-        claims.append(
-            Claim("steering-vectors: its largest difference", _apart(found[PEER][: len(slow)], slow[:, some]))
-        )
+        claims += [
+            Claim("steering-vectors: its largest difference", _apart(found[PEER][: len(slow)], slow[:, some])),
+            Claim("the same with a prompt cache", _apart(found[CACHED][: len(slow)], slow)),
+        ]
     return claims
 
 
