@@ -211,7 +211,7 @@ def test_depth_is_counted_and_long_flat_documents_are_read():
 @pytest.mark.parametrize("change", [
     {"score": 10.5}, {"score": -1}, {"score": float("nan")}, {"score": True}, {"score": "7"}, {"multiplier": 1e999},
     {"layer": -1}, {"layer": 1.0}, {"task": 3}, {"system_prompt": "rude"}, {"vector": {"kind": "own", "name": "x"}},
-    {"text": 7}, {"question": None}, {"finetune": 1}, {"behavior": []}, {"task": "ab", "score": 1.5},
+    {"text": 7}, {"reason": ["x"]}, {"question": None}, {"finetune": 1}, {"behavior": []}, {"task": "ab", "score": 1.5},
     {"p_matching": 2.0}, {"vector": {"kind": "others", "name": "x"}},
 ])  # fmt: skip
 def test_a_row_that_cannot_be_is_refused_with_its_line(change, tmp_path):

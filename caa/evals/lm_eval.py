@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,8 @@ def _row(cell: Cell, task: str, sample: Mapping[str, Any], metric: str) -> Row:
         known = ", ".join(sample["metrics"])
         raise ValueError(f"the task {task!r} has no metric {metric!r}; it has {known}")
     name = question_id(task, str(sample["doc_id"]), sample["doc_hash"])
-    return Row(replace(cell, task=task), name, float(sample[metric]), {"metric": metric})
+    score = float(sample[metric])
+    return Row(replace(cell, task=task), name, score if isfinite(score) else None, {"metric": metric})
 
 
 def _harness(

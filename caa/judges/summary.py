@@ -37,5 +37,5 @@ def unjudged_reasons(rows: Iterable[Row]) -> Counter[str]:
     >>> unjudged_reasons(rows)
     Counter({'unparsable reply': 2, 'empty': 1})
     """
-    reasons = (row.evidence.get("reason", "") for row in rows if row.score is None)
+    reasons = (row.evidence.get("reason") or "" for row in rows if row.score is None)
     return Counter(reason.split(" '")[0].split(' "')[0] or "no reason given" for reason in reasons)

@@ -135,7 +135,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "score": (float, int, type(None)),
 }
 _EVIDENCE = ("text", "asked", "reason", "matching", "category", "setting")
-"""Fields that are texts where a row has them."""
+"""Fields that are texts, or nothing, where a row has them."""
 _MOST = {"ab": 1.0, "open": 10.0, "facts": 1.0, "truthfulqa": 1.0}
 """Task -> its highest score; the lowest is 0. Those of other harnesses may have any."""
 _ROUNDING = 1e-9
@@ -150,7 +150,7 @@ def _checked(record: Any) -> dict[str, Any]:
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise ValueError(f"{name} should be {expected}, and is {str(record[name])[:60]!r}")
     for name in _EVIDENCE:
-        if type(record.get(name, "")) is not str:
+        if type(record.get(name)) not in (str, type(None)):
             raise ValueError(f"{name} should be a text, and is {str(record[name])[:60]!r}")
     if type(record["vector"]) is dict:
         check_fields(record["vector"], {"kind": str, "name": str}, "its vector")
