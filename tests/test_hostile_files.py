@@ -35,6 +35,8 @@ from caa.vectors.vector import Provenance, SteeringVector
 
 DEEP = json.loads("[" * 40 + "]" * 40)
 STRANGE = (None, True, -1, 3, 2.5, 1e999, float("nan"), 10**400, "x", "\x1b[2J", [], ["x"], {}, {"x": "x"}, DEEP)
+MOST_EDITS = 160
+"""Edited files of a kind that are read, evenly out of all that there are."""
 REFUSED = (ValueError, FileNotFoundError, FileExistsError)
 VECTOR = SteeringVector({1: torch.ones(4)})
 ROW = Row(Cell("b", "open", "f", 2, 1.0, "", VectorRef("random", "0")), "q", 5.0, {"asked": "Why?", "text": "So."})
@@ -181,15 +183,15 @@ def test_each_field_of_a_file_is_read_or_refused_whatever_stands_there(name, tmp
     path = place(tmp_path, name)
     path.write_text(json.dumps(content) + "\n")
     read(path)  # as it was written
-    tried = refused = 0
-    for strange in STRANGE:
-        for changed in [*edited(content, strange), strange]:
-            path.write_text(json.dumps(changed) + "\n")
-            tried += 1
-            refused += is_refused(read, path)
-    assert tried > 20
-    assert refused > tried / 8
-    record_property("faults", tried)
+    files = [changed for strange in STRANGE for changed in (*edited(content, strange), strange)]
+    some = files[:: len(files) // MOST_EDITS + 1]
+    refused = 0
+    for changed in some:
+        path.write_text(json.dumps(changed) + "\n")
+        refused += is_refused(read, path)
+    assert len(some) > 20
+    assert refused > len(some) / 8
+    record_property("faults", len(some))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "settings.yaml"])

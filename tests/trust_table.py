@@ -29,7 +29,6 @@ CLASSES = {
     ),
     "two processes, two threads": (
         "test_disk_faults.py::test_finetunes_and_exports_are_made_by_one_process_at_a_time",
-        "test_disk_faults.py::test_a_folder_that_is_replaced_is_there_at_every_moment",
         "test_files.py::test_a_second_writer_is_refused_at_once_until_the_first_is_gone_even_if_killed",
         "test_grid.py::test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on",
         "test_steering_state.py::test_a_thread_does_not_steer_in_the_block_of_another",
