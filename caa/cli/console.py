@@ -130,11 +130,12 @@ def show(table: Any) -> None:
     """Print a table of rich; as json its title and its lines, numbers as numbers where they stand alone."""
     results = _results.get()
     if results is None:
-        return console().print(table)
+        console().print(table)
+        return
     names = [str(column.header) or ("name", "value")[n % 2] for n, column in enumerate(table.columns)]
     cells = zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True)
     lines = [dict(zip(names, map(_number_or_text, line), strict=True)) for line in cells]
-    return results.append({"title": str(table.title or ""), "lines": lines})
+    results.append({"title": str(table.title or ""), "lines": lines})
 
 
 def _number_or_text(text: str) -> float | str:
