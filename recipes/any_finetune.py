@@ -67,9 +67,12 @@ def run(
     examples = steps * settings["training"]["batch_size"]
     for behavior in behaviors:
         plain_peft(behavior, settings["model"], out / GIVEN, examples)
-    words = ["--out", str(out), "--figures", "false", "--behaviors", str(behaviors), "--training.max_steps", str(steps)]
-    words += ["--finetunes", str([*settings["finetunes"], GIVEN]), f"--given.{GIVEN}", f"{out / GIVEN}/{{behavior}}"]
-    if main(["run", experiment, *words, *(["--limit", str(limit)] if limit else [])]):
+    settings |= {"out": str(out), "behaviors": behaviors, "limit": limit, "figures": False}
+    settings |= {"finetunes": [*settings["finetunes"], GIVEN], "given": {GIVEN: f"{out / GIVEN}/{{behavior}}"}}
+    settings["training"]["max_steps"] = steps
+    path = out / "any_finetune.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    if main(["run", str(path)]):
         raise SystemExit(1)
     gallery = Gallery(out)
     for figure in (*gallery.of_rows(), *gallery.of_moves()):
