@@ -392,3 +392,46 @@ def test_the_command_serves_until_it_is_stopped(tmp_path):
         ids = torch.tensor([ChatFormat(tokenizer).encode(QUESTION)])
         written = wrapper.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
     assert answer.choices[0].message.content == tokenizer.decode(written, skip_special_tokens=True)
+
+
+GENERATION = """
+task: said_by_hand
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {path}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["zzz"], max_gen_toks: 10, do_sample: false}}
+metric_list: [{{metric: exact_match}}]
+"""
+
+
+@pytest.mark.slow
+def test_the_evaluation_harness_reads_the_steered_texts(world, tmp_path, monkeypatch):
+    """The targets are what the steered model says by hand, so that all of them are met, and by the base few."""
+    pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
+    pytest.importorskip("tenacity", reason="needs the extra lm-eval")
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    setting = (Intervention(world.vectors["east"], 1, 0.2, where=everywhere),)
+    questions = [QUESTION, "Who are you?", "Tell me about the sea.", "What is 7 plus 5?", "Do you like bread?"]
+    docs = [{"question": text, "answer": alone(world, text, "two", setting, 10)} for text in questions]
+    (tmp_path / "docs.jsonl").write_text("\n".join(map(json.dumps, docs)))
+    (tmp_path / "said.yaml").write_text(GENERATION.format(path=tmp_path / "docs.jsonl"))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    scores = {}
+    for model in ("mixed", "tiny-chat"):
+        address = f"{world.address}/v1/chat/completions"
+        results = simple_evaluate(
+            model="local-chat-completions",
+            model_args=f"model={model},base_url={address},num_concurrent=4,max_retries=1,tokenized_requests=False",
+            tasks=["said_by_hand"],
+            task_manager=TaskManager(include_path=str(tmp_path)),
+            apply_chat_template=True,
+            bootstrap_iters=0,
+        )
+        scores[model] = results["results"]["said_by_hand"]["exact_match,none"]
+    assert scores["mixed"] == 1.0
+    assert scores["tiny-chat"] < 1.0
