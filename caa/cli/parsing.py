@@ -47,7 +47,9 @@ def _hold_configs_to_data(command: Command, fields_of: type | None) -> None:
     """
     from jsonargparse import set_parsing_settings
 
-    known = sorted({f"{kind.__module__}.{kind.__qualname__}" for kind in _dataclasses_of(command, fields_of)})
+    kinds = set(_dataclasses_of(command, fields_of))
+    # jsonargparse calls a class by its shortest path, which is that of the package where it has the name
+    known = sorted(f"{module}.{kind.__qualname__}" for kind in kinds for module in (kind.__module__, "caa"))
     set_parsing_settings(
         docstring_parse_attribute_docstrings=True,
         instantiate_subclass_spec_in_any=False,
