@@ -82,6 +82,14 @@ def test_a_random_direction_that_moves_as_much_changes_the_sentence_and_is_a_war
         assert text in [line["note"] for line in written if line["quantity"] == "warning"]
 
 
+def test_a_larger_move_that_may_be_chance_hides_no_smaller_one_that_is_not():
+    rows = rows_of("b", {**PLANTED, (None, 0.3, OWN): 0.1, (None, 0.3, RANDOM): 0.1})
+    erratic = Cell("b", "ab", None, 3, 0.3, vector=VectorRef("random", "1"))
+    rows += [Row(erratic, f"q{n}", 1.0 if n < 25 else 0.0) for n in range(40)]  # +0.12, and 0.08 of standard error
+    [headline] = headlines(rows)
+    assert "at +0.3, no more than random-0 does (+0.1" in headline.text
+
+
 def test_a_random_direction_that_moves_facts_is_no_warning():
     rows = rows_of("b", {**PLANTED, (None, 0.3, RANDOM): 0.4}, task="facts")
     assert not [line for line in run_warnings(rows, {}) if "random direction" in line]

@@ -43,16 +43,20 @@ def rivals(scores: Mapping[Cell, Scores]) -> dict[Cell, Rival]:
 
 
 def strongest_rival(scores: Mapping[Cell, Scores], cell: Cell, controls: Sequence[Cell]) -> Rival | None:
-    """Of these controls the one that moves the score most, if that is as much as the cell's own vector does."""
-    own, moved = changes(scores, cell), {control: changes(scores, control) for control in controls}
-    moved = {control: by_question for control, by_question in moved.items() if by_question}
+    """Of these controls the one that moves the score most, among those that move it as much as the cell's vector does."""
+    known = [rival for rival in (as_rival(scores, cell, control) for control in controls) if rival]
+    return max(known, key=lambda rival: abs(rival.moved), default=None)
+
+
+def as_rival(scores: Mapping[Cell, Scores], cell: Cell, control: Cell) -> Rival | None:
+    """The control, if it moves the score, and as much as the cell's own vector does."""
+    own, moved = changes(scores, cell), changes(scores, control)
     if not own or not moved:
         return None
-    control = max(moved, key=lambda name: abs(fmean(moved[name].values())))
-    size, own_size = fmean(moved[control].values()), fmean(own.values())
+    size, own_size = fmean(moved.values()), fmean(own.values())
     signs = math.copysign(1, own_size), math.copysign(1, size)
-    ahead = [signs[0] * own[name] - signs[1] * value for name, value in moved[control].items() if name in own]
-    noticed = abs(size) >= VISIBLE * highest_score(cell.task) and sure([signs[1] * v for v in moved[control].values()])
+    ahead = [signs[0] * own[name] - signs[1] * value for name, value in moved.items() if name in own]
+    noticed = abs(size) >= VISIBLE * highest_score(cell.task) and sure([signs[1] * value for value in moved.values()])
     return Rival(control, size, own_size) if noticed and ahead and not sure(ahead) else None
 
 
