@@ -127,7 +127,7 @@ class _Sentence:
         if known and self._several:
             return f", where a random direction moves {', '.join(known)} as much"
         for rival in known.values():
-            return f", no more than {vector_name(rival.cell.vector)} does ({signed_change(rival.moved)})"
+            return f", not clearly more than {vector_name(rival.cell.vector)} does ({signed_change(rival.moved)})"
         return ""
 
     def _chance(self) -> list[str]:
