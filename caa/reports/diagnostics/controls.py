@@ -43,7 +43,7 @@ def rivals(scores: Mapping[Cell, Scores]) -> dict[Cell, Rival]:
 
 
 def strongest_rival(scores: Mapping[Cell, Scores], cell: Cell, controls: Sequence[Cell]) -> Rival | None:
-    """Of these controls the one that moves the score most, among those that move it as much as the cell's vector does."""
+    """Of the controls that move the score as much as the cell's vector does, the one that moves it most."""
     known = [rival for rival in (as_rival(scores, cell, control) for control in controls) if rival]
     return max(known, key=lambda rival: abs(rival.moved), default=None)
 
