@@ -205,7 +205,7 @@ DAMAGE = {
     "config is a pointer": (lambda f: pointer(f / "adapter_config.json"), "git lfs pull"),
     "weights cut short": (
         lambda f: (f / "adapter_model.safetensors").write_bytes((f / "adapter_model.safetensors").read_bytes()[:-40]),
-        "does not fit this model .SafetensorError",
+        "is damaged .Error while deserializing header",
     ),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "holds no weights of an adapter"),
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "no adapter of PEFT"),
@@ -213,7 +213,7 @@ DAMAGE = {
     "config no object": (lambda f: (f / "adapter_config.json").write_text("[]"), "is damaged"),
     "record cut short": (lambda f: (f / "caa.json").write_text('{"base"'), "is damaged"),
     "unknown kind": (lambda f: edit(f, peft_type="TELEPATHY"), "kind TELEPATHY"),
-    "unknown word": (lambda f: edit(f, target_modules=7), "does not fit this model"),
+    "unknown word": (lambda f: edit(f, target_modules=7), "is damaged .it: target_modules should be"),
 }
 
 

@@ -346,7 +346,7 @@ def test_a_dry_run_of_a_config_counts_layer_choice_and_questions(tmp_path, capsy
     assert main(["run", "embedded", "--dry-run", "--limit", "2", "--out", str(tmp_path / "x")]) == 0
     shown = capsys.readouterr().out
     choice = 7 * 2 * (6 + 6 * 2 * 7)  # behaviors x questions x (layers unsteered + layers x signs x vectors)
-    asked = 3 * 7 * 2 * 3 * (3 + 2)  # tasks x behaviors x questions x finetunes x (multipliers + controls)
+    asked = 3 * 7 * 2 * 3 * (3 + 2 * 3)  # tasks x behaviors x questions x finetunes x (multipliers + signs of controls)
     assert f"{choice + asked:,} rows would be added" in shown
     assert "14 finetunes would be trained" in shown
     assert not (tmp_path / "x").exists()

@@ -173,7 +173,7 @@ def test_a_finetune_recorded_with_a_fingerprint_of_the_first_kind_is_still_this_
     with torch.no_grad():
         model.lm_head.weight *= 1e-4
     first = digest_of_samples(model, sample_parameters(model), 0.0)
-    asked = {"base_fingerprint": fingerprint(model), "direction": "positive"}
+    asked = {"base": "tiny", "base_fingerprint": fingerprint(model), "direction": "positive"}
     assert first != asked["base_fingerprint"]
     _write_record(tmp_path / "kept", asked | {"base_fingerprint": first})
     assert _holds(tmp_path / "kept", asked, model)

@@ -268,17 +268,14 @@ def test_a_very_long_answer_leaves_a_phone_usable(address):
         assert w.page.locator("#answers .said").nth(3).evaluate("text => text.scrollWidth <= text.clientWidth")
         assert fits(w)
         assert w.page.locator("#answers .said").nth(1).bounding_box()["height"] < 300, "it scrolls in a box of its own"
-        took = w.page.evaluate("""() => {
-            const start = performance.now();
+        w.page.evaluate("""() => {
             const select = document.getElementById("b-multiplier");
             for (const value of ["-1", "+1"]) {
                 select.value = value;
                 select.dispatchEvent(new Event("change"));
                 document.body.offsetHeight;
             }
-            return (performance.now() - start) / 2;
         }""")
-        assert took < 500, "milliseconds for a change"
         w.page.locator("#said").scroll_into_view_if_needed()
         w.screenshot("report-phone-answers", whole=False)
         assert not w.troubles

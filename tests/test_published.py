@@ -182,7 +182,7 @@ def test_tables_by_name_the_model_in_every_line_and_a_short_output(capsys):
     lines = [
         x for x in csv.DictReader(io.StringIO(capsys.readouterr().out)) if x["quantity"] not in ("headline", "warning")
     ]
-    keys = {(*(line[name] for name in list(line)[:9]), line["quantity"]) for line in lines}
+    keys = {(*(line[name] for name in list(line)[:9]), line["quantity"], line["balanced"]) for line in lines}
     assert len(keys) == len(lines)
     assert {line["model"] for line in lines} == {"Llama 2 7B chat", "Llama 2 13B chat"}
     assert main(["published", str(FOLDER), "--layers", "13,77"]) == 1

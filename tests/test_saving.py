@@ -483,7 +483,8 @@ def rewritten(folder, change):
 def test_a_record_cannot_name_what_lies_outside(base, tmp_path, way, old):
     folder = steered(tiny_lora(base)).save_pretrained(tmp_path / "steered")
     outside = tmp_path / "outside.safetensors"
-    (folder / "vector-0.safetensors").rename(outside)
+    if way != "folder":
+        (folder / "vector-0.safetensors").rename(outside)
     names = {"path": "../outside.safetensors", "absolute": str(outside), "link": "vector-0.safetensors"}
 
     def change(manifest):

@@ -44,5 +44,5 @@ def test_an_installed_wheel_brings_the_models_and_the_data(tmp_path):
     assert names == [path.stem for path in sorted((ROOT / "caa" / "configs").glob("*.yaml"))]
     config = [sys.executable, "-m", "caa.cli", "run", "embedded", "--out", "x", "--print_config"]
     printed = subprocess.run(config, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
-    assert "random_controls: 1" in printed
+    assert "random_controls: 3" in printed
     assert "out: x" in printed

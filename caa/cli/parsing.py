@@ -69,6 +69,7 @@ def _dataclasses_of(*signatures: Any) -> Iterator[type]:
 
 def _leaves(hint: Any) -> Iterator[Any]:
     """
+    >>> from pathlib import Path
     >>> [leaf.__name__ for leaf in _leaves(dict[str, Path | None] | int)]
     ['str', 'Path', 'NoneType', 'int']
     """

@@ -33,7 +33,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     CONFIG: {
         "peft_type": str,
         "base_model_name_or_path": str | None,
-        "r": int,
+        "r": int | None,
         "rank_pattern": dict[str, int] | None,
         "target_modules": str | list[str] | None,
         "modules_to_save": list[str] | None,
@@ -139,6 +139,8 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 def _check_rank(folder: Path, config: dict[str, Any]) -> None:
     """A rank beyond every tensor of the file would be taken out of memory before anybody sees that it is wrong."""
+    if config.get("peft_type") != "LORA":  # what others call a rank is something else
+        return
     ranks = [config.get("r", 1), *(config.get("rank_pattern") or {}).values()]
     file = folder / WEIGHTS[0]
     most = max(_dimensions(file), default=MOST_RANK) if file.is_file() else MOST_RANK
