@@ -111,7 +111,7 @@ MODULES = {
     "caa.steering.doses": "caa.extraction.norms",
     "caa.steering.extraction": "caa.extraction.extract",
     "caa.steering.hooks": "caa.models.hooks",
-    "caa.steering.hub": "caa.steering.checkpoint.hub",
+    "caa.steering.hub": "caa.hub",
     "caa.steering.identity": "caa.models.fingerprint",
     "caa.steering.keeping": "caa.extraction.vector_file",
     "caa.steering.loading": "caa.models.loading",

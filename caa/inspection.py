@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caa.hashing import file_digest
+from caa.hub import ADAPTER, STEERED, VECTOR, VECTOR_FILE, address_of, holds, local_path
 from caa.models.gguf import GgufHeader, describe, read_header
 from caa.untrusted import read_object
 from caa.vectors.formats.content import NoLayerError
@@ -50,11 +51,20 @@ def inspect(path: str | Path, model: str | None = None) -> Finding:
     """
     from caa.models.names import model_path
 
-    path = Path(model_path(str(path)))
+    path = _local(Path(model_path(str(path))))
     finding, base = _folder(path) if path.is_dir() else _file(path)
     if model:
         finding.verdicts = list(verdicts(base, model))
     return finding
+
+
+def _local(path: Path) -> Path:
+    """The same path, or where the Hub's files of that name came, whatever they are."""
+    for kind in (STEERED, ADAPTER, VECTOR):
+        if address_of(path) and holds(path, kind.key):
+            folder = local_path(path, kind)
+            return folder / VECTOR_FILE if kind is VECTOR else folder
+    return local_path(path, STEERED)
 
 
 def misfits(path: str | Path, model: str) -> list[str]:

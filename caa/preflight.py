@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from caa.data.behaviors import Behavior
+from caa.hub import ADAPTER, holds, local_path
 from caa.judges.build import kind_of
 from caa.judges.config import JudgeConfig
 from caa.models.names import ADAPTER_CONFIG, EMBEDDED, KINDS, PACKAGED, adapter_base
@@ -134,18 +135,23 @@ def adapter_problems(adapters: Mapping[str, Path], model: str) -> Iterator[str]:
     from caa.inspection import misfits
 
     for name, path in adapters.items():
-        if not (Path(path) / ADAPTER_CONFIG).exists():
+        try:
+            folder = local_path(path, ADAPTER)
+        except FileNotFoundError as error:
+            yield f"there is no finetune {name!r}: {error}"
+            continue
+        if not (folder / ADAPTER_CONFIG).exists():
             yield f"{path} is no LoRA adapter (it has no {ADAPTER_CONFIG}), so there is no finetune {name!r}"
             continue
         try:
-            yield from (f"the adapter {path} does not fit {model}: {reason}" for reason in misfits(path, model))
+            yield from (f"the adapter {path} does not fit {model}: {reason}" for reason in misfits(folder, model))
         except ValueError as error:
             yield str(error)
 
 
 def finetune_problems(finetunes: Mapping[str, Path], model: str) -> Iterator[str]:
     """Of finetunes by name: adapters, and full checkpoints of the same base, by their configs alone."""
-    adapters = {name: path for name, path in finetunes.items() if (Path(path) / ADAPTER_CONFIG).exists()}
+    adapters = {name: path for name, path in finetunes.items() if holds(path, ADAPTER_CONFIG)}
     yield from adapter_problems(adapters, model)
     for name in finetunes.keys() - adapters.keys():
         try:

@@ -543,7 +543,7 @@ SHOWS = {
     "compare": ["{run}", "--judge.kind", "local", "--judge.model", "tiny-chat"],
 }
 """Command -> the words with which it shows a model a prompt."""
-SHOWS_NONE = ("report", "figures", "runs", "published", "data", "import", "inspect", "completion")
+SHOWS_NONE = ("report", "figures", "runs", "published", "data", "import", "push", "inspect", "completion")
 DOSES = {
     "grid": ["refusal", "{vector}", "2", "{out}", "--limit", "1"],
     "generate": SHOWS["generate"][:5],

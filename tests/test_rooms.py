@@ -12,7 +12,7 @@ import pytest
 
 CAA = Path(__file__).parents[1] / "caa"
 
-GROUND = {"lazy", "suggestions", "files", "hashing", "callables", "comparing", "untrusted"}
+GROUND = {"lazy", "suggestions", "files", "hashing", "callables", "comparing", "untrusted", "hub"}
 """Single files that every room may use; they know no room."""
 MAY_IMPORT = {
     "data": set(),

@@ -630,7 +630,10 @@ class Hub:
         return self
 
     def create_repo(self, name, private, exist_ok):
+        from types import SimpleNamespace
+
         (self.root / name).mkdir(parents=True, exist_ok=exist_ok)
+        return SimpleNamespace(repo_id=name)
 
     def upload_folder(self, repo_id, folder_path, delete_patterns, commit_message):
         import fnmatch
@@ -643,7 +646,7 @@ class Hub:
         shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
         return SimpleNamespace(commit_url=f"https://huggingface.co/{repo_id}/commit/1")
 
-    def download(self, name, allow_patterns):
+    def download(self, name, revision, allow_patterns):
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         if not (self.root / name).exists():
@@ -667,5 +670,5 @@ def test_to_the_hub_and_back(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded = SteeringWrapper.from_pretrained("you/steered")
     assert torch.equal(loaded(IDS).logits, wrapper(IDS).logits)
-    with pytest.raises(FileNotFoundError, match="neither a folder nor on the Hub"):
+    with pytest.raises(FileNotFoundError, match="neither a path here nor on the Hub"):
         SteeringWrapper.from_pretrained("you/another")

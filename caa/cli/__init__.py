@@ -18,7 +18,7 @@ from caa.cli.parsing import Command, UsageError, parse, parser_of
 from caa.cli.results import data, figures, published, report, runs_
 from caa.cli.runs import config_path, demo, finetune, grid, run, shipped_configs
 from caa.cli.studies import redteam, robustness, search
-from caa.cli.vectors import extract_, import_, inspect
+from caa.cli.vectors import extract_, import_, inspect, push
 from caa.judges.clients.transport import JudgeError
 from caa.suggestions import did_you_mean
 
@@ -75,6 +75,7 @@ _ALL: tuple[Command, ...] = (
     data,
     export,
     import_,
+    push,
     inspect,
     completion,
 )

@@ -99,11 +99,12 @@ def damage(
     from caa.data.sources import load_facts
     from caa.evals.damage import divergences
     from caa.evals.transfer import dose_response
+    from caa.models.names import adapter_name
     from caa.reports.statistics import mean_interval
 
     loaded, direction = load_behavior(behavior).first_questions(limit), SteeringVector.load(vector)
     prompts = [stem(question.text) for question in load_facts(facts)[:limit]]  # with options, all begin with "("
-    worn = {adapter.name: adapter} if adapter else {}
+    worn = {adapter_name(adapter): adapter} if adapter else {}
     problems = [*check.model_problems(model, dtype, device, [layer]), *check.adapter_problems(worn, model)]
     problems += check.vector_problems(direction, [layer], model)
     check.refuse([*problems, *check.behavior_problems(loaded, ("ab", "open"))])

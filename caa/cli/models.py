@@ -53,7 +53,7 @@ def generate(
     from caa.cli.doses import multiplier_for
     from caa.data.chat import ChatFormat
     from caa.models.loading import load_tokenizer
-    from caa.models.names import model_name
+    from caa.models.names import adapter_name, model_name
     from caa.steering.operators import OPERATORS
     from caa.steering.scopes import SCOPES
 
@@ -69,7 +69,7 @@ def generate(
         interventions = wrapper.interventions
         wrapper.unsteer()
     elif vector and layer is not None:
-        direction, adapters = SteeringVector.load(vector), {adapter.name: adapter} if adapter else {}
+        direction, adapters = SteeringVector.load(vector), {adapter_name(adapter): adapter} if adapter else {}
         check.refuse([*check.vector_problems(direction, [layer], model), *check.adapter_problems(adapters, model)])
         wrapper, tokenizer = load_wrapper(model, adapters, dtype, device)
         chat = ChatFormat(tokenizer, system, arguments=arguments)

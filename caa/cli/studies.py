@@ -69,12 +69,13 @@ def search(
     from caa.data.chat import ChatFormat
     from caa.data.sources import load_facts
     from caa.judges import make_judge
+    from caa.models.names import adapter_name
     from caa.steering.operators import OPERATORS
     from caa.steering.scopes import SCOPES
     from caa.studies.search import search as find
 
     subject, beside = _behaviors(behavior, others, judge, limit, out)
-    wrapper, tokenizer = load_wrapper(model, {adapter.name: adapter} if adapter else {}, dtype, device)
+    wrapper, tokenizer = load_wrapper(model, {adapter_name(adapter): adapter} if adapter else {}, dtype, device)
     chat = ChatFormat(tokenizer, arguments=template_arguments or {})
     direction = SteeringVector.load(vector) if vector else extract(wrapper.model, chat, subject)
     result = find(

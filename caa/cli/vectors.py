@@ -1,4 +1,4 @@
-"""Commands about steering vectors and other files: `caa extract`, `caa import`, `caa inspect`."""
+"""Commands about steering vectors and other files: `caa extract`, `caa import`, `caa push`, `caa inspect`."""
 
 from __future__ import annotations
 
@@ -43,13 +43,14 @@ def extract_(
     from caa import load_behavior
     from caa.cli.doses import profiles_of
     from caa.data.chat import ChatFormat
+    from caa.models.names import adapter_name
     from caa.preflight import adapter_problems, refuse
     from caa.vectors import methods
     from caa.vectors.letters import letter_counts
 
     refuse_to_overwrite(out)
     subject = load_behavior(behavior)
-    worn = {adapter.name: adapter} if adapter else {}
+    worn = {adapter_name(adapter): adapter} if adapter else {}
     refuse(adapter_problems(worn, model))
     wrapper, tokenizer = load_wrapper(model, worn, dtype, device)
     pairs = subject.require("pairs")
@@ -116,11 +117,28 @@ def import_(
     say(message)
 
 
+def push(source: Path, name: str, private: bool = False, update: bool = False) -> None:
+    """Put a vector, an adapter or a steered adapter on the Hugging Face Hub; its name there then serves as its path.
+
+    Needs a login of huggingface_hub: `hf auth login`, or HF_TOKEN in the environment.
+
+    Args:
+        source: a vector's file, or the folder of an adapter or a steered adapter.
+        name: the repository, "you/name", or "name" for one of your own; it is made.
+        private: nobody else may see it; without this it is public, as the Hub has it for your account.
+        update: add a commit to a repository that is there already; what it holds now keeps its revision.
+    """
+    from caa.steering.checkpoint.publish import publish
+
+    say(f"{source} is on the Hub: {publish(source, name, private=private or None, update=update)}")
+
+
 def inspect(path: Path, model: str | None = None) -> None:
     """Say what a file or folder is, what is in it, where it came from, and whether it fits a base.
 
     Args:
-        path: a vector of ours or of another tool, a steered adapter, a PEFT adapter, or a run's folder.
+        path: a vector of ours or of another tool, a steered adapter, a PEFT adapter, or a run's folder; the first
+            three also by their names on the Hub, "you/name" or "you/name@revision".
         model: a base to compare it with: an embedded model, a folder, a GGUF file, smollm2, or a name on the Hub.
     """
     from rich.table import Table as Grid

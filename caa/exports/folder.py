@@ -13,11 +13,12 @@ from typing import Any
 from caa.callables import name_of
 from caa.exports.parity import Parity
 from caa.files import only_maker, replacing_folder
+from caa.hub import CARD
 from caa.models.adapter_state import active_adapters
 from caa.models.adapters import adapter_record
 from caa.models.fingerprint import describe
 from caa.models.restore import same_randomness
-from caa.steering.checkpoint.manifest import CARD, seal
+from caa.steering.checkpoint.manifest import seal
 from caa.steering.intervention import Intervention
 
 FORMAT = "caa.export.v1"

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from caa.hashing import tensors_digest
+from caa.hub import ADAPTER, local_path
 from caa.models.adapter_state import LAYERWISE, active_adapters, check_unmerged, held_adapters
 from caa.models.fingerprint import fingerprint, float16_hint, has_fingerprint
 from caa.models.names import ADAPTER_CONFIG as CONFIG
@@ -64,11 +65,12 @@ class AdapterError(ValueError):
 def load_adapter(model: nn.Module, path: str | Path, name: str) -> nn.Module:
     """The model wearing one more adapter, which becomes the active one; a plain model becomes a PeftModel.
 
-    The adapter is proved: no bit of the base is another one, every tensor of the file has landed and every parameter
+    `path` may be its name on the Hub ("you/adapter", "you/adapter@revision"). The adapter
+    is proved: no bit of the base is another one, every tensor of the file has landed and every parameter
     of the adapter was filled. AdapterError (a ValueError), with the reason, for one that is not, that was made for
     another base, or that cannot have this name; the model is then left as it was.
     """
-    folder = Path(path)
+    folder = _local_adapter(path)
     config = _read_config(folder)
     _check_kind(folder, config)
     _check_rank(folder, config)
@@ -115,6 +117,13 @@ def _check_name(model: nn.Module, name: str) -> None:
 
 
 # What a folder says, before anything is put on
+
+
+def _local_adapter(path: str | Path) -> Path:
+    try:
+        return local_path(path, ADAPTER)
+    except FileNotFoundError as error:
+        raise AdapterError(str(error)) from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from caa.hub import holds, upload
 from caa.models.adapter_state import active_adapters, held_adapters
 from caa.models.adapters import active_adapter, adapter_hash, adapter_record, adapters_called, load_adapter, unload
 from caa.models.blocks import (
@@ -32,7 +33,6 @@ from caa.models.positions import TokenClock, cache_in, coefficients, one_each, r
 from caa.models.restore import as_it_was_on_error
 from caa.models.sites import BLOCK_OUTPUT, INPUTS, OF_BLOCKS, Site, site_modules, site_width
 from caa.models.tensors import FiniteLogits
-from caa.steering.checkpoint.hub import upload
 from caa.steering.checkpoint.steered import load_steered, save_steered
 from caa.steering.gates import Decisions, Gate
 from caa.steering.intervention import Intervention
@@ -309,19 +309,22 @@ class SteeringWrapper(nn.Module):
         return [*self.adapters, *self._checkpoints]
 
     def load_adapter(self, path: str | Path, name: str) -> None:
-        """Add a LoRA adapter that PEFT saved; it becomes the active one. ValueError if it was made for another base."""
+        """Add a LoRA adapter that PEFT saved, by its folder or name on the Hub; it becomes the active one.
+
+        ValueError if it was made for another base.
+        """
         self.model = load_adapter(self.model, path, name)
 
     def load_finetune(self, path: str | Path, name: str) -> None:
-        """Add a finetune of any kind: the folder of an adapter, or a full checkpoint of the same base, by its folder or
-        its name on the Hub.
+        """Add a finetune of any kind: an adapter, or a full checkpoint of the same base, by its folder or its name on
+        the Hub (of an adapter also "you/name@revision").
 
         A checkpoint is looked at and dropped; `finetune(name)` loads it again, and it runs in the base's place.
         ValueError for one of another base or under a name that is taken.
         """
         if name in self.finetunes:
             raise ValueError(f"the model already holds a finetune {name!r}; give this one another name")
-        if (Path(path) / ADAPTER_CONFIG).is_file():
+        if holds(path, ADAPTER_CONFIG):
             self.load_adapter(path, name)
         else:
             self._checkpoints[name] = read_checkpoint(path, self._worn)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from caa.files import replacing
 from caa.hashing import tensors_digest
+from caa.hub import VECTOR, VECTOR_FILE, address_of, local_path
 from caa.untrusted import as_dataclass, parse_json
 
 FORMAT = "caa.vector.v1"
@@ -177,7 +178,12 @@ class SteeringVector:
 
     @classmethod
     def load(cls, path: str | Path) -> SteeringVector:
-        """Read a file that `save` wrote; ValueError for anything else."""
+        """Read a file that `save` wrote, by its path or its name on the Hub ("you/vector", "you/vector@revision").
+
+        ValueError for anything else.
+        """
+        if address_of(path):
+            path = local_path(path, VECTOR) / VECTOR_FILE
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no steering vector at {path}; `caa extract` writes one")
         try:

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from caa.hashing import WHOLE, file_digest, json_digest
+from caa.hub import CARD
 from caa.untrusted import check_fields, read_object
-
-CARD = "README.md"
-"""Made to be read and edited, so it is not hashed."""
 
 
 def seal(folder: Path, manifest: dict[str, Any], name: str) -> None:

@@ -10,14 +10,14 @@ from torch import nn
 
 from caa.callables import from_record, to_record
 from caa.files import replacing_folder
+from caa.hub import CARD, STEERED, local_path
 from caa.models.adapter_state import active_adapters
 from caa.models.adapters import adapter_record, load_adapter, save_adapter
 from caa.models.fingerprint import check_base, check_tokenizer, describe, tokenizer_fingerprint
 from caa.models.loading import load_model
 from caa.models.sites import BLOCK_OUTPUT
 from caa.steering.checkpoint.card import steered_card
-from caa.steering.checkpoint.hub import download
-from caa.steering.checkpoint.manifest import CARD, check_seal, inside, read_manifest, seal
+from caa.steering.checkpoint.manifest import check_seal, inside, read_manifest, seal
 from caa.steering.gates import Gate
 from caa.steering.intervention import Intervention
 from caa.steering.operators import OPERATORS
@@ -30,7 +30,7 @@ FORMAT = "caa.steered.v2"
 OLD_FORMAT = "caa.steered.v1"
 GATED_FORMAT = "caa.steered.v3"
 """That of folders with what readers of v2 would pass over, and steer otherwise: gates and sites."""
-MANIFEST = "steering.json"
+MANIFEST = STEERED.key
 
 
 def save_steered(
@@ -148,7 +148,7 @@ def load_steered(
     ValueError, with the reason, for a damaged folder, another base, another tokenizer.
     """
     folder = _here(folder)
-    manifest = _read(folder)
+    manifest = read_steered(folder)
     if model is None:
         model, tokenizer = load_model(manifest["base"]["name"], **kwargs)
     check_base(folder, manifest["base"], model)
@@ -172,7 +172,7 @@ def add_steered(folder: str | Path, model: Any, tokenizer: Any, name: str) -> Ad
     name behind that. ValueError as for `load_steered`, and for a name that is taken.
     """
     folder = _here(folder)
-    manifest = _read(folder)
+    manifest = read_steered(folder)
     check_base(folder, manifest["base"], model)
     check_tokenizer(folder, manifest["tokenizer"], tokenizer)
     active = manifest["active"]
@@ -186,23 +186,13 @@ def add_steered(folder: str | Path, model: Any, tokenizer: Any, name: str) -> Ad
 
 def _here(folder: str | Path) -> Path:
     """The folder of a steered adapter, downloaded if it is a name on the Hub; FileNotFoundError if it is none."""
-    if not Path(folder).exists() and _could_be_on_the_hub(str(folder)):
-        folder = download(str(folder))
-    folder = Path(folder)
+    folder = local_path(folder, STEERED)
     if not (folder / MANIFEST).exists():
         raise FileNotFoundError(f"{folder} is no steered adapter: it has no {MANIFEST}. `save_pretrained` writes one")
     return folder
 
 
-def _could_be_on_the_hub(name: str) -> bool:
-    """
-    >>> [_could_be_on_the_hub(name) for name in ("you/steered", "./runs/steered", "steered", "runs/x/steered")]
-    [True, False, False, False]
-    """
-    return name.count("/") == 1 and name[0] not in "./~"
-
-
-def _read(folder: Path) -> dict[str, Any]:
+def read_steered(folder: Path) -> dict[str, Any]:
     """The manifest of a whole folder, in the words of the present format."""
     manifest = read_manifest(folder, MANIFEST)
     if manifest.get("format") not in (OLD_FORMAT, FORMAT, GATED_FORMAT):
