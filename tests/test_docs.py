@@ -26,6 +26,8 @@ NOT_RUN = {
     "caa data download": "needs a network; test_sources.py has a server of its own",
     "hf auth login": "needs an account",
     "push_to_hub": "needs an account; test_saving.py has a Hub of its own",
+    "caa push": "needs an account; test_hub.py has a Hub of its own",
+    "you/myopic@main": "takes what was pushed",
     "caa published CAA/results": "needs a clone of nrimsky/CAA; test_published.py has one",
     "caa lm-eval arc_easy": "needs a network; test_cli.py runs a task of its own",
     "caa damage myopic_reward": "takes a vector that another page extracts; test_cli.py runs it",
