@@ -113,7 +113,7 @@ def upload(
     api, stale = HfApi(token=token), ["*.safetensors", "*.json", "adapters/*"]
     try:
         repository = api.create_repo(name, private=private, exist_ok=update).repo_id
-        if private and not api.repo_info(repository).private:
+        if private and not api.model_info(repository).private:
             raise _PublicError
         commit = api.upload_folder(
             repo_id=repository, folder_path=folder, delete_patterns=stale, commit_message="Upload with caa"
@@ -135,7 +135,8 @@ class _PublicError(Exception):
 
 
 def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return status
 
 
 def _reason(error: Exception, address: Address) -> str:
