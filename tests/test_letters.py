@@ -141,6 +141,10 @@ def test_summaries_and_csv_say_which_numbers_are_balanced():
     assert summarize(rows)["mean"].tolist()[0] == pytest.approx(0.6)
     lines = to_csv(*finetune_tables(rows)).splitlines()
     header = lines[0].split(",")
-    flags = {line.split(",")[header.index("balanced")] for line in lines[1:] if not {"warning", "headline"} & {*line.split(",")}}
+    flags = {
+        line.split(",")[header.index("balanced")]
+        for line in lines[1:]
+        if not {"warning", "headline"} & {*line.split(",")}
+    }
     assert flags == {"True", "False"}
     assert any("warning" in line and "the letter moves" in line for line in lines)

@@ -128,7 +128,9 @@ def test_its_report_says_the_same_numbers(run):
     expected = pd.read_csv(run / "tables.csv")
     write_report(run)
     lines = pd.read_csv(run / "tables.csv")
-    pd.testing.assert_frame_equal(lines[~lines.quantity.isin(["warning", "headline"])][expected.columns], expected, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        lines[~lines.quantity.isin(["warning", "headline"])][expected.columns], expected, check_dtype=False
+    )
     assert "random x1" in write_html(run).read_text()
 
 
