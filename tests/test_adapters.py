@@ -661,3 +661,16 @@ def test_every_cell_of_a_table_over_strangers_adapters_is_the_slow_definition(tm
         alone = tiny_model() if name is None else worn_by_plain_peft(name)
         expected = share_by_hand(alone, question, multiplier)
         assert scores[name, multiplier, question.id] == pytest.approx(expected, abs=1e-5), (name, multiplier)
+
+
+def test_saving_never_asks_the_hub_and_writes_its_keys_in_order(tmp_path, monkeypatch):
+    def ask(*args, **options):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", ask)
+    model = tiny_lora(tiny_model())
+    model.peft_config["sft"].base_model_name_or_path = "you/base"
+    save_adapter(model, "sft", tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert list(config) == sorted(config)
+    assert config["target_modules"] == sorted(config["target_modules"])

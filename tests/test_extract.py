@@ -114,6 +114,8 @@ def test_unpaired_texts_at_their_last_token():
         ]
         means.append(torch.stack(states).mean(0))
     torch.testing.assert_close(vector.at(1), (means[0] - means[1]).detach(), atol=1e-5, rtol=1e-4)
+    assert vector.source.method == "mean difference, unpaired"
+    assert vector.source.n_pairs == 2
     with pytest.raises(ValueError, match="one of them is empty"):
         extract_from_texts(model, tokenizer, love, [])
 

@@ -297,3 +297,11 @@ def test_a_vector_of_another_site_is_told_where_it_is_used(tmp_path):
     assert str(Intervention(vector, 2)).endswith("layer 2, at the attention output")
     elsewhere = Intervention(vector, 2, site="block output")
     assert str(elsewhere).endswith("layer 2, at the block output (read at the attention output)")
+
+
+def test_a_dict_of_tensors_may_begin_with_layer_0(tmp_path):
+    directions = {0: torch.tensor([1.0, 2.0]), 3: torch.tensor([3.0, 4.0])}
+    torch.save(directions, tmp_path / "v.pt")
+    vector = import_vector(tmp_path / "v.pt")
+    assert vector.layers == [0, 3]
+    assert all(torch.equal(vector.at(layer), direction) for layer, direction in directions.items())

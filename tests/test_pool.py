@@ -10,7 +10,7 @@ from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model, tiny_tokeniz
 
 from caa import Intervention, Question, SteeringVector, SteeringWrapper
 from caa.evals.tasks import answer_open
-from caa.models.capabilities import can_pool
+from caa.models.capabilities import can_branch, can_pool
 from caa.steering.gates import Gate
 from caa.steering.intervention import sweep
 from caa.steering.pool import Writing, write
@@ -94,6 +94,13 @@ def test_families_whose_cache_has_no_places_do_not_pool(family):
 def test_texts_beyond_a_sliding_window_do_not_pool():
     assert can_pool(tiny_model("Gemma2"), 16)
     assert not can_pool(tiny_model("Gemma2"), 17)
+
+
+def test_texts_as_long_as_a_sliding_window_branch_and_longer_ones_do_not():
+    model = tiny_model("Gemma2")
+    assert can_branch(model, 16)
+    with pytest.warns(UserWarning, match="texts of 17 tokens reach beyond its sliding window of 16"):
+        assert not can_branch(model, 17)
 
 
 def test_adapters_and_steering_that_stay_on_act_on_every_row():
