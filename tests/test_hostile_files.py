@@ -24,8 +24,7 @@ from caa.runs.folder import read_run
 from caa.runs.manifest import record_run
 from caa.runs.rows import Cell, Row, VectorRef, append_rows, read_rows
 from caa.steering.checkpoint.manifest import _digest
-from caa.steering.checkpoint.steered import _from_json
-from caa.steering.checkpoint.steered import _read as read_steered
+from caa.steering.checkpoint.steered import _from_json, read_steered
 from caa.steering.settings_file import load_settings
 from caa.studies.candidates import Budget, Candidate, Damage
 from caa.studies.findings import Confirmation, Cost, Search, Trial
