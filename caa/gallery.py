@@ -17,7 +17,7 @@ from caa.evals.transfer import dose_response, sweep_rows
 from caa.experiment import behaviors_of_run, finetunes_of_run
 from caa.extraction.extract import extract, read_pairs
 from caa.extraction.norms import dose, in_recorded_doses, stream_norms
-from caa.extraction.projections import logit_lens, projections_around, similarities, token_texts, written
+from caa.extraction.projections import AFTER, BEFORE, logit_lens, projections_apart, similarities, token_texts, written
 from caa.extraction.vector_file import load_or_extract
 from caa.files import replacing
 from caa.models.loading import load_model
@@ -35,8 +35,6 @@ from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector, random_like
 
-BEFORE, AFTER = 5, 6
-"""Tokens in front of an answer and of it that are looked at."""
 BATCH = 64
 DOSES = (-1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0)
 FEW = 3
@@ -147,9 +145,8 @@ class Gallery:
     def position_heat(
         self, positive: Sequence[tuple[list[int], int]], negative: Sequence[tuple[list[int], int]], kind: str
     ) -> Figure:
-        sides = [projections_around(self.wrapper, side, self.vector, BEFORE, AFTER) for side in (positive, negative)]
         return activations.position_heat(
-            (sides[0] - sides[1]).numpy(),
+            projections_apart(self.wrapper, positive, negative, self.vector).numpy(),
             self.vector.layers,
             list(range(-BEFORE, AFTER)),
             f"{self.chosen.name}: {kind}",

@@ -60,6 +60,14 @@ def plain_hook(model, layer: int, path: str, inputs: bool, edit, places):
             rows[place] = edit(rows[place])
         return torch.stack(rows).reshape(tensor.shape)
 
+    with hooked(model, layer, path, inputs, edited):
+        yield
+
+
+@contextmanager
+def hooked(model, layer: int, path: str, inputs: bool, edited):
+    """What the module of that path writes, or is given, as `edited` makes it."""
+
     def before(module, args, kwargs):
         return (
             ((edited(args[0]), *args[1:]), kwargs)
@@ -135,31 +143,11 @@ def test_beams_of_a_padded_batch_are_those_of_each_prompt_hooked_at_the_site_alo
     assert changed >= 6, "or the hooks did nothing"
 
 
-@contextmanager
 def beam_hook(model, path: str, inputs: bool, push: torch.Tensor, start: int):
     """All rows of a pass over whole texts, pushed from one place on in block 1."""
-    module = decoder_blocks(model)[1].get_submodule(path)
-
-    def pushed(tensor):
-        return torch.cat([tensor[:, :start], tensor[:, start:] + push], dim=1)
-
-    def before(module, args, kwargs):
-        return (
-            ((pushed(args[0]), *args[1:]), kwargs)
-            if args
-            else (args, kwargs | {"hidden_states": pushed(kwargs["hidden_states"])})
-        )
-
-    def after(module, args, output):
-        return pushed(output) if isinstance(output, torch.Tensor) else (pushed(output[0]), *output[1:])
-
-    handle = (
-        module.register_forward_pre_hook(before, with_kwargs=True) if inputs else module.register_forward_hook(after)
+    return hooked(
+        model, 1, path, inputs, lambda stream: torch.cat([stream[:, :start], stream[:, start:] + push], dim=1)
     )
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def test_under_a_lora_and_with_other_operators_too():

@@ -194,11 +194,8 @@ def serve(
     directions, key = _by_name(vectors or ()), os.environ.get("CAA_SERVE_KEY") or None
     with listening(host, port) as socket:
         wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
-        chat, limits = (
-            ChatFormat(tokenizer, arguments=template_arguments or {}),
-            Limits(rows, waiting, max_prompt, max_new_tokens),
-        )
-        dose_limit = DoseLimit(max_dose, over_dose)
+        chat = ChatFormat(tokenizer, arguments=template_arguments or {})
+        limits, dose_limit = Limits(rows, waiting, max_prompt, max_new_tokens), DoseLimit(max_dose, over_dose)
         serving = start(wrapper, chat, directions, steered, limits=limits, dose_limit=dose_limit, key=key)
         address, port = socket.getsockname()
         say(f"The server is at http://{address}:{port}/v1 until Ctrl+C; {'with a key' if key else 'without a key'}")

@@ -31,7 +31,7 @@ BUILTIN = (
 )
 """The seven behaviors of the embedded world, in the order in which tables show them."""
 IN_WORDS = ("ai_identity", "past_tense", "admitting_limits", "enthusiasm", "declining", "joy", "formality", "agreeing")
-"""Seven behaviors in words, without letters, for any chat model: pairs, questions of their own, phrases for a judge."""
+"""Behaviors in words, without letters, for any chat model: pairs, questions of their own, phrases for a judge."""
 FACTS = "facts"
 """The embedded world's two-option knowledge questions."""
 PUBLIC = "caa:"

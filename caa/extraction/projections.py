@@ -22,6 +22,9 @@ from caa.vectors.vector import SteeringVector
 Measure = Literal["cosine", "dot"]
 """The cosine with the vector, or the dot product with its unit vector, which is in units of the residual stream."""
 
+BEFORE, AFTER = 5, 6
+"""Tokens in front of an answer and of it that pictures look at."""
+
 
 @torch.no_grad()
 def similarities(
@@ -103,6 +106,18 @@ def written(wrapper: SteeringWrapper, ids: Sequence[int], n_tokens: int) -> list
     with evaluating(wrapper):
         ids_out = wrapper.generate(row, max_new_tokens=n_tokens, min_new_tokens=n_tokens, do_sample=False)[0]
     return list(ids_out.tolist())
+
+
+def projections_apart(
+    wrapper: SteeringWrapper,
+    positive: Sequence[tuple[Sequence[int], int]],
+    negative: Sequence[tuple[Sequence[int], int]],
+    vector: SteeringVector,
+) -> Float[Tensor, "layer position"]:
+    """Where two kinds of texts differ along each layer's direction, from `BEFORE` tokens before their origins to
+    `AFTER` behind: the projections of `projections_around`, positive minus negative."""
+    sides = [projections_around(wrapper, texts, vector, BEFORE, AFTER) for texts in (positive, negative)]
+    return sides[0] - sides[1]
 
 
 def projections_around(

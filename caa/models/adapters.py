@@ -65,10 +65,10 @@ class AdapterError(ValueError):
 def load_adapter(model: nn.Module, path: str | Path, name: str) -> nn.Module:
     """The model wearing one more adapter, which becomes the active one; a plain model becomes a PeftModel.
 
-    `path` may be its name on the Hub ("you/adapter", "you/adapter@revision"). The adapter
-    is proved: no bit of the base is another one, every tensor of the file has landed and every parameter
-    of the adapter was filled. AdapterError (a ValueError), with the reason, for one that is not, that was made for
-    another base, or that cannot have this name; the model is then left as it was.
+    `path` may be its name on the Hub ("you/adapter", "you/adapter@revision"). The adapter is proved: no bit of the base
+    is another one, every tensor of the file has landed and every parameter of the adapter was filled. AdapterError (a
+    ValueError), with the reason, for one that is not, that was made for another base, or that cannot have this name;
+    the model is then left as it was.
     """
     folder = _local_adapter(path)
     config = _read_config(folder)

@@ -19,7 +19,7 @@ from caa.data.chat import ChatFormat
 from caa.serve import errors
 from caa.serve.answers import ChatShape, Envelope, Shape, TextShape, Written
 from caa.serve.bodies import Body, ChatBody, TextBody
-from caa.serve.catalog import Catalog, Push
+from caa.serve.catalog import Catalog
 from caa.serve.engine import End, Engine, Piece, Request
 from caa.serve.guard import Guard
 from caa.serve.metrics import Metrics, Watch
@@ -115,7 +115,7 @@ def _text_call(service: Service, body: TextBody) -> Call:
 def _call(service: Service, body: Body, prompts: Sequence[Sequence[int]], shape: Shape, top: int | None) -> Call:
     """ValueError for a model that there is not, and for a steering that cannot be or goes too far."""
     model = service.catalog.model(body.model)
-    setting, notes = service.catalog.setting([Push(**dict(edit)) for edit in body.edits])
+    setting, notes = service.catalog.setting(body.edits)
     requests = [
         Request(
             prompt=prompt,

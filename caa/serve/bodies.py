@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from caa.serve.catalog import Push
+
 LONGEST_STOP = 200
 MOST_CHOICES = 16
 
@@ -14,22 +16,6 @@ class _Strict(BaseModel):
     """A field that nobody would heed is an error, and so are infinite numbers."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Steer(_Strict):
-    """One edit of the residual stream."""
-
-    vector: str
-    """One of the names that /v1/models tells."""
-    layer: int | None = None
-    """The block whose output is edited, counted from 0; may be left out where the vector has only one."""
-    multiplier: float | None = None
-    dose: float | None = None
-    """In place of a multiplier: the push beside the length of the residual stream."""
-    operator: str | dict[str, Any] = "add"
-    """A name, or a name and its numbers: {"name": "clamp", "value": 3.0}."""
-    scope: str | dict[str, Any] = "after_prompt"
-    """A name, or a name and its numbers: {"name": "steps", "n": 5}."""
 
 
 class StreamOptions(_Strict):
@@ -48,7 +34,7 @@ class Body(_Strict):
     """What both kinds of completions take."""
 
     model: str
-    steering: Steer | Annotated[list[Steer], Field(max_length=16)] = []
+    steering: Push | Annotated[list[Push], Field(max_length=16)] = []
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -64,8 +50,8 @@ class Body(_Strict):
     logit_bias: Nothing | None = None
 
     @property
-    def edits(self) -> list[Steer]:
-        return [self.steering] if isinstance(self.steering, Steer) else self.steering
+    def edits(self) -> list[Push]:
+        return [self.steering] if isinstance(self.steering, Push) else self.steering
 
     @property
     def stops(self) -> tuple[str, ...]:

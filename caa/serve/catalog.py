@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,15 +40,24 @@ class DoseLimit:
     beyond: Literal["refuse", "clamp"] = "refuse"
 
 
-class Push(NamedTuple):
-    """One edit that a request asks for."""
+@dataclass(frozen=True)
+class Push:
+    """One edit of the residual stream that a request asks for."""
+
+    # What clients send is held to these fields.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     vector: str
+    """One of the names that /v1/models tells."""
     layer: int | None = None
+    """The block whose output is edited, counted from 0; may be left out where the vector has only one."""
     multiplier: float | None = None
     dose: float | None = None
-    operator: str | Mapping[str, Any] = "add"
-    scope: str | Mapping[str, Any] = "after_prompt"
+    """In place of a multiplier: the push beside the length of the residual stream."""
+    operator: str | dict[str, Any] = "add"
+    """A name, or a name and its numbers: {"name": "clamp", "value": 3.0}."""
+    scope: str | dict[str, Any] = "after_prompt"
+    """A name, or a name and its numbers: {"name": "steps", "n": 5}."""
 
 
 class Catalog:
@@ -82,7 +91,7 @@ class Catalog:
         given = self._within_limit(wanted, sum(map(abs, doses)))
         notes = []
         for push, before, after in zip(pushes, wanted, given, strict=True):
-            note = push._asdict() | {"layer": after.layer, "multiplier": after.multiplier, "dose": self.dose(after)}
+            note = asdict(push) | {"layer": after.layer, "multiplier": after.multiplier, "dose": self.dose(after)}
             if after is not before:
                 note |= {"clamped": {"multiplier": before.multiplier, "dose": self.dose(before)}}
             notes.append(note)

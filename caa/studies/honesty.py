@@ -12,7 +12,7 @@ from caa.data.chat import ChatFormat
 from caa.data.claims import Claim, counterbalanced, read_claims
 from caa.data.sources import load_facts
 from caa.evals.tasks import answer_open
-from caa.extraction.projections import projections_around, written
+from caa.extraction.projections import AFTER, BEFORE, projections_apart, written
 from caa.reports.figures import activations
 from caa.reports.figures.curves import shares_by_kind
 from caa.reports.figures.plot import Figure
@@ -32,9 +32,6 @@ DILEMMAS = (
 )
 """Questions in which honesty costs something."""
 SAID = re.compile(r"\(([AB])\)|^\s*([AB])\b(?! \w)|\b(true|false)\b|\b([AB])\b(?=[.,:;)]|$)", re.IGNORECASE)
-
-BEFORE, AFTER = 5, 6
-"""Tokens in front of an answer and of it that are looked at."""
 
 
 def verdict(answer: str) -> bool | None:
@@ -92,10 +89,9 @@ def picture_of_positions(
     sides = []
     for edit in (push, _against(push)):
         with wrapper.steer(edit):
-            continued = [(written(wrapper, ids, AFTER), len(ids)) for ids in prompts]
-        sides.append(projections_around(wrapper, continued, vector, BEFORE, AFTER))
+            sides.append([(written(wrapper, ids, AFTER), len(ids)) for ids in prompts])
     return activations.position_heat(
-        (sides[0] - sides[1]).numpy(),
+        projections_apart(wrapper, sides[0], sides[1], vector).numpy(),
         vector.layers,
         list(range(-BEFORE, AFTER)),
         "honesty: answers to claims under + and -",
