@@ -20,6 +20,7 @@ from serving import equipment, running
 
 from caa import Intervention, SteeringVector, SteeringWrapper
 from caa.data.chat import ChatFormat
+from caa.steering.gates import Gate
 from caa.steering.operators import ablate
 from caa.steering.scopes import Steps, everywhere
 
@@ -28,6 +29,7 @@ openai = pytest.importorskip("openai", reason="needs the extra `judge`")
 httpx = pytest.importorskip("httpx")
 
 KEY = "not-a-secret"
+GATED = {"vector": "east", "layer": 2, "multiplier": 0.1}
 QUESTION = "You can have 5 pearls now or 50 next spring. What would you do?"
 
 
@@ -104,6 +106,23 @@ def test_a_request_picks_its_finetune_and_its_steering(world):
         assert answer.choices[0].message.content == expected[name], name
         assert answer.model == model
     assert len(set(expected.values())) > 2
+
+
+def test_a_gate_in_a_request_decides_by_its_prompt(world):
+    """Above and below one threshold: of the two, one is open for this question, and the other leaves it as it was."""
+    east, west = world.vectors["east"], world.vectors["west"]
+    texts = []
+    for bound in ("above", "below"):
+        gate = {"vector": "west", "layer": 1, bound: 0.0}
+        push = {"vector": "east", "layer": 2, "multiplier": 0.4, "gate": gate}
+        answer = world.ask(model="two", steering=push)
+        expected = Intervention(east, 2, 0.4, gate=Gate(west, 1, **{bound: 0.0}))
+        assert answer.choices[0].message.content == alone(world, QUESTION, "two", (expected,)), bound
+        assert answer.steering[0]["gate"] == {"above": None, "below": None} | gate
+        texts.append(answer.choices[0].message.content)
+    steered = alone(world, QUESTION, "two", (Intervention(east, 2, 0.4),))
+    assert sorted(texts) == sorted([steered, alone(world, QUESTION, "two")])
+    assert len(set(texts)) == 2
 
 
 def test_doses_are_multipliers_and_the_answer_says_both(world):
@@ -263,6 +282,10 @@ def test_completions_take_several_prompts_as_texts_or_ids(world):
         ),
         ({"steering": {"vector": "east", "layer": 1, "multiplier": 0.1, "scope": "nowhere"}}, 400, "knows no scope"),
         ({"steering": {"vector": "east", "layer": 1, "multiplier": 0.1, "strength": 3}}, 400, "strength"),
+        ({"steering": GATED | {"gate": {"vector": "west", "layer": 2, "above": 0}}}, 400, "read before the layer"),
+        ({"steering": GATED | {"gate": {"vector": "west", "layer": 1}}}, 400, "Gate needs a threshold"),
+        ({"steering": GATED | {"gate": {"vector": "wets", "layer": 1, "above": 0}}}, 400, "did you mean 'west'?"),
+        ({"steering": GATED | {"gate": {"vector": "west", "layer": 1, "over": 0}}}, 400, "gate.over"),
         ({"messages": [{"role": "user", "content": "a " * 300}]}, 400, "at most 200 are taken"),
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": ""}]}]}, 400, "messages.0.content"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from caa.callables import from_record
 from caa.extraction.norms import multiplier_of
+from caa.steering.gates import Gate
 from caa.steering.intervention import Intervention, Setting
 from caa.steering.operators import OPERATORS, Operator, add
 from caa.steering.scopes import SCOPES, Scope
@@ -40,12 +41,29 @@ class DoseLimit:
     beyond: Literal["refuse", "clamp"] = "refuse"
 
 
+_STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
+"""What clients send is held to the fields that there are."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What decides for a text whether an edit is made: the projection on a vector where its prompt ends."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    vector: str
+    """One of the names that /v1/models tells."""
+    layer: int | None = None
+    """A block before the one that is edited; may be left out where the vector has only one."""
+    above: float | None = None
+    below: float | None = None
+
+
 @dataclass(frozen=True)
 class Push:
     """One edit of the residual stream that a request asks for."""
 
-    # What clients send is held to these fields.
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     vector: str
     """One of the names that /v1/models tells."""
@@ -58,6 +76,8 @@ class Push:
     """A name, or a name and its numbers: {"name": "clamp", "value": 3.0}."""
     scope: str | dict[str, Any] = "after_prompt"
     """A name, or a name and its numbers: {"name": "steps", "n": 5}."""
+    gate: Probe | None = None
+    """None edits whatever the prompt is."""
 
 
 class Catalog:
@@ -117,11 +137,7 @@ class Catalog:
         return clamped
 
     def _intervention(self, push: Push) -> Intervention:
-        if push.vector not in self.vectors:
-            known = list(self.vectors)
-            raise ValueError(f"there is no vector {push.vector!r}{did_you_mean(push.vector, known)}; there are {known}")
-        vector = self.vectors[push.vector]
-        layer = _layer(push, vector)
+        vector, layer = self._direction(push)
         operator, scope = _operator(push.operator), _scope(push.scope)
         if (push.multiplier is None) == (push.dose is None):
             raise ValueError(f"say how far to push along {push.vector!r}: a multiplier or a dose, one of the two")
@@ -130,15 +146,26 @@ class Catalog:
             if operator is not add:
                 raise ValueError("a dose is what `add` pushes; other operators take a multiplier")
             multiplier = multiplier_of(vector, layer, push.dose, self.norms)
-        return Intervention(vector, layer, multiplier or 0.0, operator, scope)
+        gate = self._gate(push.gate) if push.gate else None
+        return Intervention(vector, layer, multiplier or 0.0, operator, scope, gate=gate)
 
+    def _gate(self, probe: Probe) -> Gate:
+        vector, layer = self._direction(probe)
+        return Gate(vector, layer, probe.above, probe.below)
 
-def _layer(push: Push, vector: SteeringVector) -> int:
-    layer = vector.layers[0] if push.layer is None and len(vector.layers) == 1 else push.layer
-    if layer not in vector.layers:
-        asked_for = "no layer is given" if layer is None else f"it has no layer {layer}"
-        raise ValueError(f"{asked_for} for the vector {push.vector!r}; its layers are {vector.layers}")
-    return layer
+    def _direction(self, named: Push | Probe) -> tuple[SteeringVector, int]:
+        """The vector and the layer that are meant."""
+        known = list(self.vectors)
+        if named.vector not in known:
+            raise ValueError(
+                f"there is no vector {named.vector!r}{did_you_mean(named.vector, known)}; there are {known}"
+            )
+        vector = self.vectors[named.vector]
+        layer = vector.layers[0] if named.layer is None and len(vector.layers) == 1 else named.layer
+        if layer not in vector.layers:
+            fault = "no layer is given" if layer is None else f"it has no layer {layer}"
+            raise ValueError(f"{fault} for the vector {named.vector!r}; its layers are {vector.layers}")
+        return vector, layer
 
 
 def _operator(record: str | Mapping[str, Any]) -> Operator:
