@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from caa.reports.naming import signed, usual_first
 from caa.reports.statistics import mean_interval
 from caa.reports.tables import finetune_tables
 from caa.reports.tables.turned import has_many_finetunes
-from caa.runs.folder import read_record
+from caa.runs.folder import check_recorded, read_record
 from caa.runs.rows import OWN, Row, VectorRef, read_rows
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
@@ -61,14 +62,15 @@ class Gallery:
     doses: Sequence[float] = DOSES
 
     def __post_init__(self) -> None:
-        self.rows: list[Row] = read_rows(self.folder / "rows.jsonl")
+        record = read_record(self.folder / "run.json")
+        self.rows: list[Row] = read_rows(self.folder / "rows.jsonl", partial(check_recorded, record=record))
         names = {row.cell.behavior for row in self.rows}  # beside their vectors may lie those read in finetunes
         paths = sorted(path for path in (self.folder / "vectors").glob("*.safetensors") if path.stem in names)
         if not self.rows or not paths:
             raise FileNotFoundError(
                 f"{self.folder} holds no rows or no vectors; give the folder of a finished experiment"
             )
-        notes = read_record(self.folder / "run.json").get("notes", {})
+        notes = record.get("notes", {})
         if "model" not in notes:
             raise FileNotFoundError(f"{self.folder} has no run.json that names its model, which figures ask again")
         checks = {name: source.get("checks", {}) for name, source in notes.get("vectors", {}).items()}

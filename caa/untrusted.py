@@ -213,6 +213,19 @@ def plain(text: str) -> str:
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def plain_values(value: Any) -> Any:
+    r"""The same for all texts of a json value, names too.
+
+    >>> plain_values({"a\x07": ["b\u202e", 1, None]})
+    {'a\\x07': ['b\\u202e', 1, None]}
+    """
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, dict):
+        return {plain_values(key): plain_values(inner) for key, inner in value.items()}
+    return [plain_values(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 def plain_cell(text: str) -> str:
     r"""The same for one cell of a CSV: before what a spreadsheet would take for a formula stands an apostrophe.
 

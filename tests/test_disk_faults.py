@@ -175,10 +175,11 @@ def test_what_was_moved_aside_by_a_process_that_died_comes_back(tmp_path):
     assert elsewhere.exists(), "of another machine, whose processes nobody here knows"
 
 
-def test_finetunes_and_exports_are_made_by_one_process_at_a_time(tmp_path):
+def test_finetunes_exports_and_steered_adapters_are_made_by_one_process_at_a_time(tmp_path):
     from tiny import tiny_model, tiny_tokenizer
 
     from caa.exports.folder import new_export
+    from caa.steering.wrapper import SteeringWrapper
     from caa.training.examples import Example
     from caa.training.sft import finetune_on
 
@@ -188,4 +189,6 @@ def test_finetunes_and_exports_are_made_by_one_process_at_a_time(tmp_path):
             pass
         with pytest.raises(BlockingIOError, match=r"another process .* is writing to .*made: wait"):
             finetune_on(tiny_model(), tiny_tokenizer(), [Example(f"{n}?", "yes") for n in range(8)], out)
+        with pytest.raises(BlockingIOError, match=r"another process .* is writing to .*made: wait"):
+            SteeringWrapper(tiny_model()).save_pretrained(out)
     assert not list(tmp_path.iterdir()), "no lock is left either"

@@ -223,6 +223,25 @@ def test_a_row_that_cannot_be_is_refused_with_its_line(change, tmp_path):
         read_rows(path)
 
 
+@pytest.mark.parametrize(("change", "complaint"), [
+    ({"behavior": "c"}, "no behavior 'c', only 'b'"), ({"task": "ab", "score": 0.5}, "no task 'ab', only 'open'"),
+    ({"finetune": "g"}, "no finetune 'g', only 'f'"), ({"system_prompt": "negative"}, "prompt 'negative', only 'pos"),
+    ({"vector": {"kind": "other", "name": "d"}}, "no vector 'd', only 'c'"), ({"setting": "u"}, "no setting 'u', only"),
+])  # fmt: skip
+def test_a_row_of_which_the_record_knows_nothing_is_refused_with_its_line(change, complaint, tmp_path):
+    known = {"open": {}, "finetunes": {"f": ""}, "prompts": {"positive": ""}, "also": {"c": ""}, "settings": {"t": []}}
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"behaviors": {"b": known}}}))
+    listed = {"vector": {"kind": "other", "name": "c"}, "system_prompt": "positive", "setting": "t"}
+    whole = json.loads(ROW.to_json())
+    lines = [whole, whole | {"finetune": None}, whole | listed, whole | {"task": "mmlu"}, whole | change]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
+    assert len(read_run(tmp_path).rows) == 4
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, line 5 is not a row \(.*run.json knows .*{complaint}"):
+        read_run(tmp_path)
+
+
 def test_yaml_that_multiplies_itself_is_refused(tmp_path):
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]

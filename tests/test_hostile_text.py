@@ -32,7 +32,7 @@ from caa.reports.pages.html import write_html
 from caa.reports.tables import finetune_tables, to_csv, to_latex, to_markdown
 from caa.runs.folder import Run
 from caa.runs.rows import Cell, Row, append_rows
-from caa.untrusted import cell_text, plain_cell
+from caa.untrusted import cell_text, plain, plain_cell
 
 ESCAPES = "\x1b[2J\x1b]0;title\x07\x9b31m\u202ereversed\u2066\u2028"
 COMMANDS_OF_TERMINALS = set("\x1b\x07\x9b\u202e\u2066\u2028")
@@ -57,6 +57,18 @@ def test_no_text_commands_a_terminal_or_a_document(capsys, tmp_path):
     for text in shown:
         assert "reversed" in text
         assert not COMMANDS_OF_TERMINALS & set(text)
+
+
+def test_no_text_turns_the_order_of_others_on_the_page(tmp_path):
+    append_rows(tmp_path / "rows.jsonl", rows(ESCAPES))
+    record = {"settings": {"behaviors": {}}, "notes": {"model": ESCAPES, "versions": {ESCAPES: ESCAPES}}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    page = write_html(tmp_path).read_text(encoding="utf-8")
+    assert page.count(r"\u202ereversed") > 9
+    assert not COMMANDS_OF_TERMINALS & set(page)
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    assert data["texts"]["cells"][0]["behavior"] == plain(ESCAPES)
+    assert not COMMANDS_OF_TERMINALS & set(json.dumps(data, ensure_ascii=False))
 
 
 @pytest.mark.parametrize("formula", FORMULAS)

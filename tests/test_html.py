@@ -19,6 +19,7 @@ from caa.reports.summaries import rerun_program, run_facts
 from caa.reports.tables import finetune_tables
 from caa.runs.folder import Run
 from caa.runs.rows import Cell, Row, VectorRef, append_rows
+from caa.untrusted import plain
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7*7 }} & \u2028 'q' \"d\""
 RECORD = {
@@ -141,8 +142,8 @@ def test_what_a_model_wrote_does_no_harm(tmp_path):
     assert "49" not in page.text.replace("7*7", ""), "no text is a template"
     found = json.loads(page.scripts[0])
     cell = found["texts"]["cells"][0]
-    assert cell["behavior"] == HOSTILE
-    assert cell["answers"]["q0"] == [f"{HOSTILE} none -1.0 0", 4.0]
+    assert cell["behavior"] == plain(HOSTILE)
+    assert cell["answers"]["q0"] == [f"{plain(HOSTILE)} none -1.0 0", 4.0]
     assert "<" not in page.scripts[0]
 
 

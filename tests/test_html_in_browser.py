@@ -48,7 +48,7 @@ def address(tmp_path_factory) -> str:
     """Of the page of a run with two tasks, three layers, a control, and markup wherever a text can stand."""
     folder = tmp_path_factory.mktemp("pages") / "embedded"
     append_rows(folder / "rows.jsonl", [*ab_rows("refusal"), *open_rows("refusal", 2), *open_rows(HOSTILE, 2)])
-    judged = {HOSTILE: {"open": {"judge": {"name": HOSTILE, "accuracy": 0.1}}}}
+    judged = {"refusal": {}, HOSTILE: {"open": {"judge": {"name": HOSTILE, "accuracy": 0.1}}}}
     notes = {"model": HOSTILE, "versions": {HOSTILE: HOSTILE}}
     record = {"settings": {"system": HOSTILE, "behaviors": judged}, "notes": notes}
     (folder / "run.json").write_text(json.dumps(record))

@@ -16,8 +16,12 @@ from caa.evals.lm_eval import continuation_scores
 from caa.evals.tasks import answer_open, score_choices
 from caa.judges.clients.local import LocalModel
 from caa.models.adapters import AdapterError, load_adapter
+from caa.models.tensors import same_bits
 from caa.steering.gates import Gate
 from caa.steering.scopes import everywhere
+from caa.training.config import FinetuneConfig
+from caa.training.examples import Example
+from caa.training.sft import finetune_on
 from caa.vectors.formats.detect import import_vector
 from caa.vectors.methods import mean_difference
 
@@ -121,3 +125,36 @@ def test_a_surprise_beyond_all_floats_is_infinite():
     with torch.no_grad():
         model.lm_head.weight.mul_(1e5)
     assert math.inf in perplexities(SteeringWrapper(model), tiny_tokenizer(), ["who?"] * 3, ["yes", "no no", "where"])
+
+
+@pytest.mark.parametrize(("planted", "complaint"), [
+    ("weight", r"the loss of step 1 is nan: the model's own logits are no numbers here\. Load it in float32"),
+    ("rate", r"the loss of step 2 is nan: nothing .* is kept\. Use a smaller learning_rate \(it was 1e\+30\)"),
+    ("last step", r"after the last step .*lora_.* holds NaN .*smaller learning_rate"),
+])  # fmt: skip
+def test_a_training_run_without_numbers_stops_with_a_cure_and_leaves_nothing(planted, complaint, tmp_path, monkeypatch):
+    model, rate = tiny_model(), {"weight": 1e-3, "rate": 1e30, "last step": 1e-3}[planted]
+    if planted == "weight":
+        model.lm_head.weight.data[0, 0] = torch.nan
+    if planted == "last step":
+        monkeypatch.setattr("torch.optim.AdamW.step", spoiled(torch.optim.AdamW.step))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    config = FinetuneConfig(max_steps=1 if planted == "last step" else 3, learning_rate=rate, warmup=0)
+    examples = [Example(f"{n}?", "yes") for n in range(8)]
+    with pytest.raises(ValueError, match=complaint):
+        finetune_on(model, tiny_tokenizer(), examples, tmp_path / "made", config, progress=False)
+    assert not list(tmp_path.iterdir()), "neither an adapter nor a checkpoint nor a lock"
+    assert all(same_bits(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def spoiled(step):
+    """A step of an optimizer, after which what it trained is NaN."""
+
+    def spoil(optimizer, *arguments, **named):
+        result = step(optimizer, *arguments, **named)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.data.fill_(torch.nan)
+        return result
+
+    return spoil

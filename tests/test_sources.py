@@ -1,6 +1,7 @@
 """Behaviors from where they lie: every layout, the counts of the public sets, downloads over loopback, clear errors."""
 
 import functools
+import gzip
 import http.server
 import json
 import shutil
@@ -374,7 +375,8 @@ class _Home(http.server.SimpleHTTPRequestHandler):
         if (failure := self.server.failure) and failure["after"] < len(self.server.asked):
             body = failure["body"]
             self.send_response(failure["status"])
-            self.send_header("Content-Length", str(len(body) + failure["missing"]))
+            if failure["missing"] is not None:  # else the end of the connection is the end of the body
+                self.send_header("Content-Length", str(len(body) + failure["missing"]))
             self.end_headers()
             self.wfile.write(body)
         else:
@@ -454,6 +456,20 @@ def test_a_broken_download_keeps_what_is_whole_and_goes_on_later(home, cache, fa
     assert _files(download_caa()) == _files(home.datasets)
     assert len(home.asked) == 23 - 5
     assert len(_files(cache)) == 23
+
+
+@pytest.mark.parametrize(("limit", "value", "failure", "complaint"), [
+    ("LARGEST_FILE", 9, _failure(body=b"[", missing=9), r"says that it has 10 bytes, and may have 9"),
+    ("LARGEST_FILE", 9, _failure(body=b"[1,2,3,4,5]", missing=None), r"it has more than 9 bytes"),
+    ("LARGEST_FILE", 9, _failure(body=gzip.compress(b"[" + b" " * 99 + b"]")[:9], missing=None), r"codec can't decode"),
+    ("LONGEST", 0.0, _failure(body=b"[1]", missing=None), r"has not come within 0 seconds"),
+])  # fmt: skip
+def test_a_download_without_an_end_is_not_waited_for(home, cache, monkeypatch, limit, value, failure, complaint):
+    monkeypatch.setattr(download, limit, value)
+    home.failure = failure
+    with pytest.raises(ConnectionError, match=complaint):
+        download_caa()
+    assert _files(cache) == []
 
 
 def test_offline_is_told_in_words(home, cache):

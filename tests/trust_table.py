@@ -28,7 +28,7 @@ CLASSES = {
         "test_saving.py::test_a_save_stopped_while_folders_change_places_leaves_the_old_one",
     ),
     "two processes, two threads": (
-        "test_disk_faults.py::test_finetunes_and_exports_are_made_by_one_process_at_a_time",
+        "test_disk_faults.py::test_finetunes_exports_and_steered_adapters_are_made_by_one_process_at_a_time",
         "test_files.py::test_a_second_writer_is_refused_at_once_until_the_first_is_gone_even_if_killed",
         "test_grid.py::test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on",
         "test_steering_state.py::test_a_thread_does_not_steer_in_the_block_of_another",
@@ -37,6 +37,7 @@ CLASSES = {
     "files with a field that is missing, of another type or beyond what it can be": (
         "test_hostile_files.py::test_each_field_of_a_file_is_read_or_refused_whatever_stands_there",
         "test_hostile_files.py::test_a_row_that_cannot_be_is_refused_with_its_line",
+        "test_hostile_files.py::test_a_row_of_which_the_record_knows_nothing_is_refused_with_its_line",
     ),
     "files that are torn, too deep, too large or say more than they hold": (
         "test_hostile_files.py::test_a_document_that_is_too_deep_or_torn_is_refused",
@@ -54,6 +55,7 @@ CLASSES = {
         "test_hostile_text.py::test_no_text_commands_a_terminal_or_a_document",
         "test_hostile_text.py::test_no_cell_of_a_csv_is_a_formula",
         "test_hostile_text.py::test_errors_warnings_and_logs_are_plain_lines_of_bearable_length",
+        "test_hostile_text.py::test_no_text_turns_the_order_of_others_on_the_page",
         "test_hostile_text.py::test_a_picture_that_is_a_link_is_not_shown",
         "test_hostile_text.py::test_an_answer_cannot_close_what_marks_it",
     ),
@@ -62,6 +64,7 @@ CLASSES = {
         "test_hostile_text.py::test_a_request_is_sent_on_to_nobody",
         "test_hostile_text.py::test_a_reply_without_an_end_is_not_waited_for",
         "test_hostile_text.py::test_a_packed_reply_is_not_unpacked",
+        "test_sources.py::test_a_download_without_an_end_is_not_waited_for",
         "test_hostile_text.py::test_a_key_is_masked_however_json_writes_it",
         "test_hostile_text.py::test_a_judge_whose_server_goes_down_in_a_run_is_one_line",
     ),
@@ -75,6 +78,7 @@ CLASSES = {
         "test_numbers.py::test_what_cannot_be_a_direction_is_refused",
         "test_numbers.py::test_a_file_of_float64_beyond_float32_is_refused_in_words",
         "test_numbers.py::test_a_multiplier_that_is_no_number_is_refused",
+        "test_numbers.py::test_a_training_run_without_numbers_stops_with_a_cure_and_leaves_nothing",
     ),
     "a failure inside a job on a model that was lent": (
         "test_lent_model.py::test_wherever_a_job_fails_the_model_is_what_it_was",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from http.client import HTTPException
+import time
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -23,6 +24,10 @@ CAA_BEHAVIORS = (
     "sycophancy",
     "refusal",
 )
+LARGEST_FILE = 32 * 2**20
+"""Bytes that one file may have; the largest that there is has about 2 million."""
+LONGEST = 300.0
+"""Seconds that one file may take."""
 CAA_FACTS = {"mmlu": "test/mmlu/mmlu.json", "truthfulqa": "test/truthfulqa/truthful_qa.json"}
 """Two-option knowledge questions: name -> file."""
 CAA_PARTS = {
@@ -61,7 +66,7 @@ def download_caa(cache: str | Path | None = None, ref: str = CAA_COMMIT) -> Path
 def _fetch(url: str) -> bytes:
     try:
         with urlopen(url, timeout=30) as response:
-            content: bytes = response.read()
+            content = _body(response)
         json.loads(content)  # a proxy's login page also arrives with "200 OK"
     except (OSError, HTTPException, ValueError) as error:
         raise ConnectionError(
@@ -69,3 +74,22 @@ def _fetch(url: str) -> bytes:
             "or clone github.com/nrimsky/CAA elsewhere and give the path of its datasets/<behavior>."
         ) from error
     return content
+
+
+def _body(response: HTTPResponse) -> bytes:
+    """What a server sends; ValueError for more than a file may have, said or sent, or for longer than it may take.
+
+    Nothing is unpacked: what comes packed is no json.
+    """
+    until, content = time.monotonic() + LONGEST, bytearray()
+    if (response.length or 0) > LARGEST_FILE:
+        raise ValueError(f"it says that it has {response.length:,} bytes, and may have {LARGEST_FILE:,}")
+    while piece := response.read1(2**16):
+        content += piece
+        if len(content) > LARGEST_FILE:
+            raise ValueError(f"it has more than {LARGEST_FILE:,} bytes")
+        if time.monotonic() > until:
+            raise ValueError(f"it has not come within {LONGEST:g} seconds")
+    if response.length:
+        raise IncompleteRead(bytes(content), response.length)
+    return bytes(content)

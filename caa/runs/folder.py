@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from caa.files import replacing
-from caa.runs.rows import Row, read_rows
+from caa.runs.rows import TASKS, Row, read_rows
 from caa.untrusted import cell_text, check_fields, read_object
 
 RECORD = "run.json"
@@ -80,15 +81,42 @@ def _of_judges(behaviors: Mapping[str, Any], quality: str) -> dict[str, float]:
 def read_run(folder: str | Path) -> Run:
     """Read rows.jsonl and, if there is one, run.json.
 
-    FileNotFoundError if the folder holds no rows, ValueError for a broken row or a broken run.json.
+    FileNotFoundError if the folder holds no rows, ValueError for a broken row, a broken run.json, and a row of which
+    run.json knows nothing.
     """
     folder = Path(folder)
-    rows = read_rows(folder / "rows.jsonl")
+    record = read_record(folder / RECORD)
+    rows = read_rows(folder / "rows.jsonl", partial(check_recorded, record=record))
     if not rows:
         raise FileNotFoundError(
             f"{folder} holds no rows (rows.jsonl): give the folder of a run, or run `caa grid` first"
         )
-    return Run(folder, rows, read_record(folder / RECORD))
+    return Run(folder, rows, record)
+
+
+def check_recorded(row: Row, record: Mapping[str, Any]) -> None:
+    """ValueError for a row of a behavior, task, finetune, system prompt, vector or setting that is none of those that a
+    run.json lists."""
+    cell, behaviors = row.cell, record.get("settings", {}).get("behaviors")
+    if not behaviors:
+        return
+    _check_listed("behavior", cell.behavior, behaviors)
+    known = behaviors[cell.behavior]
+    if cell.task in TASKS and not known.keys().isdisjoint(TASKS):
+        _check_listed("task", cell.task, [task for task in TASKS if task in known])
+    vector = cell.vector.name if cell.vector.kind == "other" else ""
+    asked = {"finetunes": cell.finetune, "prompts": cell.system_prompt, "also": vector, "settings": cell.setting}
+    for kind, name in asked.items():
+        if name and isinstance(known.get(kind), dict):
+            _check_listed(_LISTS[kind], name, known[kind])
+
+
+_LISTS = {"finetunes": "finetune", "prompts": "system prompt", "also": "vector", "settings": "setting"}
+
+
+def _check_listed(kind: str, name: str, listed: Collection[str]) -> None:
+    if name not in listed:
+        raise ValueError(f"{RECORD} knows no {kind} {name!r}, only {', '.join(map(repr, listed)) or 'none'}")
 
 
 _SETTINGS = {"behaviors": dict[str, dict[str, Any]], "model": dict[str, Any]}

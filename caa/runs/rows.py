@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import total_ordering
 from pathlib import Path
@@ -202,16 +202,23 @@ def choice_evidence(p_matching: float, p_opposite: float, matching: str | None, 
     }
 
 
-def read_rows(path: str | Path) -> list[Row]:
+def read_rows(path: str | Path, check: Callable[[Row], None] = lambda row: None) -> list[Row]:
     """All rows of a file, one for each question in each cell; none if there is no file.
 
     Of several with one key, as jobs leave behind that did not know of each other, the first counts: such a file only
     grows, and what was read of it once stays true.
 
-    A last line that a killed job left without its newline is left out; ValueError for a broken line anywhere else.
+    A last line that a killed job left without its newline is left out; ValueError, with its number, for a broken line
+    anywhere else, and for one of which `check` raises it.
     """
+
+    def checked(line: bytes) -> Row:
+        row = Row.from_json(line)
+        check(row)
+        return row
+
     rows: dict[tuple[Cell, str], Row] = {}
-    for row in read_lines(path, Row.from_json, "a row"):
+    for row in read_lines(path, checked, "a row"):
         rows.setdefault(row.key, row)
     return list(rows.values())
 

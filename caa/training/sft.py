@@ -40,6 +40,7 @@ from caa.training.examples import (
     tokenize_preferences,
     training_examples,
 )
+from caa.training.finite import DivergedError, FiniteSteps, check_learned
 from caa.training.trainers import Rows, make_trainer, quiet
 from caa.untrusted import plain, read_json
 from caa.vectors.vector import SteeringVector, vector_hash
@@ -98,8 +99,8 @@ def finetune_on(
     holds this very finetune, nothing is done.
 
     ValueError for a model that wears adapters already, too few examples or too long ones, DPO or KTO of examples
-    without a rejected answer; FileExistsError if `out` holds something else, BlockingIOError while another process
-    trains it.
+    without a rejected answer, and (`DivergedError`) where the loss is no number any more, of which nothing is kept;
+    FileExistsError if `out` holds something else, BlockingIOError while another process trains it.
     """
     _check_plain(model)
     if len(examples) < FEWEST:
@@ -137,12 +138,22 @@ def _finetune(
             if not _holds(partial, record, model):
                 _start(partial, record)
             title = plain(", ".join(filter(None, taught.values()))) if progress else ""
-            with borrowed(model), quiet():
+            with borrowed(model), quiet(), _dropped_if_diverged(partial):
                 trained = _train(model, chat.tokenizer, rows, config, partial, steered_by, title)
             _write_record(trained, record)
             os.replace(trained, out)
         shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+@contextmanager
+def _dropped_if_diverged(partial: Path) -> Iterator[None]:
+    """A run without numbers leaves no checkpoint: whoever trains again with other settings begins anew."""
+    try:
+        yield
+    except DivergedError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _check_plain(model: Any) -> None:
@@ -229,7 +240,9 @@ def _train(
     trainer = make_trainer(learner, tokenizer, rows, config, partial)
     with tqdm(desc=title, unit="step", disable=not title) as bar, _steered(trainer, steered_by):
         trainer.add_callback(StepBar(bar))
+        trainer.add_callback(FiniteSteps())
         trainer.train(resume_from_checkpoint=_last_checkpoint(partial))
+        check_learned(trainer.model, config.learning_rate)
     finished = partial / FINISHED
     if config.weights == "full":
         trainer.model.to(model.dtype).save_pretrained(finished)

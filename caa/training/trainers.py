@@ -89,6 +89,7 @@ def _arguments(folder: Path, config: FinetuneConfig, on_cpu: bool) -> Any:
         save_steps=0.1,  # of all steps
         save_total_limit=2,  # one whole, should the job be killed while it writes the other
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would write the mean of other steps where a loss is NaN
         report_to="none",
         disable_tqdm=True,
         **compared,

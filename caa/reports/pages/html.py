@@ -28,6 +28,7 @@ from caa.reports.summaries import rerun_program, run_facts, warnings_of
 from caa.reports.tables.layout import Entry, Table
 from caa.reports.tables.report import write_tables
 from caa.runs.folder import Run, read_run
+from caa.untrusted import plain_values
 
 PAGE = "report.html"
 _SCRIPTS = ("report.js", "curves.js", "answers.js")
@@ -64,12 +65,14 @@ def to_html(run: Run, tables: Sequence[Table]) -> str:
         tokens={name: read_tokens(path) for name, path in tokens.items()},
         pictures=pictures(run.figures, left_out=tokens),
         has_answers=bool(texts["cells"]),
-        data={
-            "scores": curve_points(points),
-            "axes": curve_axes(points),
-            "sentences": sentences(tables),
-            "texts": texts,
-        },
+        data=plain_values(
+            {
+                "scores": curve_points(points),
+                "axes": curve_axes(points),
+                "sentences": sentences(tables),
+                "texts": texts,
+            }
+        ),
         program=rerun_program(run),
         record=json.dumps(run.record, indent=2, ensure_ascii=False),
         script=script,

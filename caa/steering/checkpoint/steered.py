@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from caa.callables import from_record, to_record
-from caa.files import replacing_folder
+from caa.files import only_maker, replacing_folder
 from caa.hub import CARD, STEERED, local_path
 from caa.models.adapter_state import active_adapters
 from caa.models.adapters import adapter_record, load_adapter, save_adapter
@@ -43,7 +43,8 @@ def save_steered(
     results: str = "",
     where: str = "",
 ) -> Path:
-    """Write the folder, complete or not at all. FileExistsError if something else is there already.
+    """Write the folder, complete or not at all. FileExistsError if something else is there already, BlockingIOError
+    while another process writes it.
 
     The first active LoRA lies at the root and loads with plain PEFT, the others in `adapters/NAME`; each vector is a
     safetensors file with its provenance; `steering.json` says what is steered and holds the hash of every file; the
@@ -51,14 +52,15 @@ def save_steered(
     `finetunes` names the LoRAs to keep, by default those that are active.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} holds something that is no steered adapter; choose a new folder")
     names = _to_keep(model, finetunes)
-    with replacing_folder(folder) as scratch:
-        _write(scratch, model, interventions, names, tokenizer)
-        manifest = read_manifest(scratch, MANIFEST)
-        card = steered_card(manifest, [_vector(intervention) for intervention in interventions], results, where)
-        (scratch / CARD).write_text(card, encoding="utf-8")
+    with only_maker(folder):
+        if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+            raise FileExistsError(f"{folder} holds something that is no steered adapter; choose a new folder")
+        with replacing_folder(folder) as scratch:
+            _write(scratch, model, interventions, names, tokenizer)
+            manifest = read_manifest(scratch, MANIFEST)
+            card = steered_card(manifest, [_vector(intervention) for intervention in interventions], results, where)
+            (scratch / CARD).write_text(card, encoding="utf-8")
     return folder
 
 
