@@ -12,6 +12,7 @@ from tiny import tiny_model, tiny_tokenizer
 from caa import Behavior, Question, SteeringVector, SteeringWrapper, search
 from caa.cli import main
 from caa.cli.chosen import with_search
+from caa.cli.studies import _keep
 from caa.data.chat import ChatFormat
 from caa.data.sources import load_behavior
 from caa.evals.tasks import score_choices
@@ -23,7 +24,7 @@ from caa.studies import measuring
 from caa.studies.candidates import Budget, Candidate, Damage
 from caa.studies.findings import Confirmation, Cost, Search, Trial
 from caa.studies.measuring import Answer
-from caa.studies.search import choice, halves, halving
+from caa.studies.search import choice, halves, halving, settled
 from caa.vectors.vector import Provenance, random_like
 
 DOSES = (0.05, 0.1, 0.2)
@@ -151,8 +152,68 @@ def test_no_question_is_chosen_on_and_confirmed_on(model, monkeypatch):
 
     monkeypatch.setattr(measuring, "score_choices", spy)
     result = find(model, planted(model))
-    assert calls == [[q.id for q in part] for part in (first.choices, first.choices, second.choices, FACTS)]
+    settling = second.choices, first.choices, second.choices
+    parts = first.choices, *settling, second.choices, FACTS
+    assert calls == [[question.id for question in part] for part in parts]
     assert result.confirmation.trial.answers == len(second.open)
+
+
+def test_what_letters_settle_is_not_asked_openly_and_the_verdict_is_that_of_the_whole_search(model, monkeypatch):
+    """Of noise, of the planted vector, and of noise with one layer that steers, which the screen's best is not."""
+    vectors = [*(noise(seed) for seed in range(100, 106)), planted(model), planted(model, layer=2)]
+    short = [find(model, vector) for vector in vectors]
+    monkeypatch.setattr("caa.studies.search.settled", lambda *parts: None)
+    whole = [find(model, vector) for vector in vectors]
+    assert [result.works for result in short] == [result.works for result in whole]
+    assert {True, False} == {result.works for result in short}
+    assert all(bool(result.cost.answers) == result.works for result in short), "a setting that fails needs no texts"
+    assert all(result.cost.answers for result in whole)
+    pairs = [(one.confirmation, other.confirmation) for one, other in zip(short, whole, strict=True)]
+    for one, other in pairs:
+        if one.trial.candidate == other.trial.candidate:
+            assert one.controls == pytest.approx(other.controls, abs=1e-6)
+            assert one.trial.effect.mean == pytest.approx(other.trial.effect.mean, abs=1e-6)
+
+
+class Letters:
+    """Stands for controls and a steered model of which is known how far each dose moves held-out letters."""
+
+    def __init__(self, gains: dict[float, float], random: float) -> None:
+        self.steered, self.gains, self.random = self, gains, random
+        self.doses: list[float] = []
+
+    def setting(self, candidate):
+        return self.gains[candidate.dose]
+
+    def at(self, dose):
+        self.doses.append(dose)
+        return [self.random, -self.random] * 3
+
+    def scores(self, asked_now, settings):
+        return [[0.5 + (setting or 0.0)] * len(asked_now) for setting in settings]
+
+    def divergences(self, prompts, settings):
+        return [0.25] * len(settings)
+
+
+def test_a_candidate_that_would_pass_is_seen_behind_a_better_one_that_would_not():
+    """In the screen the dose of .2 does more; to held-out letters only that of .1 does something."""
+    held_out, second = halves(LETTERS, FACTS)[1], {Candidate(1, 0.1): 0.4}
+    both = screened({Candidate(1, 0.2): 0.5, **second})
+    assert settled(both, Budget(), Letters({0.1: 0.3, 0.2: 0.0}, random=0.01), held_out) is None
+    noisy = Letters({0.1: 0.3, 0.2: -0.1}, random=0.3)
+    confirmation = settled(both, Budget(), noisy, held_out)
+    assert confirmation.trial.candidate == Candidate(1, 0.2)
+    assert confirmation.trial.effect.mean == pytest.approx(-0.1)
+    assert confirmation.trial.damage == Damage(0.25)
+    assert confirmation.bound > max(confirmation.controls) == pytest.approx(0.3)
+    assert noisy.doses == [0.2, 0.1]
+    hopeless = Letters({0.1: 0.0, 0.2: 0.0}, random=0.01)
+    assert settled(both, Budget(), hopeless, held_out)
+    assert hopeless.doses == [0.2], "where nothing is above 0 random directions have nothing to beat"
+    broken = [replace(trial, damage=Damage(9.0)) for trial in screened(second)]
+    assert settled([both[0], *broken], Budget(), Letters({0.1: 0.3, 0.2: 0.0}, random=0.01), held_out)
+    assert settled(broken, Budget(), Letters({0.1: 0.3}, random=0.01), held_out) is None, "the budget says it"
 
 
 def test_validation_questions_in_words_are_asked_openly_and_all_open_questions_confirm():
@@ -337,6 +398,26 @@ def test_what_found_nothing_steers_nothing(tmp_path):
         words(tmp_path, "grid", operator="add_keeping_norm")
 
 
+def test_the_command_says_what_letters_have_settled(tmp_path, capsys):
+    trial = Trial(Candidate(2, 0.3), Estimate(0.01, -0.1, 0.1, 10), Damage(0.1))
+    confirmation = Confirmation(trial, (0.0, 0.1), 0.2)
+    settled_by_letters = made(trials=(trial,), confirmation=confirmation, cost=Cost(9, 9, 0, 9, 0, 10))
+    _keep(settled_by_letters, noise(), tmp_path / "found")
+    said = capsys.readouterr().out
+    assert "of none of 1 candidates" in said
+    assert "Side effects" not in said
+    assert (
+        "nothing works here: the best, layer 2, dose +0.3, moves held-out questions by +0.01 (-0.10 to +0.10)" in said
+    )
+    assert Search.load(tmp_path / "found" / "search.json") == settled_by_letters
+
+
+def test_a_vector_that_is_not_there_is_missed_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("caa.cli.studies.load_wrapper", lambda *options: pytest.fail("the model was loaded"))
+    assert main(["search", "refusal", str(tmp_path / "found"), "--vector", str(tmp_path / "none.safetensors")]) == 1
+    assert "there is no steering vector" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_command_searches_and_others_go_on_from_its_file(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -345,6 +426,7 @@ def test_the_command_searches_and_others_go_on_from_its_file(tmp_path, capsys, m
     assert "of the tokens of the full grid" in capsys.readouterr().out
     found = Search.load("found/search.json")
     assert found.works, found.verdict
+    assert list(SteeringVector.load("found/myopic_reward.safetensors").layers) == [2], "no other layer need be read"
     assert (tmp_path / "found" / "effect_against_damage-myopic_reward.png").exists()
     assert main(["grid", "--from", "found/search.json", "grid", "--limit", "2", "--tasks", "ab"]) == 0
     assert "myopic_reward" in capsys.readouterr().out

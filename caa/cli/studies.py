@@ -75,9 +75,10 @@ def search(
     from caa.studies.search import search as find
 
     subject, beside = _behaviors(behavior, others, judge, limit, out)
+    given = SteeringVector.load(vector) if vector else None
     wrapper, tokenizer = load_wrapper(model, {adapter_name(adapter): adapter} if adapter else {}, dtype, device)
     chat = ChatFormat(tokenizer, arguments=template_arguments or {})
-    direction = SteeringVector.load(vector) if vector else extract(wrapper.model, chat, subject)
+    direction = given or extract(wrapper.model, chat, subject, layers, progress=True)
     result = find(
         wrapper,
         chat,
@@ -128,13 +129,21 @@ def _keep(result: Search, vector: Any, out: Path) -> None:
             effect_against_damage(result.records(), result.behavior, bound).save(out)
         effects = result.confirmation.side_effects.items()
         shown = ", ".join(f"{name} {estimate.mean:+.2f}" for name, estimate in effects)
-        say(f"Side effects, change of the probability of the matching answer: {shown}")
-    cost = result.cost
-    say(
-        f"Open questions were asked of {sum(trial.answers > 0 for trial in result.trials)} of {len(result.trials)} "
-        f"candidates: {cost.answers} of {cost.of} answers, {cost.share:.0%} of the tokens of the full grid."
-    )
+        if shown:
+            say(f"Side effects, change of the probability of the matching answer: {shown}")
+    say(_cost(result))
     say(f"{path}: {result.verdict}")
+
+
+def _cost(result: Search) -> str:
+    """Of whom open questions were asked, and how much that spared."""
+    cost, tried = result.cost, len(result.trials)
+    if not cost.answers:
+        return f"Open questions were asked of none of {tried} candidates: A/B questions settle that none would pass."
+    return (
+        f"Open questions were asked of {sum(trial.answers > 0 for trial in result.trials)} of {tried} candidates: "
+        f"{cost.answers} of {cost.of} answers, {cost.share:.0%} of the tokens of the full grid."
+    )
 
 
 def _print_trials(result: Search) -> None:
@@ -148,8 +157,10 @@ def _print_trials(result: Search) -> None:
         table.add_column(column, justify="right")
     for record in result.records():
         if record["part"] in ("asked", "front", "chosen"):
-            numbers = [f"{record['gain']:+.2f}", f"{record['divergence']:.3f}", f"x{record['perplexity']:.2f}"]
-            numbers += [f"{record['loops']:+.0%}", f"{record['spent']:.0%}", str(record["answers"])]
+            written = record["answers"] > 0
+            texts = (f"x{record['perplexity']:.2f}", f"{record['loops']:+.0%}") if written else ("-", "-")
+            numbers = [f"{record['gain']:+.2f}", f"{record['divergence']:.3f}"]
+            numbers += [*texts, f"{record['spent']:.0%}", str(record["answers"])]
             part = record["part"] if record["part"] != "asked" else ""
             table.add_row(str(record["layer"]), f"{record['dose']:+g}", *numbers, part)
     show(table)

@@ -67,11 +67,14 @@ class Cost:
 
     @property
     def share(self) -> float:
-        """Tokens of the search beside those of the full grid, if an answer there takes as many as one did here.
+        """Tokens of the search beside those of the full grid, if an answer there takes as many as one did here; nan
+        where no answer was written.
 
         >>> Cost(screen=100, prompts=20, texts=220, confirmation=50, answers=10, of=40).share
         0.34782608695652173
         """
+        if not self.answers:
+            return math.nan
         full = self.screen + self.prompts + (self.texts - self.prompts) * self.of / self.answers
         return (self.screen + self.texts) / full
 
@@ -88,7 +91,8 @@ class Search:
     trials: tuple[Trial, ...]
     """All candidates, those asked most first."""
     chosen: Candidate | None
-    """None if all that were asked break more than the budget allows."""
+    """What did most in the screen, where A/B questions settle that nothing works; None if all that were asked break
+    more than the budget allows."""
     multiplier: float | None
     """Of the vector as it was given, at the chosen layer: what makes the chosen dose."""
     confirmation: Confirmation | None

@@ -24,6 +24,7 @@ from caa.studies.findings import Confirmation, Cost, Search, Trial
 from caa.studies.measuring import (
     Answer,
     Steered,
+    TokenCount,
     balanced_gain,
     counted,
     gains_by_letter,
@@ -101,7 +102,8 @@ def search(
 ) -> Search:
     """Find the layer and the dose at which a vector does most of the behavior within a damage budget.
 
-    1. The screen: all layers x doses on A/B questions, branches of one pass, and on neutral prompts.
+    1. The screen: all layers x doses on A/B questions, branches of one pass, and on neutral prompts. It ends
+       here where A/B questions decide and no candidate can pass the confirmation (`settled`).
     2. Open answers, for the damage in them and for the `judge` if there is one: a few from the candidates that do most
        in the screen, until enough keep the budget; then more from fewer, by successive halving. Of about the `keep`
        share of candidates, that is; of all where too many break too much. `keep=1` asks all of them everything.
@@ -134,16 +136,21 @@ def search(
     steered = Steered(wrapper, chat, scaled, operator, where, judge, max_new_tokens, batch_size)
     with counted(wrapper) as screening:
         screened = screen(steered, candidates, choosing)
-    with counted(wrapper) as writing:
-        trials = halving(steered, screened, choosing.open, budget, keep)
-    chosen = choice(trials, budget)
-    confirmation, multiplier = None, None
+    random = Controls(steered, choosing.choices, controls)
+    with counted(wrapper) as settling:
+        confirmation = settled(screened, budget, random, held_out) if judge is None and keep < 1 else None
+    trials, writing = screened, TokenCount()
+    if confirmation is None:
+        with counted(wrapper) as writing:
+            trials = halving(steered, screened, choosing.open, budget, keep)
+    chosen = confirmation.trial.candidate if confirmation else choice(trials, budget)
     with counted(wrapper) as confirming:
-        if chosen:
-            confirmation = confirm(steered, chosen, choosing, held_out, others, facts, controls)
-            multiplier = chosen.dose * scaled.source.checks[f"layer {chosen.layer}: {OF_DOSE_1}"]
+        if chosen and confirmation is None:
+            confirmation = confirm(chosen, random, held_out, others, facts)
     prompts = sum(len(chat.encode(question.text)) - 1 for question in choosing.open)
-    answers = [len(choosing.open), *(trial.answers for trial in trials)]
+    texts = sum(trial.answers for trial in trials)
+    written = texts + len(choosing.open) if texts else 0
+    confirmed = settling.tokens + confirming.tokens
     return Search(
         behavior.name,
         model_name(wrapper.model),
@@ -152,9 +159,9 @@ def search(
         budget,
         tuple(trials),
         chosen,
-        multiplier,
+        chosen.dose * scaled.source.checks[f"layer {chosen.layer}: {OF_DOSE_1}"] if chosen else None,
         confirmation,
-        Cost(screening.tokens, prompts, writing.tokens, confirming.tokens, sum(answers), answers[0] * len(answers)),
+        Cost(screening.tokens, prompts, writing.tokens, confirmed, written, len(choosing.open) * (1 + len(trials))),
     )
 
 
@@ -171,13 +178,10 @@ def candidates_of(layers: Sequence[int], doses: Sequence[float]) -> list[Candida
 def screen(steered: Steered, candidates: Sequence[Candidate], questions: Questions) -> list[Trial]:
     """Every candidate on the A/B questions, in one branched sweep, and on the neutral prompts."""
     settings = [steered.setting(candidate) for candidate in candidates]
-    unsteered, *scores = steered.scores(questions.choices, [(), *settings])
+    effects = choice_effects(steered, questions.choices, settings, candidates[0].dose)
     moved = steered.divergences(questions.neutral, settings)
-    trials = []
-    for candidate, own, divergence in zip(candidates, scores, moved, strict=True):
-        effect = balanced_gain(questions.choices, own, unsteered, candidate.dose)
-        trials.append(Trial(candidate, effect, Damage(divergence)))
-    return trials
+    results = zip(candidates, effects, moved, strict=True)
+    return [Trial(candidate, effect, Damage(divergence)) for candidate, effect, divergence in results]
 
 
 class OpenPart:
@@ -240,22 +244,77 @@ def choice(trials: Sequence[Trial], budget: Budget) -> Candidate | None:
     return max(kept, key=lambda trial: trial.gain).candidate if kept else None
 
 
+class Controls:
+    """Random directions, each both ways and each at the layer that suits it best.
+
+    The vector's layer was chosen too: a control that had no choice would be beaten by chance.
+    """
+
+    def __init__(self, steered: Steered, questions: Sequence[Question], count: int) -> None:
+        self.steered, self.questions = steered, questions
+        random = [random_like(steered.vector, seed) for seed in range(count)]
+        self.pushes = [push for vector in random for push in (vector, -vector)]
+        self._settings: dict[float, list[Setting]] = {}
+
+    def at(self, dose: float) -> list[Setting]:
+        """Each push where it does most to the A/B questions that layers are chosen on."""
+        if dose not in self._settings:
+            self._settings[dose] = self._chosen(dose)
+        return self._settings[dose]
+
+    def _chosen(self, dose: float) -> list[Setting]:
+        layers = self.steered.vector.layers
+        places = product(self.pushes, layers)
+        settings = [self.steered.setting(Candidate(layer, dose), push) for push, layer in places]
+        unsteered, *scores = self.steered.scores(self.questions, [(), *settings])
+        groups = [gains_by_letter(self.questions, score, unsteered, dose) for score in scores]
+        gains = [fmean(map(fmean, by_letter)) for by_letter in groups]
+        by_push = (range(first, first + len(layers)) for first in range(0, len(settings), len(layers)))
+        return [settings[max(places, key=gains.__getitem__)] for places in by_push]
+
+
+def settled(screened: Sequence[Trial], budget: Budget, controls: Controls, held_out: Questions) -> Confirmation | None:
+    """The confirmation of what did most in the screen, if A/B questions say that no candidate would pass its own.
+
+    Every candidate that the screen leaves in the budget is asked the held-out A/B questions, and random directions are
+    at each dose at which an interval is above 0. Nothing is chosen by that: whatever open answers chose, the verdict
+    would be the same. None where some candidate would pass, and where all break too much.
+    """
+    steered, kept = controls.steered, [trial for trial in screened if budget.spent(trial.damage) <= 1]
+    if not kept:
+        return None
+    candidates = [trial.candidate for trial in sorted(kept, key=lambda trial: trial.gain, reverse=True)]
+    best, settings = candidates[0], list(map(steered.setting, candidates))
+    effects = choice_effects(steered, held_out.choices, settings, best.dose)
+    gains: dict[float, tuple[float, ...]] = {}
+    for candidate, effect in zip(candidates, effects, strict=True):
+        dose = candidate.dose
+        if dose not in gains and (candidate == best or effect.low > 0):
+            beside = choice_effects(steered, held_out.choices, controls.at(dose), dose)
+            gains[dose] = tuple(control.mean for control in beside)
+        if effect.low > 0 and effect.mean > prediction_bound(gains[dose]):
+            return None
+    [divergence] = steered.divergences(held_out.neutral, settings[:1])
+    trial = Trial(best, effects[0], Damage(divergence))
+    return Confirmation(trial, gains[best.dose], prediction_bound(gains[best.dose]))
+
+
+def choice_effects(
+    steered: Steered, questions: Sequence[Question], settings: Sequence[Setting], dose: float
+) -> list[Estimate]:
+    """How far each setting moves the A/B questions the way of the dose."""
+    unsteered, *scores = steered.scores(questions, [(), *settings])
+    return [balanced_gain(questions, score, unsteered, dose) for score in scores]
+
+
 def confirm(
-    steered: Steered,
-    chosen: Candidate,
-    choosing: Questions,
-    held_out: Questions,
-    others: Sequence[Behavior],
-    facts: Sequence[Question],
-    controls: int,
+    chosen: Candidate, controls: Controls, held_out: Questions, others: Sequence[Behavior], facts: Sequence[Question]
 ) -> Confirmation:
     """The choice on held-out questions, beside random directions that were searched for the best layer likewise."""
-    own = steered.setting(chosen)
-    random = control_settings(steered, chosen, choosing.choices, controls)
-    unsteered, *scores = steered.scores(held_out.choices, [(), own, *random])
-    effects = [balanced_gain(held_out.choices, score, unsteered, chosen.dose) for score in scores]
+    steered = controls.steered
+    own, random, judged = steered.setting(chosen), controls.at(chosen.dose), steered.judge is not None
+    effects = choice_effects(steered, held_out.choices, [own, *random], chosen.dose)
     [divergence] = steered.divergences(held_out.neutral, [own])
-    judged = steered.judge is not None
     plain, *written = steered.answers(held_out.open, [(), own, *(random if judged else [])])
     trial = answered(Trial(chosen, effects[0], Damage(divergence)), written[0], plain, judged)
     gains = [effect.mean for effect in effects[1:]]
@@ -266,25 +325,7 @@ def confirm(
     return Confirmation(trial, tuple(gains), prediction_bound(gains), side_effects)
 
 
-def control_settings(
-    steered: Steered, chosen: Candidate, questions: Sequence[Question], controls: int
-) -> list[Setting]:
-    """Random directions, each both ways, at the chosen dose and each at the layer that suits it best.
-
-    The vector's layer was chosen too: a control that had no choice would be beaten by chance.
-    """
-    layers = steered.vector.layers
-    random = [random_like(steered.vector, seed) for seed in range(controls)]
-    pushes = [push for vector in random for push in (vector, -vector)]
-    settings = [steered.setting(Candidate(layer, chosen.dose), push) for push, layer in product(pushes, layers)]
-    unsteered, *scores = steered.scores(questions, [(), *settings])
-    groups = [gains_by_letter(questions, score, unsteered, chosen.dose) for score in scores]
-    gains = [fmean(map(fmean, by_letter)) for by_letter in groups]
-    by_push = (range(first, first + len(layers)) for first in range(0, len(settings), len(layers)))
-    return [settings[max(places, key=gains.__getitem__)] for places in by_push]
-
-
 def side_effect(steered: Steered, setting: Setting, questions: Sequence[Question]) -> Estimate:
     """How much more probable the matching answers of other questions become."""
-    unsteered, scores = steered.scores(questions, [(), setting])
-    return balanced_gain(questions, scores, unsteered, 1.0)
+    [effect] = choice_effects(steered, questions, [setting], 1.0)
+    return effect
