@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import itertools
 import json
@@ -20,7 +22,7 @@ from safetensors.torch import load_file
 from caa.data.behaviors import Behavior, ContrastPair, letter
 from caa.data.chat import ChatFormat
 from caa.models.adapters import PROVENANCE, load_adapter
-from caa.models.capabilities import can_pick
+from caa.models.capabilities import can_pick, spared_parts
 from caa.models.fingerprint import digest_of_samples, fingerprint, sample_parameters
 from caa.models.restore import borrowed
 from caa.training.config import EMBEDDED, FinetuneConfig, default_config
@@ -347,6 +349,83 @@ def test_the_head_sees_the_labeled_tokens_alone_and_passes_hold_few_pads(tmp_pat
     seen.clear()  # trials
     trainer.train()
     assert seen == [(4, 8), (1, 12), (1, 9), (1, 3), (3, 100), (1, 9)]
+
+
+def test_behind_the_last_attention_labeled_tokens_alone_are_computed(tmp_path: Path) -> None:
+    model, shapes = tiny_model(), []
+    for block in (model.model.layers[0], model.model.layers[-1]):
+        for part in (block.self_attn.q_proj, block.self_attn.o_proj, block.mlp.up_proj):
+            part.register_forward_hook(lambda module, args, output: shapes.append(output.shape[:2]))
+    trainer = make_trainer(model, tiny_tokenizer(), of_lengths(9, 8), dataclasses.replace(TINY, max_steps=1), tmp_path)
+    shapes.clear()  # trials
+    trainer.train()
+    assert shapes == [(2, 9)] * 4 + [(1, 6)] * 2
+
+
+class Odd(torch.nn.Module):
+    """A last MLP that looks at its neighbors."""
+
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        return stream.cumsum(1)
+
+
+def test_a_last_mlp_that_sees_other_tokens_computes_all_of_them() -> None:
+    model = tiny_model()
+    assert len(spared_parts(model)) == 2
+    model.model.layers[-1].mlp = Odd()
+    assert not spared_parts(other := copy.deepcopy(model))
+    assert can_pick(other)
+
+
+def lora_step(model: Any, fused: bool, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The loss and all gradients of a sum that has a large slope everywhere."""
+    from caa.training.lora_products import fused_loras
+
+    model.zero_grad()
+    with fused_loras(model) if fused else contextlib.nullcontext():
+        loss = model(input_ids=ids).logits.sin().sum()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None} | {"loss": loss}
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "GPT2"])
+def test_fused_loras_give_pefts_numbers_and_leave_nothing_behind(family: str) -> None:
+    """Llama has no biases, Qwen2 has, and GPT-2's transposed matrices stay PEFT's own."""
+    model, ids = tiny_lora(tiny_model(family)).double(), random_ids(3, 7)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.uniform_(-1, 1)
+    before = [dict(vars(module)) for module in model.modules()]
+    plain, ours = (lora_step(model, fused, ids) for fused in (False, True))
+    assert plain.keys() == ours.keys()
+    assert sum("lora_" in name and bool(gradient.abs().max() > 1e-3) for name, gradient in plain.items()) >= 8
+    for name, gradient in plain.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-9, atol=1e-9)
+    assert [dict(vars(module)) for module in model.modules()] == before
+
+
+def test_loras_that_are_more_than_a_product_stay_pefts() -> None:
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora.layer import Linear
+
+    from caa.training.lora_products import fused_loras
+
+    def fused(model: Any) -> int:
+        with fused_loras(model):
+            return sum("forward" in vars(module) for module in model.modules())
+
+    everywhere = sum(type(module) is Linear for module in tiny_lora(tiny_model()).modules())
+    assert fused(tiny_lora(tiny_model())) == everywhere > 8
+    lora = tiny_lora(tiny_model())
+    layers = [module for module in lora.modules() if type(module) is Linear]
+    layers[0].base_layer.weight.requires_grad = True
+    layers[1].lora_A["sft"].register_forward_hook(lambda *_: None)
+    layers[2].lora_dropout["sft"] = torch.nn.Dropout(0.1)
+    layers[3].lora_B["sft"].double()
+    assert fused(lora) == everywhere - 4
+    lora.base_model.disable_adapter_layers()
+    assert fused(lora) == 0
+    assert fused(get_peft_model(tiny_model(), LoraConfig(target_modules="all-linear", use_dora=True))) == 0
 
 
 def test_a_head_that_cannot_be_split_off_gives_its_own_logits(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from caa.models.adapters import active_adapter
 from caa.models.batching import branched, pad
@@ -25,7 +26,7 @@ from caa.models.blocks import (
     position_inputs,
     text_config,
 )
-from caa.models.hooks import RepeatedBlocks, expanding, picking, writing
+from caa.models.hooks import RepeatedBlocks, expanding, picking, sparing, writing
 from caa.models.positions import cache_in
 from caa.models.slots import SlotCache
 
@@ -97,6 +98,20 @@ def can_mix(model: Any, adapter: str) -> bool:
 def can_pick(model: Any) -> bool:
     """Whether the head, given some tokens of all rows alone (`picking`), gives the logits that it gives them anyway."""
     return _stands(model, _picks_tokens)
+
+
+def spared_parts(model: Any) -> list[nn.Module]:
+    """Parts of the last block that may leave out tokens whose logits nobody reads (`sparing`); none where that fails.
+
+    Behind the last attention no token sees another one: its output projection and the MLP go token by token.
+    """
+    return _last_parts(model) if _stands(model, _spares_tokens) else []
+
+
+def _last_parts(model: Any) -> list[nn.Module]:
+    """By the names that most families give them; of others none."""
+    named = dict(decoder_blocks(model)[-1].named_modules())
+    return [named[path] for path in ("self_attn.o_proj", "mlp") if path in named]
 
 
 def repeat_cache(cache: Any, rows: int, times: int) -> None:
@@ -253,11 +268,23 @@ def _repeats_rows(model: Any) -> bool:
 
 def _picks_tokens(model: Any) -> bool:
     """Are the logits of some tokens what they are among all? What stands behind the head is the model's own."""
+    return _picks(model, [])
+
+
+def _spares_tokens(model: Any) -> bool:
+    """Are they so where the last block's parts compute these tokens alone, too?"""
+    return _picks(model, _last_parts(model))
+
+
+def _picks(model: Any, spared: Sequence[nn.Module]) -> bool:
     filling, *drawn = ordinary_ids(model, 8)
     ids, mask = pad([drawn[:5], drawn[5:]], filling)
     places = torch.tensor([[True, False, True, True, False], [False, True, False, False, False]])
     plain = _logits(model, ids, mask)[places]
-    with picking(base_model(model).get_output_embeddings(), places):
+    with ExitStack() as stack:
+        stack.enter_context(picking(base_model(model).get_output_embeddings(), places))
+        for part in spared:
+            stack.enter_context(sparing(part, places))
         picked = _logits(model, ids, mask)
     return _same(picked, plain[None], _rounding(model, ids, mask, places.nonzero(as_tuple=True)))
 

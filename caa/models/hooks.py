@@ -197,6 +197,24 @@ def picking(module: nn.Module, places: Bool[Tensor, "row position"]) -> Iterator
 
 
 @contextmanager
+def sparing(module: nn.Module, places: Bool[Tensor, "row position"]) -> Iterator[None]:
+    """The module computes only these places of its input [row, position, d], and writes zeros at all others."""
+
+    def give(module: nn.Module, args: Any) -> Any:
+        return (args[0][places.to(args[0].device)][None], *args[1:])
+
+    def spread(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        written = output.new_zeros(*places.shape, output.shape[-1])
+        written[places.to(output.device)] = output[0]
+        return written
+
+    with ExitStack() as stack:
+        stack.callback(_attach(module.register_forward_pre_hook, give).remove)
+        stack.callback(_attach(module.register_forward_hook, spread, prepend=True).remove)
+        yield
+
+
+@contextmanager
 def withholding(module: nn.Module, name: str) -> Iterator[None]:
     """The module is called without the keyword of this name, which hooks of before still see."""
 

@@ -15,9 +15,10 @@ from torch.nn.functional import cross_entropy, pad
 from trl import SFTTrainer
 
 from caa.models.blocks import base_model
-from caa.models.capabilities import can_pick
-from caa.models.hooks import picking, withholding
+from caa.models.capabilities import can_pick, spared_parts
+from caa.models.hooks import picking, sparing, withholding
 from caa.training.examples import IGNORED
+from caa.training.lora_products import fused_loras
 
 PASS_COST = 32
 """What one more pass costs on a CPU, in tokens: below it, rows of other lengths are padded rather than read apart."""
@@ -30,14 +31,15 @@ class LabeledTrainer(SFTTrainer):
     """SFT whose steps see the same examples in the same order, and whose passes hold less that counts for nothing.
 
     The examples of one optimizer step are dealt out to its passes by length, so that fewer pads are read. On one CPU
-    process a pass may be read in parts, and the head is given the tokens that are followed by a label alone; where a
-    model's head cannot be split off so (`can_pick`), the model's own logits of all tokens are used. On an accelerator
-    TRL's own loss does that.
+    process a pass may be read in parts, and the head, like the parts behind the last attention, is given the tokens
+    that are followed by a label alone; where a model's head cannot be split off so (`can_pick`), the model's own logits
+    of all tokens are used. LoRAs go through `fused_loras`. On an accelerator TRL's own loss is taken.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        can_pick(self.model)  # tried out here, where nothing steers the model yet
+        if can_pick(self.model):  # tried out here, where nothing steers the model yet
+            spared_parts(self.model)
 
     def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Tensor]], Any]:
         """The batches of one optimizer step, as large as they came, the shortest examples first; how many labels."""
@@ -77,7 +79,8 @@ def labeled_logits(
 ) -> Float[Tensor, "place vocab"]:
     """The model's logits at these places. Hooks on the model that are there already see the labels; the model does not.
 
-    The head computes no others where the model allows (`can_pick`).
+    The head computes no others where the model allows (`can_pick`), nor does what stands behind the last attention
+    (`spared_parts`).
     """
     base = base_model(model)
     with ExitStack() as stack:
@@ -85,6 +88,9 @@ def labeled_logits(
         picked = can_pick(model)
         if picked:
             stack.enter_context(picking(base.get_output_embeddings(), places))
+            for part in spared_parts(model):
+                stack.enter_context(sparing(part, places))
+        stack.enter_context(fused_loras(model))
         logits: Tensor = model(**inputs, use_cache=False).logits
     return logits[0] if picked else logits[places]
 
