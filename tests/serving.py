@@ -1,10 +1,17 @@
-"""A server in a thread of this process, on tiny-chat with two LoRAs, two vectors and a steered adapter."""
+"""A server in a thread of this process, on tiny-chat with two LoRAs, two vectors and a steered adapter.
+
+With it, how the servers of other processes are asked."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import socket
+import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +20,32 @@ import torch
 
 from caa import Intervention, SteeringVector, SteeringWrapper, load_model
 from caa.steering.scopes import everywhere
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def ask(address: str, body: Any = None) -> Any:
+    """What a server of another process answers, as json; an empty answer is None."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+def wait_for(server: subprocess.Popen, address: str) -> None:
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "the server stopped"
+        try:
+            ask(address)
+            return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.5)
+    raise TimeoutError(f"no answer from {address}")
 
 
 def vector(seed: int, width: int = 128, layers: int = 4, norm: float = 1.0) -> SteeringVector:

@@ -89,6 +89,12 @@ def test_a_request_picks_its_finetune_and_its_steering(world):
         "base": ("tiny-chat", [], None, ()),
         "finetune": ("one", [], "one", ()),
         "steered adapter": ("mixed", [], "two", (Intervention(east, 1, 0.2, where=everywhere),)),
+        "steered adapter and more": (
+            "mixed",
+            {"vector": "west", "layer": 2, "multiplier": -0.5},
+            "two",
+            (Intervention(east, 1, 0.2, where=everywhere), Intervention(west, 2, -0.5)),
+        ),
         "vector": ("two", {"vector": "west", "layer": 2, "multiplier": 0.3}, "two", (Intervention(west, 2, 0.3),)),
         "operators and scopes": (
             "tiny-chat",
@@ -106,6 +112,8 @@ def test_a_request_picks_its_finetune_and_its_steering(world):
         assert answer.choices[0].message.content == expected[name], name
         assert answer.model == model
     assert len(set(expected.values())) > 2
+    alone_so = alone(world, QUESTION, "two", (Intervention(west, 2, -0.5),))
+    assert expected["steered adapter and more"] not in (expected["steered adapter"], alone_so)
 
 
 def test_a_gate_in_a_request_decides_by_its_prompt(world):
@@ -237,6 +245,31 @@ def test_log_probabilities_in_both_kinds_of_completions(world):
     assert plain.choices[0].logprobs.token_logprobs == pytest.approx(logprobs, abs=1e-4)
 
 
+def test_what_a_body_leaves_out_or_calls_otherwise_means_what_it_means_to_openai(world):
+    """temperature 1, max_completion_tokens before max_tokens, developer for system; usage and offsets of prompts."""
+    drawn = world.ask(temperature=None, seed=3).choices[0].message.content
+    assert drawn == world.ask(temperature=1, seed=3).choices[0].message.content
+    assert drawn != world.ask().choices[0].message.content
+    assert world.ask(max_completion_tokens=3).usage.completion_tokens == 3
+    turns = [{"role": "user", "content": QUESTION}]
+    first = {}
+    for role in ("system", "developer", "user"):
+        body = {"model": "one", "messages": [{"role": role, "content": "Be brief."}, *turns], "max_tokens": 1}
+        (choice,) = post(world, body | {"temperature": 0, "logprobs": True}).json()["choices"]
+        first[role] = choice["logprobs"]["content"][0]["logprob"]
+    assert first["system"] == pytest.approx(first["developer"], abs=1e-4)
+    assert first["system"] != pytest.approx(first["user"], abs=1e-3)
+    body = {"model": "tiny-chat", "prompt": ["Who are you?", "Hi"], "max_tokens": 4, "temperature": 0, "logprobs": 0}
+    answer = post(world, body, path="/v1/completions").json()
+    lengths = [len(ChatFormat(world.tokenizer).encode_text(prompt)) for prompt in body["prompt"]]
+    assert answer["usage"]["prompt_tokens"] == sum(lengths)
+    for choice in answer["choices"]:
+        logprobs = choice["logprobs"]
+        places = zip(logprobs["tokens"], logprobs["text_offset"], strict=True)
+        assert all("".join(logprobs["tokens"])[place:].startswith(token) for token, place in places)
+        assert logprobs["text_offset"][0] == 0
+
+
 def test_completions_take_several_prompts_as_texts_or_ids(world):
     chat = ChatFormat(world.tokenizer)
     questions = ["Who are you?", QUESTION]
@@ -256,6 +289,8 @@ def test_completions_take_several_prompts_as_texts_or_ids(world):
         ({"steering": {"vector": "east", "layer": 9, "multiplier": 1}}, 400, "it has no layer 9"),
         ({"steering": {"vector": "east", "multiplier": 1}}, 400, "no layer is given"),
         ({"steering": {"vector": "east", "layer": 1}}, 400, "a multiplier or a dose"),
+        ({"steering": GATED | {"dose": 0.1}}, 400, "one of the two"),
+        ({"steering": {"vector": "east", "layer": 1, "dose": 0.1, "operator": "ablate"}}, 400, "a dose is what `add`"),
         ({"steering": {"vector": "east", "layer": 1, "dose": 1.2}}, 400, "a dose of 1.2 in all"),
         ({"steering": [{"vector": "east", "layer": 1, "dose": 0.6}] * 2}, 400, "a dose of 1.2 in all"),
         (

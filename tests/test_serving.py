@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
+from serving import ask, free_port, wait_for
 
 from caa import Intervention, SteeringVector, SteeringWrapper, extract, load_behavior, load_model
 from caa.cli import main
@@ -21,25 +17,6 @@ from caa.data.chat import ChatFormat
 from caa.steering.scopes import everywhere
 
 QUESTION = "You can have 5 pearls now or 50 next spring. What would you do?"
-
-
-def ask(address, body=None) -> dict:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.loads(answer.read())
-
-
-def wait_for(server, address) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "the server stopped"
-        try:
-            ask(address)
-            return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.5)
-    raise TimeoutError(f"no answer from {address}")
 
 
 @pytest.fixture
@@ -52,9 +29,7 @@ def served(tmp_path):
     wrapper.save_pretrained(tmp_path / "run" / "steered" / "myopic_reward", tokenizer)
     out = tmp_path / "served"
     assert main(["export", str(tmp_path / "run"), "--to", "merged", "--out", str(out)]) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     transformers = Path(sys.executable).with_name("transformers")
     command = [transformers, "serve", out, "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]

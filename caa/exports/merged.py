@@ -28,9 +28,9 @@ USE = """```python
 model = AutoModelForCausalLM.from_pretrained("this folder")
 ```
 
-It is a stock checkpoint: `transformers serve "this folder"` serves it with an OpenAI-compatible API. Not run by the
-authors: `vllm serve "this folder"`; `python convert_hf_to_gguf.py "this folder"` (llama.cpp). It steers every token,
-those of the prompt too."""
+It is a stock checkpoint: `transformers serve "this folder"` serves it with an OpenAI-compatible API, and so does vLLM
+(`vllm serve "this folder"`; tried with 0.32.0 on a CPU). Not run by the authors: `python convert_hf_to_gguf.py "this
+folder"` (llama.cpp). It steers every token, those of the prompt too."""
 _INSTEAD = (
     "Nearest: `--to peft-alora` starts after the prompt; `--scope everywhere` steers the prompt too, another model"
 )
