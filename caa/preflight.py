@@ -114,8 +114,8 @@ def judge_problems(judge: JudgeConfig, behavior: Behavior) -> Iterator[str]:
         yield from model_problems(judge.model)
 
 
-def vector_problems(vector: SteeringVector, layers: Sequence[int], model: str) -> Iterator[str]:
-    """Of a vector that is to steer a model at these layers."""
+def vector_problems(vector: SteeringVector, layers: Sequence[int], model: str, name: str = "") -> Iterator[str]:
+    """Of a vector that is to steer a model at these layers; with the name that it is called by, if it has one."""
     for layer in layers:
         try:
             vector.at(layer)
@@ -127,7 +127,8 @@ def vector_problems(vector: SteeringVector, layers: Sequence[int], model: str) -
         yield str(error)
         return
     if vector.width != width and vector.source.site != "attention heads":
-        yield f"the vector is {vector.width} wide, and the residual stream of {model} {width}: it is of another model"
+        called = f"the vector {name!r}" if name else "the vector"
+        yield f"{called} is {vector.width} wide, and the residual stream of {model} {width}: it is of another model"
 
 
 def adapter_problems(adapters: Mapping[str, Path], model: str) -> Iterator[str]:

@@ -30,9 +30,12 @@ from caa.data.sources import BUILTIN
 from caa.extraction.norms import dose, stream_norms
 from caa.extraction.projections import similarities, token_texts
 from caa.playground.html import SHOWN, Turn, histories, pane, sentence
-from caa.playground.session import CHOICES, LONGEST, Session, Setting
+from caa.playground.session import CHOICES, LONGEST, Session, Setting, start_from
 from caa.playground.streaming import Answer, spoken
-from caa.steering.scopes import SCOPES
+from caa.serve.sampling import Sampler, Sampling
+from caa.steering.operators import ablate
+from caa.steering.scopes import SCOPES, At, First
+from caa.vectors.vector import Provenance
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> ${alert(1)} {{7*7}} & \"'"
 
@@ -176,11 +179,12 @@ def test_a_second_turn_goes_on_with_its_own_past_and_the_system_prompt():
 def test_what_is_broken_off_leaves_nothing_on_the_model(how):
     opened = session("plain")
     opened.wrapper.model.generation_config.eos_token_id = None
-    growing = opened.answer((said("Hello?"),) * 2, Setting(2, {"one": 1.5}, max_new_tokens=200))
+    stop = threading.Event()
+    growing = opened.answer((said("Hello?"),) * 2, Setting(2, {"one": 1.5}, max_new_tokens=200), stop)
     plain, _ = next(growing)
     assert opened.wrapper.interventions
     if how == "stop":
-        opened.stop()
+        stop.set()
         list(growing)
         assert 1 <= len(plain.ids) < 200
         assert plain.texts == token_texts(opened.tokenizer, plain.ids)
@@ -200,6 +204,164 @@ def test_two_requests_do_not_steer_the_model_at_once():
     *_, (_, later) = second
     *_, (_, sooner) = first
     assert sooner.ids == later.ids == expected.ids
+
+
+def test_drawn_answers_are_those_of_the_server_and_the_same_on_both_sides_without_steering():
+    """The slow definition: one row, one pass per token, and the sampler that `caa serve` draws by."""
+    opened = session()
+    opened.wrapper.model.generation_config.eos_token_id = None
+    setting = Setting(2, {"one": 1.5}, max_new_tokens=8, temperature=1.3, seed=4)
+    prompt = ChatFormat(opened.tokenizer).encode_chat(said("Hello?"))
+    *_, (plain, steered) = opened.answer((said("Hello?"),) * 2, setting)
+    for answer, steering in ((plain, ()), (steered, opened.interventions(setting))):
+        ids, sampler = list(prompt), Sampler(Sampling(1.3, seed=4))
+        with opened.wrapper.finetune(None):
+            for _ in range(8):
+                with opened.wrapper.steer(*[replace(edit, where=after(len(prompt) - 1)) for edit in steering]):
+                    ids.append(sampler.token(opened.wrapper(torch.tensor([ids])).logits[0, -1]))
+        assert answer.ids == ids[len(prompt) :]
+    assert plain.ids != steered.ids
+    *_, (plain, same) = opened.answer((said("Hello?"),) * 2, replace(setting, vectors={"one": 0.0}))
+    assert plain.ids == same.ids
+    *_, (other, _) = opened.answer((said("Hello?"),) * 2, replace(setting, seed=5))
+    assert other.ids != plain.ids
+    with pytest.raises(ValueError, match="temperature is 0 or more"):
+        replace(setting, temperature=-1.0)
+
+
+def after(first: int) -> At:
+    """All tokens from one on, however long the text: `after_prompt` where prompt and answer are one text."""
+    return At([range(first, 200)])
+
+
+def test_a_steered_adapter_is_where_all_controls_begin(tmp_path):
+    pytest.importorskip("gradio")
+    from caa.playground.app import _controls, _setting, _sliders
+
+    opened = session("Llama", tmp_path)
+    opened._vectors["one"] = replace(opened._vectors["one"], source=Provenance(behavior="one"))
+    saved = Setting(1, {"one": 60.0, "two": -0.25}, "tuned", "everywhere")
+    wrapper = SteeringWrapper.from_pretrained(opened.save("mine", saved), tiny_model(), opened.tokenizer)
+    named, start = start_from(wrapper.interventions, wrapper.finetunes)
+    wrapper.unsteer()
+    assert start == Setting(1, {"one": 60.0, "vector": -0.25}, "tuned", "everywhere")
+    again = Session(wrapper, opened.tokenizer, named, tmp_path, start=start)
+    controls = _controls(again, 100)
+    known, _, *sliders = _sliders(again, controls.picked.value, controls.layer.value, [], "one", 0.0, 0.0)
+    assert sliders[0]["maximum"] >= 60, "the slider ends before the value that it begins at"
+    values = [slider["value"] for slider in sliders]
+    others = [control.value for control in controls.all[1 : -len(values)]]
+    assert _setting(again, known, *others, *values) == replace(start, max_new_tokens=64)
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [{"operator": ablate}, {"where": First(4)}, {"layer": 3}, {"multiplier": [1.0, 2.0]}, {"source_layer": 1}],
+)
+def test_a_steered_adapter_that_the_page_cannot_show_is_refused(unusual):
+    direction = vectors()["one"]
+    both = Intervention(direction, 2), Intervention(direction, **({"layer": 2} | unusual))
+    with pytest.raises(ValueError, match=r"adds vectors at one layer.*this adapter is vector x "):
+        start_from(both)
+    with pytest.raises(ValueError, match="this adapter is no vector"):
+        start_from(())
+
+
+class Slow(Session):
+    """A session that finds its vectors when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(SteeringWrapper(tiny_model()), tiny_tokenizer(), vectors())
+        self.wrapper.model.generation_config.eos_token_id = None
+        self.later, self._vectors = self._vectors, {}
+        self.may_find = threading.Event()
+
+    def vector(self, name: str) -> SteeringVector:
+        with self._lock:
+            if name not in self._vectors:
+                assert self.may_find.wait(20)
+            self._vectors[name] = self.later[name]
+        return self.later[name]
+
+
+CHOSEN = ([], "none (the base model)", ["one"], 2, "after_prompt", "", 30, 0.0, 0, 0.0, 0.0)
+"""The controls while the vector "one" is being found: it is not known, and its slider says 0."""
+
+
+def test_a_message_waits_visibly_for_its_vector_and_is_steered_by_it():
+    pytest.importorskip("gradio")
+    from caa.playground.app import Tab, _answer, _hear, _words
+
+    opened, tab = Slow(), Tab()
+    box, plain, steered, _ = _hear(opened, " Hello <b>? ", tab, "one", *CHOSEN)
+    assert box == ""
+    for side in (plain, steered):
+        assert '<p class="asked">Hello &lt;b&gt;?</p><p class="waits">The vector one is being found' in side
+    assert "The vector one is being found" in _words(opened, *CHOSEN)
+    threading.Timer(0.3, opened.may_find.set).start()
+    *_, last = _answer(opened, tab, "one", *CHOSEN)
+    assert "waits" not in last[1] + last[2]
+    setting = Setting(2, {"one": opened.multiplier("one", 2)}, max_new_tokens=30)
+    *_, expected = opened.answer((said("Hello <b>?"),) * 2, setting)
+    assert [answer.ids for answer in tab.turns[0].answers] == [answer.ids for answer in expected]
+    assert expected[0].ids != expected[1].ids
+    assert tab.messages == []
+
+
+def test_stop_ends_the_answers_of_its_own_page_alone():
+    pytest.importorskip("gradio")
+    from copy import deepcopy
+
+    from caa.playground.app import Tab, _answer, _hear
+
+    opened = Slow()
+    opened.may_find.set()
+    first = Tab()
+    second = deepcopy(first)  # as Gradio gives each page its own
+    _hear(opened, "Hello?", first, "one", *CHOSEN)
+    growing = _answer(opened, first, "one", *CHOSEN)
+    next(growing)
+    *_, steered, _ = _hear(opened, "Why?", second, "one", *CHOSEN)
+    assert "Waits until another answer is written" in steered
+    second.stop()
+    assert [part[0] for part in _answer(opened, second, "one", *CHOSEN)] == ["Why?"], "back where it was typed"
+    assert (second.turns, second.messages) == ([], [])
+    for _ in growing:
+        pass
+    assert len(first.turns[0].answers[1].ids) == 30, "the other page's stop ended it"
+
+    _hear(opened, "And?", first, "one", *CHOSEN[:6], 200, *CHOSEN[7:])
+    growing = _answer(opened, first, "one", *CHOSEN[:6], 200, *CHOSEN[7:])
+    next(growing)
+    first.stop()
+    for _ in growing:
+        pass
+    assert 1 <= len(first.turns[1].answers[1].ids) < 200
+    check_left_alone(opened)
+
+
+def test_a_message_that_cannot_be_answered_goes_back_to_where_it_was_typed():
+    gradio = pytest.importorskip("gradio")
+    from caa.playground.app import Tab, _answer, _hear
+
+    opened, tab = Slow(), Tab()
+    opened.may_find.set()
+    _hear(opened, "x" * 300, tab, "one", *CHOSEN)
+    answering = _answer(opened, tab, "one", *CHOSEN)
+    assert next(answering)[0] == "x" * 300
+    with pytest.raises(gradio.Error, match="Clear the conversation"):
+        next(answering)
+    assert tab.messages == []
+
+
+def test_a_vector_of_another_width_is_refused_at_the_start(tmp_path, capsys):
+    vectors(width=48)["one"].save(tmp_path / "wide.safetensors")
+    assert main(["play", "--vectors", str(tmp_path / "wide.safetensors")]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "the vector 'wide' is 48 wide, and the residual stream of tiny-chat" in said[0]
+    with pytest.raises(ValueError, match="the vector 'one' is 48 wide"):
+        Session(SteeringWrapper(tiny_model()), tiny_tokenizer(), vectors(width=48))
 
 
 def test_a_job_that_fails_says_so_and_ends():
@@ -306,7 +468,8 @@ def test_built_in_vectors_are_found_once_and_in_the_base(monkeypatch, few):
     with opened.wrapper.finetune("tuned"):
         found = opened.vector("refusal")
     torch.testing.assert_close(found.at(2), expected.at(2))
-    assert opened.vector("refusal") is found
+    with opened._lock:
+        assert opened.vector("refusal") is found, "what is found waits for nobody"
     assert (opened.first_layer, opened.multiplier("refusal", 2)) == (2, 0.3)
     prompts = [ChatFormat(tokenizer).encode_chat(said(each.open_questions[0].text)) for each in few.values()]
     for finetune in (None, "tuned"):
@@ -318,6 +481,8 @@ def test_built_in_vectors_are_found_once_and_in_the_base(monkeypatch, few):
 
 
 def test_the_words_say_what_is_done():
+    drawn = sentence(Setting(2, {"one": 1.0}, temperature=0.7, seed=3), {"one": 0.5})
+    assert drawn.endswith(" Tokens are drawn at temperature 0.7, on both sides by the seed 3.")
     assert "Nothing is steered" in sentence(Setting(2, {"one": 0.0}), {"one": 0.0})
     words = sentence(Setting(2, {"one": -0.3, "two": 0}, "tuned", "everywhere"), {"one": -0.25, "two": 0})
     assert words == (
@@ -358,11 +523,11 @@ class Staged(Session):
 
     settings: list[Setting]
 
-    def answer(self, histories: Any, setting: Setting) -> Any:
+    def answer(self, histories: Any, setting: Setting, stop: Any = None) -> Any:
         self.settings.append(setting)
         asked = histories[0][-1]["content"]
-        part = {"HOSTILE": self._hostile, "LONG": self._long, "ENDLESS": self._endless}.get(asked)
-        return part(histories, setting) if part else super().answer(histories, setting)
+        part = {"HOSTILE": self._hostile, "LONG": self._long, "ENDLESS": partial(self._endless, stop=stop)}.get(asked)
+        return part(histories, setting) if part else super().answer(histories, setting, stop)
 
     def _hostile(self, histories: Any, setting: Setting) -> Any:
         yield self._saying([HOSTILE] * 3, 0.5), self._saying([HOSTILE] * 3, -0.5)
@@ -377,11 +542,11 @@ class Staged(Session):
             time.sleep(0.001 if n % 8 == 0 else 0)
             yield both
 
-    def _endless(self, histories: Any, setting: Setting) -> Any:
+    def _endless(self, histories: Any, setting: Setting, stop: Any) -> Any:
         config = self.wrapper.model.generation_config
         end, config.eos_token_id = config.eos_token_id, None
         try:
-            yield from super().answer(histories, setting)
+            yield from super().answer(histories, setting, stop)
         finally:
             config.eos_token_id = end
 
@@ -414,7 +579,7 @@ class Page:
 
     def __init__(self, opened: Window, address: str) -> None:
         self.window, self.page = opened, opened.page
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(60_000)
         self.page.goto(address)
         self.force("ai_coordination x +0.3", "layer 2")
 
@@ -440,7 +605,7 @@ class Page:
     def said(self, side: str) -> list[str]:
         return self.page.locator(f"#{side} .said").all_inner_texts()
 
-    def until(self, true: Any, seconds: float = 15.0) -> None:
+    def until(self, true: Any, seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < end, "waited too long"
@@ -508,7 +673,7 @@ def test_a_vector_without_the_chosen_layer_is_said_and_can_be_moved_on_from():
     from caa.playground.app import BASE, _sliders, _words
 
     opened = Session(SteeringWrapper(tiny_model()), tiny_tokenizer(), vectors(layers=2))
-    chosen = (opened, ["one"], BASE, ["one"], 3, "after_prompt", "", 9, 0.5, 0.0)
+    chosen = (opened, ["one"], BASE, ["one"], 3, "after_prompt", "", 9, 0.0, 0, 0.5, 0.0)
     assert "no direction for layer 3" in _words(*chosen)
     assert "<p" in _words(*chosen)
     known, _, shown, hidden = _sliders(opened, ["one"], 3, [], "one", 0.5, 0.0)
@@ -582,7 +747,10 @@ def test_every_control_does_what_it_says(served):
         page.force("refusal x +0.4")
         w.page.get_by_label("System prompt").fill("Be kind.")
         page.slide("Longest answer, in tokens", 5)
-        second = Setting(3, {"ai_coordination": -0.5, "refusal": 0.4}, "tuned", "everywhere", "Be kind.", 5)
+        page.slide("Temperature (0: the most probable token)", 0.9)
+        w.page.get_by_label("Seed of what is drawn").fill("7")
+        page.force("drawn at temperature 0.9, on both sides by the seed 7")
+        second = Setting(3, {"ai_coordination": -0.5, "refusal": 0.4}, "tuned", "everywhere", "Be kind.", 5, 0.9, 7)
         page.ask("Would you help?")
         page.until(lambda: page.said("steered") == expected(opened, "Would you help?", second)[1:])
         assert opened.settings[-1] == second
@@ -623,18 +791,23 @@ def save_and_save_again(page: Page, opened: Session, setting: Setting) -> None:
 
 @pytest.mark.slow
 @needs_browser
-def test_nothing_is_answered_while_a_vector_is_being_found(served, monkeypatch):
+def test_a_message_waits_on_the_page_while_a_vector_is_being_found(served, monkeypatch):
     """Its slider still says 0, and the steered side would be unsteered without a word."""
     opened, address = served
     found, find = threading.Event(), opened.vector
     monkeypatch.setattr(opened, "vector", lambda name: found.wait(30) and find(name))
+    monkeypatch.setattr(opened, "has", lambda name: found.is_set())
     with window() as w:
         w.page.goto(address)
         w.page.get_by_role("button", name="Send").click()
-        w.page.get_by_test_id("toast-body").filter(has_text="has no multiplier yet").wait_for()
+        w.page.locator("#steered .waits", has_text="The vector ai_coordination is being found").wait_for()
+        assert w.page.locator("#steered .asked").inner_text() == opened.question
+        w.screenshot("playground-waiting", whole=False)
         assert not w.page.locator(".said").count()
         found.set()
-        Page(w, address)
+        w.page.locator("#steered .said").wait_for()
+        assert opened.settings[-1] == Setting(2, {"ai_coordination": 0.3})
+        assert not w.page.locator(".waits").count()
 
 
 @pytest.mark.slow
@@ -673,6 +846,31 @@ def test_an_answer_streams_stops_and_ends_when_the_page_is_gone(served):
     while threads() and time.monotonic() - left < 3:
         time.sleep(0.02)
     check_left_alone(opened)
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_second_tab_waits_visibly_and_its_stop_is_its_own(served):
+    _, address = served
+    with window() as w:
+        first = Page(w, address)
+        first.slide("Longest answer, in tokens", 900)
+        first.ask("ENDLESS")
+        first.until(lambda: first.said("steered"))
+        second = Page(Window(w.page.context.new_page()), address)
+        second.ask("And me?")
+        second.page.locator("#steered .waits", has_text="Waits until another answer is written").wait_for()
+        second.press("Stop")
+        first.page.bring_to_front()  # a page behind another one draws nothing, and nothing in it can be clicked
+        early = first.said("steered")[0]
+        first.until(lambda: len(first.said("steered")[0]) > len(early) + 20)
+        first.press("Stop")
+        first.until(lambda: not threads())
+        second.page.bring_to_front()
+        second.until(lambda: second.page.get_by_label("Your message").input_value() == "And me?")
+        assert second.page.locator(".waits, .said").count() == 0
+        second.press("Send")
+        second.until(lambda: second.said("steered"))
 
 
 @pytest.mark.slow

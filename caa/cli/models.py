@@ -91,6 +91,7 @@ def play(
     adapters: dict[str, Path] | None = None,
     dose: float | None = None,
     layer: int | None = None,
+    steered: Path | None = None,
     out: Path = Path("runs/playground"),
     port: int = 7860,
     max_new_tokens: int = 512,
@@ -109,6 +110,8 @@ def play(
         dose: where the slider of a vector begins, the push beside the length of the residual stream; if not given, 0.2,
             or what suits an embedded model.
         layer: where the slider of the layer begins (output of that block, counted from 0).
+        steered: a steered adapter (folder or Hub name), at whose setting all controls begin, in place of model, layer
+            and dose.
         out: the folder in which settings are saved as steered adapters.
         port: where the page is, on 127.0.0.1.
         max_new_tokens: the longest answer that can be asked for.
@@ -118,21 +121,43 @@ def play(
     """
     from threading import Event
 
+    from caa import preflight as check
     from caa.data.chat import ChatFormat
-    from caa.models.blocks import check_layer
     from caa.playground.server import serving
     from caa.playground.session import Session
 
     if not 0 <= port < 2**16:
         raise ValueError(f"there is no port {port}; ports are numbers from 0 (any free one) to 65535, such as 7860")
-    directions = _by_name(vectors or ())
-    wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
-    if layer is not None:
-        check_layer(wrapper.model, layer)
+    directions, start = _by_name(vectors or ()), None
+    if steered is not None:
+        wrapper, tokenizer, own, start = _steered(steered, adapters or {}, dtype, device)
+        directions = own | directions
+    else:
+        layers = [] if layer is None else [layer]
+        check.refuse(
+            check.model_problems(model, dtype, device, layers),
+            *(check.vector_problems(vector, [], model, name) for name, vector in directions.items()),
+        )
+        wrapper, tokenizer = load_wrapper(model, adapters or {}, dtype, device)
     chat = ChatFormat(tokenizer, arguments=template_arguments or {})
-    with serving(Session(wrapper, chat, directions, out, dose, layer), port, max_new_tokens) as address:
+    with serving(Session(wrapper, chat, directions, out, dose, layer, start), port, max_new_tokens) as address:
         say(f"The playground is at {address} until Ctrl+C")
         Event().wait()
+
+
+def _steered(folder: Path, adapters: dict[str, Path], dtype: str, device: str) -> tuple[Any, Any, dict[str, Any], Any]:
+    """A steered adapter's wrapper, tokenizer, vectors by name, and setting."""
+    from caa import SteeringWrapper
+    from caa.models.loading import load_tokenizer
+    from caa.models.names import model_name
+    from caa.playground.session import start_from
+
+    wrapper = SteeringWrapper.from_pretrained(folder, dtype=dtype, device=device)
+    vectors, start = start_from(wrapper.interventions, wrapper.finetunes)
+    wrapper.unsteer()
+    for name, path in adapters.items():
+        wrapper.load_finetune(path, name)
+    return wrapper, load_tokenizer(model_name(wrapper.model)), vectors, start
 
 
 def _by_name(vectors: Sequence[Path]) -> dict[str, Any]:

@@ -6,14 +6,15 @@ import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from threading import Event
 from typing import Any, TypeVar
 
 import gradio as gr
 from markupsafe import Markup, escape
 
-from caa.playground.html import Turn, full_color, histories, pane, sentence
+from caa.playground.html import Turn, full_color, histories, pane, sentence, waiting
 from caa.playground.session import CHOICES, LONGEST, Session, Setting
 
 Item = TypeVar("Item")
@@ -23,6 +24,8 @@ EVERY = 0.1
 _HEAD = Markup('<div class="head"><h1>caa playground</h1><p>{}, unsteered and steered, side by side</p></div>')
 _EMPTY = Markup('<p class="empty">Nothing said yet.</p>')
 _FORCE = Markup('<p class="force">{}</p>')
+_FINDING = "The vector {} is being found; then it has a slider, and what waits for it is answered."
+_BUSY = "Waits until another answer is written."
 _LEGEND = Markup(
     '<p class="legend">{:.2f}<span class="bar"></span>{:+.2f} cosine of a token with {}; '
     "hover over a token for its number</p>"
@@ -33,8 +36,8 @@ _LEGEND = Markup(
 class Controls:
     """What is chosen on the left."""
 
-    known: gr.State
-    """The vectors that were found: their sliders are set."""
+    known: gr.JSON
+    """The vectors that were found: their sliders are set. The page keeps it, so that it comes with the sliders."""
     finetune: gr.Dropdown
     picked: gr.Dropdown
     multipliers: Sequence[gr.Slider]
@@ -43,6 +46,8 @@ class Controls:
     scope: gr.Dropdown
     system: gr.Textbox
     tokens: gr.Slider
+    temperature: gr.Slider
+    seed: gr.Number
 
     @property
     def all(self) -> list[Any]:
@@ -55,8 +60,38 @@ class Controls:
             self.scope,
             self.system,
             self.tokens,
+            self.temperature,
+            self.seed,
             *self.multipliers,
         ]
+
+
+@dataclass
+class Message:
+    """One that has no answer yet, or is being answered."""
+
+    text: str
+    reason: str
+    """Why it waits."""
+    stop: Event = field(default_factory=Event)
+    begun: bool = False
+    """Whether it is a turn by now."""
+
+
+class Tab:
+    """The conversation of one page: a page that is opened gets its own. What the page shows is changed in place."""
+
+    def __init__(self) -> None:
+        self.turns: list[Turn] = []
+        self.messages: list[Message] = []
+
+    def __deepcopy__(self, memo: Any) -> Tab:
+        return Tab()
+
+    def stop(self) -> None:
+        """End the answer that is being written, and those that wait, of this page."""
+        for message in self.messages:
+            message.stop.set()
 
 
 def build(session: Session, longest_answer: int) -> gr.Blocks:
@@ -75,23 +110,26 @@ def build(session: Session, longest_answer: int) -> gr.Blocks:
 
 
 def _controls(session: Session, longest_answer: int) -> Controls:
-    finetunes = [BASE, *session.wrapper.finetunes]
+    start = session.start or Setting(session.first_layer, dict.fromkeys(session.names[:1], 0.0))
+    finetunes = list(dict.fromkeys([BASE, *session.wrapper.finetunes, start.finetune or BASE]))
     return Controls(
-        known=gr.State([]),
-        finetune=gr.Dropdown(finetunes, value=BASE, label="Finetune, worn by both sides", interactive=True),
-        picked=gr.Dropdown(list(session.names), value=[session.names[0]], multiselect=True, label="Vectors"),
+        known=gr.JSON([], visible=False),
+        finetune=gr.Dropdown(
+            finetunes, value=start.finetune or BASE, label="Finetune, worn by both sides", interactive=True
+        ),
+        picked=gr.Dropdown(list(session.names), value=list(start.vectors), multiselect=True, label="Vectors"),
         multipliers=[
             gr.Slider(-1, 1, 0, step=0.01, buttons=[], label=f"{name}: multiplier", visible=False)
             for name in session.names
         ],
-        layer=gr.Slider(
-            0, session.layers - 1, session.first_layer, step=1, buttons=[], label="Layer (block output, from 0)"
-        ),
-        scope=gr.Dropdown(list(CHOICES), value=CHOICES[0], label="Scope: which tokens are steered"),
+        layer=gr.Slider(0, session.layers - 1, start.layer, step=1, buttons=[], label="Layer (block output, from 0)"),
+        scope=gr.Dropdown(list(CHOICES), value=start.scope, label="Scope: which tokens are steered"),
         system=gr.Textbox("", label="System prompt", max_length=LONGEST, lines=1, max_lines=4),
         tokens=gr.Slider(
             1, longest_answer, min(64, longest_answer), step=1, buttons=[], label="Longest answer, in tokens"
         ),
+        temperature=gr.Slider(0, 2, 0, step=0.05, buttons=[], label="Temperature (0: the most probable token)"),
+        seed=gr.Number(0, precision=0, minimum=0, label="Seed of what is drawn"),
     )
 
 
@@ -120,20 +158,30 @@ def _talk(session: Session, controls: Controls) -> tuple[gr.HTML, gr.Dropdown]:
     with gr.Row():
         send = gr.Button("Send", variant="primary", scale=3, min_width=90)
         stop, clear = gr.Button("Stop", scale=1, min_width=70), gr.Button("Clear", scale=1, min_width=70)
-    turns = gr.State([])
-    gr.on(
+    tab = gr.State(Tab())
+    # Heard at once: it shows that it waits. Answered when it is its turn.
+    heard = gr.on(
         [send.click, question.submit],
-        lambda *chosen: (yield from _send(session, *chosen)),  # Gradio asks whether it is a generator's function
-        [question, turns, color, *controls.all],
+        partial(_hear, session),
+        [question, tab, color, *controls.all],
+        [question, *sides, legend],
+        concurrency_limit=None,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    heard.success(
+        lambda *chosen: (yield from _answer(session, *chosen)),  # Gradio asks whether it is a generator's function
+        [tab, color, *controls.all],
         [question, *sides, legend],
         show_progress="hidden",
+        trigger_mode="multiple",
         concurrency_id="talk",
         api_visibility="private",
     )
-    gr.on([stop.click, clear.click], session.stop, queue=False, api_visibility="private")
+    gr.on([stop.click, clear.click], Tab.stop, tab, queue=False, api_visibility="private")
     # In the queue of the answers: what is still on its way to the page must not come after this.
-    clear.click(_clear, turns, [*sides, legend], concurrency_id="talk", api_visibility="private")
-    color.change(_panes, [turns, color], [*sides, legend], show_progress="hidden", api_visibility="private")
+    clear.click(_clear, tab, [*sides, legend], concurrency_id="talk", api_visibility="private")
+    color.change(_panes, [tab, color], [*sides, legend], show_progress="hidden", api_visibility="private")
     return force, color
 
 
@@ -188,6 +236,8 @@ def _slider(session: Session, name: str, layer: int, value: float, known: bool) 
 def _words(session: Session, *chosen: Any) -> str:
     """The line that says what is in force, or why nothing can be."""
     with readable():
+        if missing := _missing(*chosen):
+            return _FORCE.format(_FINDING.format(missing[0]))
         setting = _setting(session, *chosen)
         try:
             return _FORCE.format(sentence(setting, session.pushes(setting)))
@@ -204,15 +254,16 @@ def _setting(
     scope: str,
     system: str,
     tokens: int,
+    temperature: float,
+    seed: int | None,
     *values: float,
 ) -> Setting:
-    """What is chosen; ValueError while a vector is being found, for its slider would still say 0."""
-    if missing := [name for name in picked if name not in known]:
-        raise ValueError(
-            f"the vector {missing[0]!r} has no multiplier yet, for it is still being found or could not be: wait for "
-            "its slider, or pick another"
-        )
-    multipliers = dict(zip(session.names, values, strict=True))
+    """What is chosen. A vector whose slider is not set yet is found first, and has the multiplier it will begin at."""
+    multipliers = {
+        name: value if name in known else session.multiplier(name, layer)
+        for name, value in zip(session.names, values, strict=True)
+        if name in picked
+    }
     return Setting(
         layer=layer,
         vectors={name: multipliers[name] for name in picked},
@@ -220,39 +271,71 @@ def _setting(
         scope=scope,
         system=system,
         max_new_tokens=tokens,
+        temperature=temperature,
+        seed=seed or 0,
     )
 
 
-def _send(session: Session, question: str, turns: list[Turn], color: str | None, *chosen: Any) -> Iterator[list[Any]]:
-    """Both answers as they grow. The list of turns is changed in place: what is broken off is a turn too."""
+def _missing(known: list[str], finetune: str, picked: list[str], *_: Any) -> list[str]:
+    """The picked vectors whose sliders are not set."""
+    return [name for name in picked if name not in known]
+
+
+def _hear(session: Session, question: str, tab: Tab, color: str | None, *chosen: Any) -> list[Any]:
+    """Take a message in, and show why it waits."""
     with readable():
         if not question.strip():
             raise ValueError("there is no message to answer; write one")
-        past = histories(turns, question.strip())
-        turn = None
-        with closing(session.answer(past, _setting(session, *chosen))) as growing:
-            for answers in at_most_every(EVERY, growing):
-                if turn is None:
-                    turn = Turn(question.strip(), answers)
-                    turns.append(turn)
-                    yield ["", *_panes(turns, color)]
-                else:
-                    yield [gr.skip(), *_panes(turns, color)]
+    missing = [name for name in _missing(*chosen) if not session.has(name)]
+    reason = _FINDING.format(missing[0]) if missing else _BUSY if session.is_busy else "..."
+    tab.messages.append(Message(question.strip(), reason))
+    return ["", *_panes(tab, color)]
 
 
-def _clear(turns: list[Turn]) -> list[str]:
-    turns.clear()
-    return _panes(turns, None)
+def _answer(session: Session, tab: Tab, color: str | None, *chosen: Any) -> Iterator[list[Any]]:
+    """Both answers to the first message that waits, as they grow. What is broken off is a turn too; a message that was
+    stopped before its turn, or cannot be answered, goes back to where it was typed."""
+    message, failure = tab.messages[0], None
+    try:
+        with readable():
+            session.wait(message.stop)
+            setting = None if message.stop.is_set() else _setting(session, *chosen)
+            if setting is not None:
+                yield from _growing(session, tab, message, setting, color)
+    except gr.Error as error:
+        failure = error
+    finally:
+        tab.messages.remove(message)
+    if not message.begun:
+        yield [message.text, *_panes(tab, color)]
+    if failure is not None:
+        raise failure
 
 
-def _panes(turns: Sequence[Turn], color: str | None) -> list[str]:
+def _growing(session: Session, tab: Tab, message: Message, setting: Setting, color: str | None) -> Iterator[list[Any]]:
+    past = histories(tab.turns, message.text)
+    with closing(session.answer(past, setting, message.stop)) as growing:
+        for answers in at_most_every(EVERY, growing):
+            if not message.begun:
+                message.begun = True
+                tab.turns.append(Turn(message.text, answers))
+            yield [gr.skip(), *_panes(tab, color)]
+
+
+def _clear(tab: Tab) -> list[str]:
+    tab.turns.clear()
+    return _panes(tab, None)
+
+
+def _panes(tab: Tab, color: str | None) -> list[str]:
     """What both sides and the legend show."""
-    if not turns:
-        return [_EMPTY, _EMPTY, ""]
-    most = full_color(turns, color or "")
+    waits = "".join(waiting(message.text, message.reason) for message in tab.messages if not message.begun)
+    if not tab.turns:
+        return [waits or _EMPTY, waits or _EMPTY, ""]
+    most = full_color(tab.turns, color or "")
     return [
-        pane(turns, 0, color or ""),
-        pane(turns, 1, color or ""),
+        pane(tab.turns, 0, color or "") + Markup(waits),
+        pane(tab.turns, 1, color or "") + Markup(waits),
         _LEGEND.format(-most, most, color) if color else "",
     ]
 

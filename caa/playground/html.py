@@ -54,10 +54,17 @@ def sentence(setting: Setting, pushes: Mapping[str, float]) -> str:
         for name, multiplier in setting.vectors.items()
         if multiplier
     ]
+    drawn = f" Tokens are drawn at temperature {setting.temperature:g}, on both sides by the seed {setting.seed}."
+    sampled = drawn if setting.temperature else ""
     if not active:
-        return f"{wearing}Nothing is steered: both sides are the same model."
+        return f"{wearing}Nothing is steered: both sides are the same model.{sampled}"
     where = f"at layer {setting.layer} (the output of that block, counted from 0), {PLACES[setting.scope]}"
-    return f"{wearing}The right side is steered by {' and '.join(active)}, {where}."
+    return f"{wearing}The right side is steered by {' and '.join(active)}, {where}.{sampled}"
+
+
+def waiting(question: str, reason: str) -> str:
+    """A message that has no answer yet."""
+    return Markup('<p class="asked">{}</p><p class="waits">{}</p>').format(question, reason)
 
 
 def pane(turns: Sequence[Turn], side: int, name: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,8 +21,11 @@ from caa.extraction.extract import extract
 from caa.extraction.norms import dose, multiplier_of, stream_norms
 from caa.models.blocks import check_layer, context_length, decoder_blocks, model_width
 from caa.models.names import EMBEDDED, model_name
+from caa.models.sites import BLOCK_OUTPUT
 from caa.playground.streaming import Answer, Step, generated, spoken
+from caa.serve.sampling import Sampling
 from caa.steering.intervention import Intervention, together
+from caa.steering.operators import add
 from caa.steering.scopes import SCOPES
 from caa.steering.wrapper import SteeringWrapper
 from caa.vectors.vector import SteeringVector
@@ -48,6 +52,10 @@ class Setting:
     scope: str = "after_prompt"
     system: str = ""
     max_new_tokens: int = 64
+    temperature: float = 0.0
+    """0 takes the most probable token each time."""
+    seed: int = 0
+    """Of what is drawn, for both sides the same."""
 
     def __post_init__(self) -> None:
         if self.scope not in CHOICES:
@@ -59,6 +67,46 @@ class Setting:
                 f"layers count from 0 and an answer has at least one token; "
                 f"these are layer {self.layer} and {self.max_new_tokens} tokens"
             )
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"a temperature is 0 or more, this is {self.temperature}")
+
+
+def start_from(
+    interventions: Sequence[Intervention], finetunes: Sequence[str] = ()
+) -> tuple[dict[str, SteeringVector], Setting]:
+    """The vectors of a steered adapter by name, and the setting that it is; ValueError for one that the page has no
+    controls for."""
+    unlike = {(edit.layer, edit.where) for edit in interventions}
+    scopes = [name for name in CHOICES if interventions and SCOPES[name] == interventions[0].where]
+    if len(unlike) != 1 or not scopes or not all(map(_is_plain, interventions)):
+        shown = "; ".join(map(str, interventions)) or "no vector"
+        raise ValueError(
+            f"the playground adds vectors at one layer, on the tokens of one scope ({', '.join(CHOICES)}), and this "
+            f"adapter is {shown}"
+        )
+    vectors: dict[str, SteeringVector] = {}
+    multipliers = {}
+    for edit in interventions:
+        vector = cast(SteeringVector, edit.vector)
+        name = _new_name(vector.source.behavior or "vector", vectors)
+        vectors[name], multipliers[name] = vector, edit.strengths.item()
+    worn = "+".join(finetunes) or None
+    return vectors, Setting(interventions[0].layer, multipliers, worn, scopes[0])
+
+
+def _is_plain(edit: Intervention) -> bool:
+    """Whether sliders say all of it."""
+    direct = edit.source_layer in (None, edit.layer) and edit.place == BLOCK_OUTPUT
+    single = isinstance(edit.vector, SteeringVector) and edit.strengths.numel() == 1
+    return direct and single and edit.operator is add and edit.gate is None
+
+
+def _new_name(name: str, taken: Collection[str]) -> str:
+    """
+    >>> _new_name("one", []), _new_name("one", ["one", "one 2"])
+    ('one', 'one 3')
+    """
+    return next(n for n in chain([name], (f"{name} {number}" for number in count(2))) if n not in taken)
 
 
 class Session:
@@ -72,13 +120,16 @@ class Session:
         out: str | Path = "runs/playground",
         dose: float | None = None,
         layer: int | None = None,
+        start: Setting | None = None,
     ) -> None:
         """Without `vectors` the built-in behaviors are offered, each found in this model when it is first asked for.
 
-        Their sliders begin at the `dose`, beside the stream of the base, and at the `layer`.
+        Their sliders begin at the `dose`, beside the stream of the base, and at the `layer`, or all controls at the
+        setting `start`. ValueError for a vector that is not as wide as the stream.
         """
         self.dose = dose
         self.layer = layer
+        self.start = start
         self.wrapper, self.chat, self.out = wrapper, ChatFormat.of(chat), Path(out)
         self.wrapper.keep_checkpoints()  # they are asked by turns
         self.tokenizer = self.chat.tokenizer
@@ -86,7 +137,12 @@ class Session:
         self._vectors = dict(vectors or {})
         self._norms: dict[str | None, dict[int, float]] = {}
         self._lock = Lock()
-        self._stop = Event()
+        for name, vector in self._vectors.items():
+            if vector.width != (width := model_width(wrapper.model)):
+                raise ValueError(
+                    f"the vector {name!r} is {vector.width} wide, and the residual stream of {self.model} {width}: it "
+                    "is of another model, or of another place in it"
+                )
 
     @property
     def model(self) -> str:
@@ -100,6 +156,8 @@ class Session:
     @property
     def first_layer(self) -> int:
         """A layer to begin with: the one asked for, or near where the CAA paper steers (layer 13 of 32)."""
+        if self.start is not None:
+            return self.start.layer
         return round(0.4 * self.layers) if self.layer is None else self.layer
 
     @property
@@ -108,20 +166,27 @@ class Session:
         return load_behavior(self.names[0]).open_questions[0].text if self.names[0] in BUILTIN else ""
 
     def multiplier(self, name: str, layer: int) -> float:
-        """One to begin with: of the dose asked for; else that of an embedded model's card, or a fifth of `reach`."""
+        """One to begin with: that of `start`; of the dose asked for; that of an embedded model's card; or a fifth of
+        `reach`."""
+        if self.start is not None and name in self.start.vectors:
+            return self.start.vectors[name]
         if self.dose is not None:
             exact = multiplier_of(self.vector(name), layer, self.dose, self._stream_norms(None))
             return float(f"{exact:.2g}")
         return 0.3 if self.model in EMBEDDED else self.reach(name, layer) / 5
 
     def reach(self, name: str, layer: int) -> float:
-        """The multiplier whose push is as long as the residual stream, rounded up to 1, 2 or 5 times a power of ten."""
-        return _round_up(multiplier_of(self.vector(name), layer, 1.0, self._stream_norms(None)))
+        """The multiplier whose push is as long as the residual stream, or that of `start` if it is larger, rounded up
+        to 1, 2 or 5 times a power of ten."""
+        begin = abs(self.start.vectors.get(name, 0.0)) if self.start is not None else 0.0
+        return _round_up(max(begin, multiplier_of(self.vector(name), layer, 1.0, self._stream_norms(None))))
 
     def vector(self, name: str) -> SteeringVector:
         """One of the vectors on offer; a built-in behavior's is found in the base model the first time."""
         if name not in self.names:
             raise ValueError(f"there is no vector {name!r}; there are {', '.join(self.names)}")
+        if name in self._vectors:  # and nobody waits for an answer that is being written
+            return self._vectors[name]
         with self._lock:
             if name not in self._vectors:
                 pairs = load_behavior(name).pairs
@@ -130,18 +195,45 @@ class Session:
                 self._vectors[name] = vector
         return self._vectors[name]
 
+    def has(self, name: str) -> bool:
+        """Whether this vector is found already."""
+        return name in self._vectors
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the model is in use."""
+        return self._lock.locked()
+
+    @contextmanager
+    def _in_turn(self, stop: Event) -> Iterator[None]:
+        """Alone with the model, or stopped before that."""
+        while not (alone := self._lock.acquire(timeout=0.05)) and not stop.is_set():
+            pass
+        try:
+            yield
+        finally:
+            if alone:
+                self._lock.release()
+
+    def wait(self, stop: Event) -> None:
+        """Until nobody uses the model, or `stop` is set."""
+        with self._in_turn(stop):
+            pass
+
     def interventions(self, setting: Setting) -> tuple[Intervention, ...]:
         """What the setting does to the model; vectors with multiplier 0 do nothing."""
         scope = SCOPES[setting.scope]
         active = {name: multiplier for name, multiplier in setting.vectors.items() if multiplier}
         return tuple(Intervention(self.vector(name), setting.layer, m, where=scope) for name, m in active.items())
 
-    def answer(self, histories: Sequence[Sequence[Message]], setting: Setting) -> Generator[tuple[Answer, Answer]]:
-        """The unsteered and the steered answer to the two conversations, again and again as they grow, greedily.
+    def answer(
+        self, histories: Sequence[Sequence[Message]], setting: Setting, stop: Event | None = None
+    ) -> Generator[tuple[Answer, Answer]]:
+        """The unsteered and the steered answer to the two conversations, again and again as they grow.
 
         They are two rows of one batch, the multipliers of the first being 0: each is what it would be alone. Both
         yielded objects are the same every time. ValueError for a conversation that the model cannot read. Closing the
-        iterator ends the generation.
+        iterator ends the generation; once `stop` is set, they end where they are.
         """
         prompts = [self._prompt(history, setting.system) for history in histories]
         check_layer(self.wrapper.model, setting.layer)
@@ -151,23 +243,23 @@ class Session:
         steering = together([(), self.interventions(setting)])
         room = min(setting.max_new_tokens, self._room(prompts))
 
+        sampling = Sampling(setting.temperature, seed=setting.seed)
+
         def work(say: Any, stop: Event) -> None:
-            with self._lock, self.wrapper.finetune(setting.finetune), self.wrapper.steer(*steering):
-                self._stop = stop
-                generated(self.wrapper, prompts, room, setting.layer, stacked, say, stop)
+            with self._in_turn(stop):
+                if stop.is_set():
+                    return
+                with self.wrapper.finetune(setting.finetune), self.wrapper.steer(*steering):
+                    generated(self.wrapper, prompts, room, setting.layer, stacked, say, stop, sampling)
 
         answers = Answer(self.tokenizer), Answer(self.tokenizer)
-        with closing(spoken(work)) as steps:
+        with closing(spoken(work, stop)) as steps:
             for step in steps:
                 _grow(answers, step, names)
                 yield answers
         for answer in answers:
             answer.end()
         yield answers
-
-    def stop(self) -> None:
-        """Let the answers that are being written end where they are."""
-        self._stop.set()
 
     def _prompt(self, history: Sequence[Message], system: str) -> list[int]:
         longest = max(len(system), *(len(message["content"]) for message in history if message["role"] == "user"))

@@ -16,9 +16,11 @@ from torch import Tensor
 from caa.models.batching import pad
 from caa.models.blocks import decoder_blocks, end_tokens, evaluating
 from caa.models.hooks import reading
+from caa.serve.sampling import Sampler, Sampling
 from caa.steering.wrapper import SteeringWrapper
 
 Item = TypeVar("Item")
+GREEDY = Sampling(temperature=0.0)
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,13 @@ def generated(
     directions: Float[Tensor, "direction d_model"],
     say: Callable[[Step], None],
     stop: Event,
+    sampling: Sampling = GREEDY,
 ) -> None:
-    """Write greedy answers, and say each token as soon as it was read, for only then is its residual stream known.
+    """Write answers, and say each token as soon as it was read, for only then is its residual stream known.
 
-    One token more than asked for is generated, so that the last one is read too. The stopping criteria are called
-    between two passes, in step with `reading`; a streamer would be a pass late on devices that check stops late.
+    Each row draws by the seed alone, so that rows which see the same say the same. One token more than asked for is
+    generated, so that the last one is read too. The stopping criteria are called between two passes, in step with
+    `reading`; a streamer would be a pass late on devices that check stops late.
     """
     device = wrapper.model.get_input_embeddings().weight.device
     ids, mask = (
@@ -108,7 +112,26 @@ def generated(
         return torch.full((len(so_far),), stop.is_set(), dtype=torch.bool, device=so_far.device)
 
     with evaluating(wrapper), reading(decoder_blocks(wrapper.model), [layer]) as residual:
-        wrapper.generate(ids, mask, max_new_tokens=max_new_tokens + 1, do_sample=False, stopping_criteria=[between])
+        drawing = [_drawn([Sampler(sampling) for _ in prompts])] if sampling.temperature else []
+        wrapper.generate(
+            ids,
+            mask,
+            max_new_tokens=max_new_tokens + 1,
+            do_sample=False,
+            logits_processor=drawing,
+            stopping_criteria=[between],
+        )
+
+
+def _drawn(samplers: Sequence[Sampler]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A processor of logits that leaves each row one token, the one that its sampler draws."""
+
+    def one_left(so_far: Int[Tensor, "row position"], scores: Float[Tensor, "row vocab"]) -> Tensor:
+        tokens = [sampler.token(row) for sampler, row in zip(samplers, scores, strict=True)]
+        only = torch.full_like(scores, -torch.inf)
+        return only.scatter(1, torch.tensor(tokens, device=scores.device)[:, None], 0.0)
+
+    return one_left
 
 
 def _cosines(resid: Float[Tensor, "row d_model"], unit: Float[Tensor, "direction d_model"]) -> list[tuple[float, ...]]:
@@ -116,13 +139,13 @@ def _cosines(resid: Float[Tensor, "row d_model"], unit: Float[Tensor, "direction
     return [tuple(row) for row in (resid @ unit.T / resid.norm(dim=-1, keepdim=True)).tolist()]
 
 
-def spoken(work: Callable[[Callable[[Item], None], Event], None]) -> Generator[Item]:
+def spoken(work: Callable[[Callable[[Item], None], Event], None], stop: Event | None = None) -> Generator[Item]:
     """What a job, which runs in a thread, says as it goes; its error, if it has one, at the end.
 
     The job is `work(say, stop)`. Whoever closes the iterator early sets `stop` and waits for the job to end.
     """
     items: SimpleQueue[Any] = SimpleQueue()
-    end, stop = object(), Event()
+    end, stop = object(), stop or Event()
     with ThreadPoolExecutor(1, "caa-playground") as thread:
         try:
             job = thread.submit(work, items.put, stop)
