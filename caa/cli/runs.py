@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,12 @@ from caa.cli.parsing import UsageError
 from caa.data.behaviors import Question
 from caa.data.sources import load_facts
 from caa.judges.config import OFFLINE, JudgeConfig
+from caa.reports.loggers import LoggerKind
+from caa.reports.tables.layout import Table
 from caa.runs.rows import read_rows
 from caa.suggestions import did_you_mean
 from caa.training.config import FinetuneConfig, Method, Weights
+from caa.training.reporting import ReportTo
 from caa.untrusted import read_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -40,7 +43,13 @@ def shipped_configs() -> str:
     return "".join(f"{path.stem:<18}{line.partition(': ')[2]}\n" for path, line in first_lines.items())
 
 
-def run(list: bool = False, figures: bool = True, dry_run: bool = False, **experiment: Any) -> None:
+def run(
+    list: bool = False,
+    figures: bool = True,
+    dry_run: bool = False,
+    logger: LoggerKind | None = None,
+    **experiment: Any,
+) -> None:
     """Run an experiment of several behaviors from a yaml file: vectors, layer choice, finetunes, tables and figures.
 
     CONFIG is a yaml file, or the name of one that comes with caa (`caa run --list`); options override what it says. A
@@ -50,6 +59,8 @@ def run(list: bool = False, figures: bool = True, dry_run: bool = False, **exper
         list: name the configs that come with caa, and stop.
         figures: whether to draw every figure at the end, if matplotlib is there.
         dry_run: say what would be asked, check that it can be, and stop.
+        logger: where the mean score of each cell is logged too: tensorboard, csv (both in the folder logs of the run's
+            own), wandb or mlflow.
     """
     from importlib.util import find_spec
 
@@ -58,8 +69,11 @@ def run(list: bool = False, figures: bool = True, dry_run: bool = False, **exper
     job = Experiment(**experiment)
     if dry_run:
         return _dry_run(job)
-    print_tables(job.run())
+    log = _log_to(logger, job.out)
+    tables = job.run()
+    print_tables(tables)
     print_summary(job.out)
+    log(tables, job.model)
     text = f"\nTables, rows, vectors and adapters are in {job.out}; `caa report {job.out}` makes a page of them."
     say(text)
     if figures and find_spec("matplotlib"):
@@ -134,6 +148,7 @@ def finetune(
     layer: int | None = None,
     multiplier: float | None = None,
     training: FinetuneConfig | None = None,
+    report_to: ReportTo = "none",
     template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
@@ -154,17 +169,20 @@ def finetune(
         layer: the layer at which it is added (output of that block, counted from 0).
         multiplier: how often it is added; `caa extract` prints what multiplier 1 is.
         training: the settings; those that suit the method, the model's size and the examples if not given.
+        report_to: where each step's loss is shown too: none, tensorboard (files in OUT.logs), wandb or mlflow.
         template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
     from caa import load_model
     from caa.data.chat import ChatFormat
+    from caa.training.reporting import check_installed
     from caa.training.sft import config_for, finetune_on
     from caa.training.sft import finetune as teach
 
     if full and use_dora:
         raise ValueError("a DoRA learns beside the weights and --full learns the weights themselves: say one of them")
+    check_installed(report_to)
     weights: Weights = "full" if full else "dora" if use_dora else "lora"
     taught, examples = _taught(behavior, direction)
     steered_by = _pushes(vector, layer, multiplier, model)
@@ -172,9 +190,10 @@ def finetune(
     chat = ChatFormat(tokenizer, arguments=template_arguments or {})
     config = replace(training or config_for(loaded, examples, method, weights), method=method, weights=weights)
     if direction == "data":
-        finetune_on(loaded, chat, examples, out, config, name=Path(behavior).stem, steered_by=steered_by)
+        name = Path(behavior).stem
+        finetune_on(loaded, chat, examples, out, config, name=name, steered_by=steered_by, report_to=report_to)
     else:
-        teach(loaded, chat, taught, direction, out, config, steered_by=steered_by)
+        teach(loaded, chat, taught, direction, out, config, steered_by=steered_by, report_to=report_to)
     say(f"{out} holds the {'model' if full else 'adapter'}")
 
 
@@ -222,6 +241,7 @@ def grid(
     judge: JudgeConfig = OFFLINE,
     limit: int | None = None,
     dry_run: bool = False,
+    logger: LoggerKind | None = None,
     max_new_tokens: int = 48,
     batch_size: int = 16,
     answers_at_once: int = 64,
@@ -250,6 +270,8 @@ def grid(
         judge: who scores open answers, e.g. --judge.kind endpoint --judge.model gpt-4o-mini; see docs/judges.md.
         limit: ask only the first questions of each task, as a trial.
         dry_run: say what would be asked, check that it can be, and stop.
+        logger: where the mean score of each cell is logged too: tensorboard, csv (both in the folder logs of the run's
+            own), wandb or mlflow.
         max_new_tokens: longest open-ended answer.
         batch_size: texts in one pass that reads.
         answers_at_once: open answers that are written at once; fewer by itself where memory runs out.
@@ -290,7 +312,20 @@ def grid(
     )
     if dry_run:
         return print_work([*grid_work(plan, read_rows(out / "rows.jsonl"))], "", out)
-    return _ask(plan, judge, load_wrapper(model, adapters or {}, dtype, device), out, multipliers is None, settings)
+    log = _log_to(logger, out)
+    tables = _ask(plan, judge, load_wrapper(model, adapters or {}, dtype, device), out, multipliers is None, settings)
+    return log(tables, model)
+
+
+def _log_to(kind: LoggerKind | None, run: Path) -> Callable[[Sequence[Table], str], None]:
+    """What logs the tables of a run and the name of its model; made before anything is asked, so that a missing package
+    is told then."""
+    if kind is None:
+        return lambda tables, model: None
+    from caa.reports.loggers import log_tables, make_logger
+
+    logger = make_logger(kind, run)
+    return lambda tables, model: log_tables(tables, logger, model)
 
 
 def _facts(name: str, tasks: Collection[str], limit: int | None) -> tuple[Question, ...]:
@@ -332,7 +367,7 @@ def _in_doses(plan: Any, wrapper: Any, tokenizer: Any) -> Any:
 
 def _ask(
     plan: Any, judge: JudgeConfig, loaded: tuple[Any, Any], out: Path, in_doses: bool, settings: Path | None
-) -> None:
+) -> Sequence[Table]:
     from caa import load_behavior
     from caa.data.sources import BUILTIN
     from caa.judges import make_judge
@@ -346,5 +381,7 @@ def _ask(
         others = [load_behavior(name) for name in BUILTIN if name != plan.behavior.name]
         plan = replace(plan, judge=make_judge(judge, plan.behavior, out, others))
     plan.run(wrapper, tokenizer, out)
-    print_tables(write_report(out))
+    tables = write_report(out)
+    print_tables(tables)
     print_summary(out)
+    return tables

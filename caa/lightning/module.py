@@ -25,8 +25,8 @@ from caa.lightning.asking import answers_by_setting, gathered, scored
 from caa.lightning.data import Batch, CAADataModule
 from caa.lightning.metrics import ChoiceTable, RunningMean, choice_score
 from caa.models.blocks import check_layer, decoder_blocks, model_width
-from caa.reports.naming import cell_fields, finetune_name, vector_name
-from caa.runs.rows import OWN, Cell, Row
+from caa.reports.naming import cell_fields, logged_name
+from caa.runs.rows import Cell, Row
 from caa.steering.operators import Operator, add
 from caa.steering.scopes import Scope, after_prompt
 from caa.steering.wrapper import SteeringWrapper
@@ -309,17 +309,3 @@ class CAAModule(LightningModule):
         rows = {row.key: row for row in gathered(self.rows)}
         keys = [(cell, question.id) for cell, question in product(self._plan.cells(), self.data.items("open"))]
         self.rows = [rows[key] for key in keys if key in rows]
-
-
-def logged_name(cell: Cell) -> str:
-    """What the mean score of a cell is logged as.
-
-    >>> logged_name(Cell("b", "ab", layer=2, multiplier=0.4)), logged_name(Cell("b", "ab", "sft", 2, -1.0, "positive"))
-    ('ab/none/layer_2/+0.4', 'ab/sft/layer_2/-1/prompt_positive')
-    """
-    steering = (
-        [f"layer_{cell.layer}", f"{cell.multiplier:+g}"] if cell.layer is not None else [f"setting_{cell.setting}"]
-    )
-    parts = [cell.task, finetune_name(cell.finetune), *steering]
-    parts += [f"prompt_{cell.system_prompt}"] if cell.system_prompt else []
-    return "/".join([*parts, *([f"vector_{vector_name(cell.vector)}"] if cell.vector != OWN else [])])

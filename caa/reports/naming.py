@@ -99,6 +99,18 @@ def cell_name(cell: Cell) -> str:
     )
 
 
+def logged_name(cell: Cell) -> str:
+    """What the mean score of a cell is logged as.
+
+    >>> logged_name(Cell("b", "ab", layer=2, multiplier=0.4)), logged_name(Cell("b", "ab", "sft", 2, -1.0, "positive"))
+    ('ab/none/layer_2/+0.4', 'ab/sft/layer_2/-1/prompt_positive')
+    """
+    place = [f"layer_{cell.layer}", f"{cell.multiplier:+g}"] if cell.layer is not None else [f"setting_{cell.setting}"]
+    parts = [cell.task, finetune_name(cell.finetune), *place]
+    parts += [f"prompt_{cell.system_prompt}"] if cell.system_prompt else []
+    return "/".join([*parts, *([f"vector_{vector_name(cell.vector)}"] if cell.vector != OWN else [])])
+
+
 def steering_name(cell: Cell) -> str:
     """
     >>> steering_name(Cell("b", "ab", layer=13, multiplier=-1.0)), steering_name(Cell("b", "ab", layer=None))

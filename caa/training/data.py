@@ -32,6 +32,10 @@ def load_examples(source: str | Path) -> list[Example]:
     return examples
 
 
+_FILES = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".yaml")
+"""What ends like this is no name on the Hub, which would be asked for half a minute where there is no network."""
+
+
 def _rows(source: str) -> Iterator[Mapping[str, Any]]:
     from datasets import DatasetDict, load_dataset, load_from_disk
 
@@ -41,6 +45,8 @@ def _rows(source: str) -> Iterator[Mapping[str, Any]]:
     elif path.is_dir():
         saved = load_from_disk(source)
         yield from saved["train"] if isinstance(saved, DatasetDict) else saved
+    elif path.suffix in _FILES:
+        raise FileNotFoundError(f"no data at {source}: there is no such file")
     else:
         try:
             online = load_dataset(source, split="train")

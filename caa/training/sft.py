@@ -41,6 +41,7 @@ from caa.training.examples import (
     training_examples,
 )
 from caa.training.finite import DivergedError, FiniteSteps, check_learned
+from caa.training.reporting import ReportTo, check_installed, report
 from caa.training.trainers import Rows, make_trainer, quiet
 from caa.untrusted import plain, read_json
 from caa.vectors.vector import SteeringVector, vector_hash
@@ -64,6 +65,7 @@ def finetune(
     *,
     steered_by: Steering = (),
     progress: bool = True,
+    report_to: ReportTo = "none",
 ) -> Path:
     """Train an adapter that makes the model answer with the behavior ("positive") or against it ("negative").
 
@@ -73,7 +75,7 @@ def finetune(
     config = config or config_for(model, training_examples(behavior, direction))
     examples = training_examples(behavior, direction, config.open_share, config.seed)
     taught = {"behavior": behavior.name, "direction": direction}
-    return _finetune(model, ChatFormat.of(chat), examples, Path(out), config, taught, steered_by, progress)
+    return _finetune(model, ChatFormat.of(chat), examples, Path(out), config, taught, steered_by, progress, report_to)
 
 
 def finetune_on(
@@ -86,6 +88,7 @@ def finetune_on(
     name: str = "own data",
     steered_by: Steering = (),
     progress: bool = True,
+    report_to: ReportTo = "none",
 ) -> Path:
     """Train a LoRA adapter, or with `config.weights` a DoRA or all weights, on examples of any kind.
 
@@ -96,7 +99,7 @@ def finetune_on(
     `out` becomes a folder that plain PEFT loads (`PeftModel.from_pretrained(model, out)`), or plain transformers if all
     weights learn, with `caa.json` beside the weights: base, data, settings. It appears when it is complete; until then
     checkpoints are kept in `<out>.partial`, and a killed finetune called again goes on from the last one. If `out`
-    holds this very finetune, nothing is done.
+    holds this very finetune, nothing is done. `report_to` shows each step's loss elsewhere, by Trainer's integrations.
 
     ValueError for a model that wears adapters already, too few examples or too long ones, DPO or KTO of examples
     without a rejected answer, and (`DivergedError`) where the loss is no number any more, of which nothing is kept;
@@ -107,7 +110,7 @@ def finetune_on(
         raise ValueError(f"these are {len(examples)} examples; a finetune needs {FEWEST} or more")
     config = config or config_for(model, examples)
     taught = {"behavior": name, "direction": ""}
-    return _finetune(model, ChatFormat.of(chat), examples, Path(out), config, taught, steered_by, progress)
+    return _finetune(model, ChatFormat.of(chat), examples, Path(out), config, taught, steered_by, progress, report_to)
 
 
 def config_for(
@@ -126,7 +129,9 @@ def _finetune(
     taught: dict[str, str],
     steered_by: Steering,
     progress: bool,
+    report_to: ReportTo,
 ) -> Path:
+    check_installed(report_to)
     rows = (tokenize if config.method == "sft" else tokenize_preferences)(chat, examples, end_tokens(model))
     check_lengths(rows, min(config.max_length, context_length(model, chat.tokenizer)))
     record = _record(model, taught, rows, config, steered_by)
@@ -139,7 +144,7 @@ def _finetune(
                 _start(partial, record)
             title = plain(", ".join(filter(None, taught.values()))) if progress else ""
             with borrowed(model), quiet(), _dropped_if_diverged(partial):
-                trained = _train(model, chat.tokenizer, rows, config, partial, steered_by, title)
+                trained = _train(model, chat.tokenizer, rows, config, partial, steered_by, title, report_to)
             _write_record(trained, record)
             os.replace(trained, out)
         shutil.rmtree(partial, ignore_errors=True)
@@ -231,13 +236,21 @@ def _decisive(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(
-    model: Any, tokenizer: Any, rows: Rows, config: FinetuneConfig, partial: Path, steered_by: Steering, title: str
+    model: Any,
+    tokenizer: Any,
+    rows: Rows,
+    config: FinetuneConfig,
+    partial: Path,
+    steered_by: Steering,
+    title: str,
+    report_to: ReportTo,
 ) -> Path:
     """Train, from the last checkpoint in `partial` if there is one; the folder with the result. No title, no bar."""
     from caa.training.progress import StepBar
 
     learner = copy.deepcopy(model).float().requires_grad_(True) if config.weights == "full" else model
     trainer = make_trainer(learner, tokenizer, rows, config, partial)
+    report(trainer, report_to, partial.with_suffix(""))
     with tqdm(desc=title, unit="step", disable=not title) as bar, _steered(trainer, steered_by):
         trainer.add_callback(StepBar(bar))
         trainer.add_callback(FiniteSteps())
