@@ -126,27 +126,23 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def show(table: Any) -> None:
-    """Print a table of rich; as json its title and its lines, numbers as numbers where they stand alone."""
+def show(table: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of rich; as json its title and these lines, the numbers behind what it prints."""
     results = _results.get()
     if results is None:
         console().print(table)
-        return
-    names = [str(column.header) or ("name", "value")[n % 2] for n, column in enumerate(table.columns)]
-    cells = zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True)
-    lines = [dict(zip(names, map(_number_or_text, line), strict=True)) for line in cells]
-    results.append({"title": str(table.title or ""), "lines": lines})
+    else:
+        results.append({"title": str(table.title or ""), "lines": [dict(line) for line in lines]})
 
 
-def _number_or_text(text: str) -> float | str:
+def interval(name: str, estimate: Any) -> dict[str, float]:
+    """The fields of an estimate in json: its mean under a name, and its 95 % interval.
+
+    >>> from caa.reports.statistics import Estimate
+    >>> interval("effect", Estimate(0.42, 0.31, 0.53, 20))
+    {'effect': 0.42, 'effect low': 0.31, 'effect high': 0.53}
     """
-    >>> _number_or_text("+0.25"), _number_or_text("1,200"), _number_or_text("0.25 ±0.1")
-    (0.25, 1200.0, '0.25 ±0.1')
-    """
-    try:
-        return float(text.replace(",", ""))
-    except ValueError:
-        return text
+    return {name: estimate.mean, f"{name} low": estimate.low, f"{name} high": estimate.high}
 
 
 def say(text: str) -> None:

@@ -88,16 +88,20 @@ def print_work(works: Sequence[Work], note: str, out: Path) -> None:
     from caa.cli.console import say, show
 
     table = Table("task", box=box.SIMPLE_HEAD)
-    for column in ("behaviors", "questions", "cells", "rows", "there already", "forward passes, about"):
+    lines: list[dict[str, Any]] = []
+    for column in _COLUMNS:
         table.add_column(column, justify="right")
     for task in dict.fromkeys(work.task for work in works):
         of_task = [work for work in works if work.task == task]
         sums = [sum(getattr(work, name) for work in of_task) for name in _SUMMED]
-        table.add_row(task, f"{len(of_task):,}", *(f"{number:,}" for number in sums))
-    show(table)
+        numbers = [len(of_task), *sums]
+        table.add_row(task, *(f"{number:,}" for number in numbers))
+        lines.append({"task": task, **dict(zip(_COLUMNS, numbers, strict=True))})
+    show(table, lines)
     missing = sum(work.rows - work.present for work in works)
     text = f"{missing:,} rows would be added to {out}. {note}No model was loaded, nothing was asked."
     say(text)
 
 
+_COLUMNS = ("behaviors", "questions", "cells", "rows", "there already", "forward passes, about")
 _SUMMED = ("questions", "cells", "rows", "present", "passes")

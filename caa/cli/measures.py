@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from caa.cli.console import Dtype, finetunes_of, load_wrapper, print_summary, print_tables, refuse_to_overwrite, show
+from caa.cli.console import (
+    Dtype,
+    finetunes_of,
+    interval,
+    load_wrapper,
+    print_summary,
+    print_tables,
+    refuse_to_overwrite,
+    show,
+)
 from caa.judges.config import OFFLINE, JudgeConfig
 
 PAIRWISE = "pairwise"
@@ -125,12 +134,16 @@ def damage(
     table = Table("dose", box=box.SIMPLE_HEAD)
     for column in ("multiplier", "matching answer", "perplexity of answers", "that loop", "divergence elsewhere"):
         table.add_column(column, justify="right")
+    lines: list[dict[str, float]] = []
     for number, response in enumerate(responses):
         score, divergence = mean_interval(response.scores), mean_interval(moved[number :: len(responses)])
         loops = f"{response.loops} of {response.answers}"
         cells = (f"{response.multiplier:+.3g}", f"{score.mean:.2f} ±{score.half_width:.2f}")
         table.add_row(f"{response.dose:+g}", *cells, f"{response.perplexity:.1f}", loops, f"{divergence.mean:.3f}")
-    show(table)
+        counts = {"perplexity": response.perplexity, "loops": response.loops, "answers": response.answers}
+        intervals = interval("matching answer", score) | interval("divergence elsewhere", divergence)
+        lines.append({"dose": response.dose, "multiplier": response.multiplier, **intervals, **counts})
+    show(table, lines)
 
 
 def lm_eval_(

@@ -103,7 +103,7 @@ def runs_(folder: Path, out: Path | None = None) -> None:
     from rich.text import Text
 
     from caa.files import replacing
-    from caa.reports.overview import overview, run_folders, summary
+    from caa.reports.overview import overview, records, run_folders, summary
 
     if out is not None:
         refuse_to_overwrite(out)
@@ -114,7 +114,7 @@ def runs_(folder: Path, out: Path | None = None) -> None:
         for behavior, task in one.best or [(", ".join(one.behaviors), "")]:
             best = str(one.best[behavior, task]) if one.best else "no steered cell"
             table.add_row(*(Text(word) for word in (*facts, behavior, task, best, str(len(one.warnings)))))
-    show(table)
+    show(table, [line for one in summaries for line in records(one)])
     if out is not None:
         with replacing(out) as scratch:
             scratch.write_text(overview(summaries), encoding="utf-8", errors="replace")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from caa.cli.console import Dtype, finetunes_of, load_wrapper, refuse_to_overwrite, say, show
+from caa.cli.console import Dtype, finetunes_of, interval, load_wrapper, refuse_to_overwrite, say, show
 from caa.data.behaviors import Behavior
 from caa.files import replacing
 from caa.judges.config import JudgeConfig
@@ -163,7 +163,7 @@ def _print_trials(result: Search) -> None:
             numbers += [*texts, f"{record['spent']:.0%}", str(record["answers"])]
             part = record["part"] if record["part"] != "asked" else ""
             table.add_row(str(record["layer"]), f"{record['dose']:+g}", *numbers, part)
-    show(table)
+    show(table, result.records())
 
 
 def robustness(
@@ -237,17 +237,20 @@ def _print_robustness(results: Sequence[Any]) -> None:
     table = Table("finetune", "prompts", box=box.SIMPLE_HEAD)
     for column in ("effect", "spread", "wrong way", "score"):
         table.add_column(column, justify="right")
+    lines: list[dict[str, Any]] = []
     for result in results:
         for family, part in {"all": result, **result.families}.items():
             effect, wrong = part.effect, part.wrong
             numbers = [f"{effect.mean:+.2f} ±{effect.half_width:.2f}", f"{part.spread:.2f}"]
             numbers += [f"{wrong.mean:.0%} ({wrong.low:.0%} to {wrong.high:.0%})", f"{part.score:.2f}"]
             table.add_row(result.finetune or "base", family, *numbers)
+            known = interval("effect", effect) | {"spread": part.spread} | interval("wrong way", wrong)
+            lines.append({"finetune": result.finetune or "base", "prompts": family, **known, "score": part.score})
     failing = [(result, effect) for result in results for effect in result.worst_first[:3] if effect.gain <= 0]
     for result, effect in failing:
         text = " ".join(effect.text.split())
         say(f"fails: {result.finetune or 'base'}, {effect.family}, {effect.gain:+.2f}: {text[:160]}")
-    show(table)
+    show(table, lines)
     say("score: mean effect over its root mean square; 1 where all prompts move alike, 0 where they cancel")
 
 
@@ -327,13 +330,17 @@ def _print_resistance(results: Sequence[Any]) -> None:
     table = Table("finetune", "direction", box=box.SIMPLE_HEAD)
     for column in ("shown unsteered", "half by dose", f"by dose {results[0].most:+g}", "gone again"):
         table.add_column(column, justify="right")
+    lines: list[dict[str, Any]] = []
     for result in results:
         median, last = result.median, result.share(result.most)
         ends = f"{median.mean:.2g} ({median.low:.2g} to {median.high:.2g})"
         shares = [f"{result.share(0).mean:.0%}", ends, f"{last.mean:.0%}", f"{result.returning:.0%}"]
         direction = "own" if result.random is None else f"random-{result.random}"
         table.add_row(result.finetune or "base", direction, *shares)
-    show(table)
+        known = {"shown unsteered": result.share(0).mean, **interval("half by dose", median)}
+        known |= {"most": result.most, **interval("shown by most", last), "gone again": result.returning}
+        lines.append({"finetune": result.finetune or "base", "direction": direction, **known})
+    show(table, lines)
     say("gone again: prompts that show it at one dose and no longer at a larger one, so the smallest is half the truth")
 
 

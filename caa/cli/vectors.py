@@ -84,13 +84,15 @@ def _print_layers(vector: Any, profiles: Any) -> None:
     known = vector.source.checks
     columns = [name for name in _CHECKS if f"layer {vector.layers[0]}: {name}" in known]
     table = Table("layer", box=box.SIMPLE_HEAD)
-    for name in ("norm", *columns, "dose of multiplier 1"):
+    names, lines = ("norm", *columns, "dose of multiplier 1"), []
+    for name in names:
         table.add_column(name, justify="right")
     norms = {layer: profile.norm for layer, profile in profiles.items()}
     for layer, norm in vector.norms().items():
         numbers = [norm, *(known[f"layer {layer}: {name}"] for name in columns), dose(vector, layer, 1.0, norms)]
         table.add_row(str(layer), *(f"{number:.3g}" for number in numbers))
-    show(table)
+        lines.append({"layer": layer, **dict(zip(names, numbers, strict=True))})
+    show(table, lines)
     say_peaks(profiles)
 
 
@@ -150,7 +152,13 @@ def inspect(path: Path, model: str | None = None) -> None:
     facts = Grid(show_header=False, title=Text(f"{path}: {finding.kind}"), title_justify="left")
     for name, value in finding.facts.items():
         facts.add_row(Text(name), Text(value))  # Text: what a file says is data, not markup
-    show(facts)
+    lines: list[dict[str, Any]] = []
+    for name, value in finding.facts.items():
+        lines.append({"name": name, "value": int(value) if value.isdecimal() else value})
+    for name, norms in finding.norms.items():
+        lines += [{"vector": name, "layer": layer, "norm": norm} for layer, norm in norms.items()]
+    lines += [{"fits": fits, "reason": reason} for fits, reason in finding.verdicts]
+    show(facts, lines)
     for name, norms in finding.norms.items():
         shown = "  ".join(f"{layer}: {norm:.3f}" for layer, norm in norms.items())
         say(f"{name} by layer  {shown}")

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from caa.files import own_files
 from caa.reports.diagnostics.controls import changes, rivals
-from caa.reports.naming import signed_change, steering_name
+from caa.reports.naming import cell_fields, signed_change, steering_name
 from caa.reports.summaries import warnings_of
 from caa.reports.tables.finetune import finetune_tables
 from caa.reports.tables.formats.markdown import in_markdown
@@ -75,6 +76,19 @@ def summary(folder: str | Path) -> Summary:
 
 def _steers(cell: Cell) -> bool:
     return cell.vector == OWN and cell.finetune is None and bool(cell.multiplier)
+
+
+def records(one: Summary) -> list[dict[str, Any]]:
+    """The lines of a run in a list of runs as data, one for each behavior and task, numbers as numbers."""
+    run = {"run": str(one.run.folder), "model": one.run.model, "rows": len(one.run.rows)}
+    warnings = {"warnings": len(one.warnings)}
+    if not one.best:
+        return [{**run, "behavior": name, **warnings} for name in one.behaviors]
+    lines = []
+    for best in one.best.values():
+        moved = {"change": best.change, "by chance": best.by_chance}
+        lines.append({**run, **cell_fields(best.cell), **moved, **warnings})
+    return lines
 
 
 def overview(summaries: Iterable[Summary]) -> str:
