@@ -152,47 +152,19 @@ def place_labels(axes: Any, labels: Sequence[tuple[float, float, str]], size: fl
         labels: x, y and text of each.
         size: of the font, in points.
     """
+    from adjustText import adjust_text
+    from numpy import isfinite
+
     at: dict[tuple[float, float], dict[str, None]] = {}
     for x, y, text in labels:
         at.setdefault((x, y), {})[text] = None
-    axes.figure.draw_without_rendering()
-    scale = axes.figure.dpi / 72
-    points = [tuple(axes.transData.transform(place)) for dots in axes.collections for place in dots.get_offsets()]
-    taken = [(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale) for x, y in points]
-    for place, texts in at.items():
-        text = ", ".join(texts)
-        width, height = 0.65 * size * len(text), size
-        free = [(*offset, _box(axes, place, offset, (width, height), scale)) for offset in _offsets(width, height)]
-        right, up, box = min(free, key=lambda offset: sum(_covers(offset[2], other) for other in taken))
-        taken.append(box)
-        axes.annotate(text, place, textcoords="offset points", xytext=(right, up), fontsize=size)
-
-
-def _offsets(width: float, height: float) -> list[tuple[float, float]]:
-    """Where the lower left corner of a text may lie beside its point, best first, in points."""
-    near = [(5.0, -height - 2), (5.0, 3.0), (-width - 4, 3.0), (-width - 4, -height - 2)]
-    above = [(-width / 2, up) for up in (6.0, -height - 6, 15.0, -height - 15, 24.0, -height - 24)]
-    return [*near, *above]
-
-
-Box = tuple[float, float, float, float]
-"""Left, bottom, right, top."""
-
-
-def _box(
-    axes: Any, place: tuple[float, float], offset: tuple[float, float], size: tuple[float, float], scale: float
-) -> Box:
-    x, y = axes.transData.transform(place)
-    left, bottom = x + offset[0] * scale, y + offset[1] * scale
-    return left, bottom, left + size[0] * scale, bottom + size[1] * scale
-
-
-def _covers(box: Box, other: Box) -> bool:
-    """
-    >>> _covers((0, 0, 2, 2), (1, 1, 3, 3)), _covers((0, 0, 1, 1), (2, 0, 3, 1))
-    (True, False)
-    """
-    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+    texts = [axes.text(*place, ", ".join(names), fontsize=size) for place, names in at.items()]
+    if not texts:
+        return
+    dots = [dot for scatter in axes.collections for dot in scatter.get_offsets().filled() if isfinite(dot).all()]
+    xs, ys = ([dot[axis] for dot in dots] for axis in (0, 1))
+    # By steps and not by seconds, which would give another picture on a slower machine.
+    adjust_text(texts, xs, ys, ax=axes, expand=(1.3, 1.6), force_static=(0.5, 0.8), force_text=(0.3, 0.5), iter_lim=500)
 
 
 def whole_steps(axes: Any) -> None:
