@@ -27,6 +27,8 @@ MOST_NODES = 200_000
 def parse_json(text: str | bytes, place: str) -> Any:
     """What a json text holds; ValueError, which begins with `place`, for one that is none, or is nested too deep."""
     _check_size(len(text), LARGEST, place)
+    if not text.strip():
+        raise ValueError(f"{place} is empty")
     try:
         value = json.loads(text)
     except RecursionError:

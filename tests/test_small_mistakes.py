@@ -46,6 +46,19 @@ def test_empty_files_and_other_codecs_are_errors_that_name_the_file(read, conten
         read(file)
 
 
+def test_an_empty_json_file_is_called_empty_and_another_kind_of_file_no_behavior(tmp_path):
+    for name, reason in (("b.json", "b.json is empty"), ("b.csv", "b.csv is no behavior: give a .json or a .jsonl")):
+        (tmp_path / name).write_text("")
+        with pytest.raises(ValueError, match=reason):
+            load_behavior(tmp_path / name)
+
+
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("the Hub was asked"))
+    with pytest.raises(FileNotFoundError, match=r"no data at typo.jsonl: there is no such file"):
+        load_examples("typo.jsonl")
+
+
 def test_a_separator_of_unicode_ends_no_line_of_examples(tmp_path):
     row = {"prompt": "a\u2028b", "completion": "c"}
     (tmp_path / "d.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -251,6 +251,8 @@ HOW_TO_DOWNLOAD = "`caa data download` (in Python: `caa.data.sources.download_ca
 def _nothing_there(name: str, path: Path) -> str:
     if name.startswith(PUBLIC) and path.name in CAA_BEHAVIORS:
         return f"{name!r} has not been downloaded. {HOW_TO_DOWNLOAD}"
+    if path.is_file():
+        return f"{path} is no behavior: give a .json or a .jsonl, or a CAA folder (datasets/<behavior>)"
     inside = list_behaviors(path)
     if inside:
         return f"{name!r} holds {len(inside)} behaviors: {', '.join(inside)}. Give one of them, as {path / inside[0]}"
