@@ -16,6 +16,7 @@ import pytest
 import torch
 from browser import needs_browser, window
 from pages import PAGES, ROOT, SHELL, Step, steps
+from small import small_world
 
 import caa
 
@@ -95,7 +96,7 @@ def why_not(step: Step) -> str | None:
 def demo(tmp_path_factory) -> Path:
     """`runs` with the demo's run, which the pages take for granted."""
     folder = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, small_world(folder / "small-data"):
         patch.chdir(folder)
         Step("shell", "caa demo").run({})
     return folder / "runs"
@@ -125,9 +126,10 @@ def clone(demo, tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("page", [page for page in PAGES if any(not why_not(step) for step in steps(page))], ids=name)
 def test_what_a_page_says_to_type_runs(page, clone):
     names = {"__name__": "page"}
-    for step in steps(page):
-        if not why_not(step):
-            step.run(names)
+    with small_world(clone / "small-data"):
+        for step in steps(page):
+            if not why_not(step):
+                step.run(names)
 
 
 def test_what_is_not_run_is_there_and_was_not_forgotten():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small import small_world
 
 from caa.cli import main
 from caa.experiment import Experiment
@@ -219,9 +220,10 @@ def test_every_figure_of_a_finished_run(tmp_path):
     experiment = Experiment(
         tmp_path / "run", ["refusal"], finetunes=["none"], multipliers=(-0.3, 0.0, 0.3), batch_size=64
     )
-    experiment.run()
     out = tmp_path / "run" / "figures"
-    assert main(["figures", str(tmp_path / "run")]) == 0
+    with small_world(tmp_path / "small-data"):
+        experiment.run()
+        assert main(["figures", str(tmp_path / "run")]) == 0
     pictures = {path.stem.split("-")[0] for path in out.glob("*.png")}
     assert pictures == {
         "base_vs_chat",
