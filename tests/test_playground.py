@@ -850,31 +850,6 @@ def test_an_answer_streams_stops_and_ends_when_the_page_is_gone(served):
 
 @pytest.mark.slow
 @needs_browser
-def test_a_second_tab_waits_visibly_and_its_stop_is_its_own(served):
-    _, address = served
-    with window() as w:
-        first = Page(w, address)
-        first.slide("Longest answer, in tokens", 900)
-        first.ask("ENDLESS")
-        first.until(lambda: first.said("steered"))
-        second = Page(Window(w.page.context.new_page()), address)
-        second.ask("And me?")
-        second.page.locator("#steered .waits", has_text="Waits until another answer is written").wait_for()
-        second.press("Stop")
-        first.page.bring_to_front()  # a page behind another one draws nothing, and nothing in it can be clicked
-        early = first.said("steered")[0]
-        first.until(lambda: len(first.said("steered")[0]) > len(early) + 20)
-        first.press("Stop")
-        first.until(lambda: not threads())
-        second.page.bring_to_front()
-        second.until(lambda: second.page.get_by_label("Your message").input_value() == "And me?")
-        assert second.page.locator(".waits, .said").count() == 0
-        second.press("Send")
-        second.until(lambda: second.said("steered"))
-
-
-@pytest.mark.slow
-@needs_browser
 def test_hostile_and_very_long_answers_do_no_harm(served):
     _, address = served
     with window() as w:

@@ -98,9 +98,6 @@ def damage(
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
-    from rich import box
-    from rich.table import Table
-
     from caa import Intervention, SteeringVector, load_behavior
     from caa import preflight as check
     from caa.data.behaviors import stem
@@ -109,7 +106,6 @@ def damage(
     from caa.evals.damage import divergences
     from caa.evals.transfer import dose_response
     from caa.models.names import adapter_name
-    from caa.reports.statistics import mean_interval
 
     loaded, direction = load_behavior(behavior).first_questions(limit), SteeringVector.load(vector)
     prompts = [stem(question.text) for question in load_facts(facts)[:limit]]  # with options, all begin with "("
@@ -131,6 +127,16 @@ def damage(
     )
     settings = [(Intervention(direction, layer, response.multiplier),) for response in responses]
     moved = divergences(wrapper, chat, prompts, settings, batch_size=batch_size)
+    _print_damage(responses, moved)
+
+
+def _print_damage(responses: Sequence[Any], moved: Sequence[Any]) -> None:
+    """Dose by dose; `moved` are the divergences, those of each prompt one after the other."""
+    from rich import box
+    from rich.table import Table
+
+    from caa.reports.statistics import mean_interval
+
     table = Table("dose", box=box.SIMPLE_HEAD)
     for column in ("multiplier", "matching answer", "perplexity of answers", "that loop", "divergence elsewhere"):
         table.add_column(column, justify="right")

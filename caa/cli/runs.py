@@ -69,11 +69,11 @@ def run(
     job = Experiment(**experiment)
     if dry_run:
         return _dry_run(job)
-    log = _log_to(logger, job.out)
+    log = _log_to(logger, job.out, job.model)
     tables = job.run()
     print_tables(tables)
     print_summary(job.out)
-    log(tables, job.model)
+    log(tables)
     text = f"\nTables, rows, vectors and adapters are in {job.out}; `caa report {job.out}` makes a page of them."
     say(text)
     if figures and find_spec("matplotlib"):
@@ -279,29 +279,27 @@ def grid(
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...
     """
-    from caa import EvalGrid, load_behavior
-    from caa import preflight as check
+    from caa import EvalGrid, load_behavior, preflight
     from caa.cli.dry_run import grid_work, nobody, print_work
 
-    loaded, questions = load_behavior(behavior).first_questions(limit), _facts(facts, tasks, limit)
-    direction, named, edited = _steering(vector, settings)
-    check.refuse(
-        check.folder_problems(out),
-        check.model_problems(model, dtype, device, [*layers, *edited]),
-        check.vector_problems(direction, layers, model),
-        check.finetune_problems(adapters or {}, model),
-        check.behavior_problems(loaded, tasks, facts=bool(questions)),
-        check.judge_problems(judge, loaded) if "open" in tasks else (),
-        check.amount_problems(multipliers, doses),
+    loaded, (direction, named, edited) = load_behavior(behavior).first_questions(limit), _steering(vector, settings)
+    preflight.refuse(
+        preflight.folder_problems(out),
+        preflight.model_problems(model, dtype, device, [*layers, *edited]),
+        preflight.vector_problems(direction, layers, model),
+        preflight.finetune_problems(adapters or {}, model),
+        preflight.behavior_problems(loaded, tasks, facts="facts" in tasks),
+        preflight.judge_problems(judge, loaded) if "open" in tasks else (),
+        preflight.amount_problems(multipliers, doses),
     )
     plan = EvalGrid(
         loaded,
         direction,
         layers,
-        check.amounts_of(multipliers, doses),
+        preflight.amounts_of(multipliers, doses),
         finetunes_of(model, adapters or {}, together or ()),
         tasks,
-        facts=questions,
+        facts=_facts(facts, tasks, limit),
         random_controls=random_controls,
         settings=named,
         judge=nobody if "open" in tasks else None,
@@ -312,20 +310,18 @@ def grid(
     )
     if dry_run:
         return print_work([*grid_work(plan, read_rows(out / "rows.jsonl"))], "", out)
-    log = _log_to(logger, out)
-    tables = _ask(plan, judge, load_wrapper(model, adapters or {}, dtype, device), out, multipliers is None, settings)
-    return log(tables, model)
+    log, wrapped = _log_to(logger, out, model), load_wrapper(model, adapters or {}, dtype, device)
+    return log(_ask(plan, judge, wrapped, out, multipliers is None, settings))
 
 
-def _log_to(kind: LoggerKind | None, run: Path) -> Callable[[Sequence[Table], str], None]:
-    """What logs the tables of a run and the name of its model; made before anything is asked, so that a missing package
-    is told then."""
+def _log_to(kind: LoggerKind | None, run: Path, model: str) -> Callable[[Sequence[Table]], None]:
+    """What logs the tables of a run; made before anything is asked, so that a missing package is told then."""
     if kind is None:
-        return lambda tables, model: None
+        return lambda tables: None
     from caa.reports.loggers import log_tables, make_logger
 
     logger = make_logger(kind, run)
-    return lambda tables, model: log_tables(tables, logger, model)
+    return lambda tables: log_tables(tables, logger, model)
 
 
 def _facts(name: str, tasks: Collection[str], limit: int | None) -> tuple[Question, ...]:

@@ -153,7 +153,7 @@ def place_labels(axes: Any, labels: Sequence[tuple[float, float, str]], size: fl
         size: of the font, in points.
     """
     from adjustText import adjust_text
-    from numpy import isfinite
+    from numpy import isfinite, ma, nan
 
     at: dict[tuple[float, float], dict[str, None]] = {}
     for x, y, text in labels:
@@ -161,7 +161,8 @@ def place_labels(axes: Any, labels: Sequence[tuple[float, float, str]], size: fl
     texts = [axes.text(*place, ", ".join(names), fontsize=size) for place, names in at.items()]
     if not texts:
         return
-    dots = [dot for scatter in axes.collections for dot in scatter.get_offsets().filled() if isfinite(dot).all()]
+    offsets = [ma.filled(scatter.get_offsets(), nan) for scatter in axes.collections]
+    dots = [dot for places in offsets for dot in places if isfinite(dot).all()]
     xs, ys = ([dot[axis] for dot in dots] for axis in (0, 1))
     # By steps and not by seconds, which would give another picture on a slower machine.
     adjust_text(texts, xs, ys, ax=axes, expand=(1.3, 1.6), force_static=(0.5, 0.8), force_text=(0.3, 0.5), iter_lim=500)
