@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install lowest demo test shapes check docs bench bench-gpu format embedded families trust
+.PHONY: help install lowest demo test shapes check docs bench bench-gpu format embedded families trust mutants
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -58,6 +58,14 @@ benchmarks/.peers/.installed: $(INSTALLED) benchmarks/requirements.txt
 
 trust: $(INSTALLED) ## count the faults that the tests try, for docs/trust.md (10 minutes of a quiet core)
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.trust_table
+
+# One place of the code is changed at a time; `.venv/bin/python -m tests.mutants --help` says how to choose which.
+mutants: .mutants/.installed ## whether the tests notice 150 changes of the code, drawn, changed files first (10 minutes of a quiet core)
+	OMP_NUM_THREADS=1 PYTHONPATH=.:.mutants $(BIN)/python -m tests.mutants
+
+.mutants/.installed: $(INSTALLED) tests/mutants.txt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target .mutants --requirement tests/mutants.txt
+	touch $@
 
 families: $(INSTALLED) ## every causal language model of transformers, tiny, against a plain hook (10 minutes of a quiet core)
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python tests/families.py --write docs/families.md
