@@ -148,6 +148,7 @@ def test_streams_are_the_same_text_with_usage(world):
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
     assert chunks[0].choices[0].delta.role == "assistant"
+    assert not any(chunk.choices[0].delta.role for chunk in chunks[1:] if chunk.choices)
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     assert chunks[-1].usage == whole.usage
     assert len(chunks) > 4
