@@ -21,7 +21,7 @@ FEW = 12
 
 @contextmanager
 def small_world(folder: Path) -> Iterator[None]:
-    """The seven built-in behaviors with a few questions, in `folder`; the embedded models are finetuned in a tenth of the steps."""
+    """The built-in behaviors with a few questions, in `folder`; embedded models are finetuned in few steps."""
     folder.mkdir()
     for path in Path(sources._BUILTIN_FOLDER).glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
