@@ -558,3 +558,16 @@ def test_a_request_of_vllm_lens_holds_the_push_and_keeps_its_cache_apart(tmp_pat
     wrapper.steer(second)
     export("vllm-lens", wrapper, tiny_tokenizer(), tmp_path / "other")
     assert json.loads((tmp_path / "other" / "request.json").read_text())["cache_salt"] != request["cache_salt"]
+
+
+@pytest.mark.parametrize("says", ["its loader", "its config"])
+def test_what_either_the_loader_or_the_config_calls_quantized_is_not_merged(says, tmp_path):
+    wrapper = SteeringWrapper(tiny_model())
+    if says == "its loader":
+        wrapper.model.quantization_method = "bitsandbytes"
+    else:
+        wrapper.model.config.quantization_config = {"quant_method": "gptq"}
+    wrapper.steer(Intervention(SteeringVector({1: torch.ones(32)}), 1, 1.0, where=everywhere))
+    with pytest.raises(ValueError, match="a quantized base cannot hold a merged finetune"):
+        to_merged(wrapper, tiny_tokenizer(), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
