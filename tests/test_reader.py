@@ -201,6 +201,26 @@ def test_a_pair_is_one_pass_whatever_is_read_of_it():
         assert passes == [branches.parting + 2 * longest]
 
 
+@pytest.mark.parametrize("token", ["parting", "mean"])
+def test_a_system_prompt_is_read_once_for_all_pairs(token, monkeypatch):
+    model, chat = tiny_model(), ChatFormat(tiny_tokenizer(), system="Be kind, and brief")
+    expected = read_pairs(model, chat, PAIRS, token=token)
+    monkeypatch.setattr("caa.models.prefix.LEAST_SAVED", 1)
+    read_pairs(model, chat, PAIRS, token=token)
+    tokens: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda module, args, output: tokens.append(args[0].numel()))
+    found = read_pairs(model, chat, PAIRS, token=token)
+    shared = len("{Be kind, and brief}[") + 1
+    assert tokens[0] == shared
+    texts = [chat.encode_pair(pair) for pair in PAIRS]
+    longest = max(max(len(text.positive), len(text.negative)) for text in texts)
+    assert len(tokens) == 2
+    assert tokens[1] < len(PAIRS) * 2 * (longest - shared)
+    for layer in range(4):
+        for side, other in zip(found.at(layer), expected.at(layer), strict=True):
+            torch.testing.assert_close(side, other, atol=1e-5, rtol=1e-4)
+
+
 def test_a_behavior_stands_for_its_pairs_and_names_the_vector():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     behavior = Behavior("haste", tuple(PAIRS))

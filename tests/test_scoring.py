@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -12,7 +13,7 @@ from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model
 from caa import Intervention, SteeringVector, SteeringWrapper
 from caa.models.batching import by_tokens, in_batches, pad
 from caa.models.blocks import decoder_blocks
-from caa.models.capabilities import can_branch, can_expand, can_pad, can_repeat_cache
+from caa.models.capabilities import can_branch, can_expand, can_grow, can_pad, can_repeat_cache
 from caa.steering.generation import generate_settings
 from caa.steering.intervention import sweep, together
 from caa.steering.scopes import everywhere
@@ -142,13 +143,31 @@ def tokens_read(model, layer: int) -> list[int]:
     return seen
 
 
-def test_a_grid_of_all_layers_is_one_pass_that_reads_the_prompt_once():
+def test_a_grid_is_one_pass_in_which_a_branch_comes_in_where_it_begins_to_differ():
     model = tiny_model()
-    can_branch(model, 20)
-    seen = tokens_read(model, 3)
+    assert can_branch(model, 20)
+    assert can_grow(model)
+    seen = [tokens_read(model, layer) for layer in range(4)]
     log_probabilities(SteeringWrapper(model), LETTERS, LATE)
     longest = max(len(text.prompt) for text in LETTERS)
-    assert seen == [3 * (longest - 1 + 2 * len(LATE))]
+    # Behind block 0 come two settings of the sweep and the last one; what is not steered stands for all before.
+    assert seen == [[3 * (longest - 1 + 2 * branches)] for branches in (1, 4, 6, 8)]
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPT2", "OPT"])
+def test_what_all_prompts_begin_with_is_read_once(family, monkeypatch):
+    monkeypatch.setattr("caa.models.prefix.LEAST_SAVED", 20)
+    model, shared = tiny_model(family), ids(11, 99)
+    texts = [replace(text, prompt=[*shared, *text.prompt]) for text in (*LETTERS, SENTENCES[0])]
+    check(SteeringWrapper(model), texts, LATE)
+    seen = tokens_read(model, 0)
+    log_probabilities(SteeringWrapper(model), texts, LATE)
+    width, longest = 4, max(len(text.prompt) for text in texts) - len(shared)
+    assert seen == [11, 4 * (longest - 1 + 2 * width)]
+    monkeypatch.setattr("caa.models.prefix.LEAST_SAVED", 34)  # and 11 tokens of three texts are 33
+    seen.clear()
+    log_probabilities(SteeringWrapper(model), texts, LATE)
+    assert seen == [4 * (11 + longest - 1 + 2 * width)]
 
 
 def test_everywhere_shares_the_layers_below_the_steered_one():

@@ -21,8 +21,9 @@ from caa.hashing import lines_digest
 from caa.models.adapter_state import check_readable
 from caa.models.batching import branched, in_batches, pad
 from caa.models.blocks import check_layer, context_length, decoder, decoder_blocks, evaluating, position_inputs
-from caa.models.capabilities import can_branch
+from caa.models.capabilities import can_branch, can_go_on
 from caa.models.hooks import reading
+from caa.models.prefix import PrefixCache, read_prefix, shared_length
 from caa.models.sites import INPUTS, Site, check_site, site_modules
 from caa.steering.state import check_unsteered
 
@@ -160,11 +161,14 @@ def _read_some(
     lengths = [text.columns for text in texts]
     branching = len(texts[0].sequences) > 1 and can_branch(model, max(lengths))
     device = model.get_input_embeddings().weight.device
+    prefix = _shared_prefix(model, texts) if branching else None
 
     def one_pass(rows: list[int]) -> dict[int, Tensor]:
-        inputs, at = (_as_branches if branching else _as_rows)(model, [texts[row] for row in rows], pad_id)
+        some = [texts[row] for row in rows]
+        inputs, at = _as_branches(model, some, pad_id, prefix) if branching else _as_rows(model, some, pad_id)
+        options = prefix.inputs(model) if prefix else {"use_cache": False}
         with reading(modules, layers, at, inputs=config.site in INPUTS, to_the_end=False) as residuals:
-            decoder(model)(**{name: tensor.to(device) for name, tensor in inputs.items()}, use_cache=False)
+            decoder(model)(**{name: tensor.to(device) for name, tensor in inputs.items()}, **options)
         return residuals
 
     return in_batches(one_pass, lengths, config.batch_size * max(lengths))
@@ -178,15 +182,25 @@ def _as_rows(model: Any, texts: Sequence[Text], pad_id: int) -> tuple[dict[str, 
     return {"input_ids": ids, "attention_mask": mask, **position_inputs(model, mask)}, at
 
 
-def _as_branches(model: Any, texts: Sequence[Text], pad_id: int) -> tuple[dict[str, Tensor], Int[Tensor, "place 2"]]:
-    """Each text is a row, its sequences are branches of what they share."""
-    prefixes = [text.sequences[0][: text.prefix_length] for text in texts]
+def _shared_prefix(model: Any, texts: Sequence[Text]) -> PrefixCache | None:
+    """What all texts begin with, up to the first place that is read; None where it is short, or cannot be shared."""
+    before = [min(text.prefix_length, *chain.from_iterable(text.places)) for text in texts]
+    length = shared_length([text.sequences[0][:end] for text, end in zip(texts, before, strict=True)])
+    return read_prefix(model, texts[0].sequences[0][:length]) if length and can_go_on(model) else None
+
+
+def _as_branches(
+    model: Any, texts: Sequence[Text], pad_id: int, shared: PrefixCache | None
+) -> tuple[dict[str, Tensor], Int[Tensor, "place 2"]]:
+    """Each text is a row, its sequences are branches of what they share; what all share is in the cache."""
+    cached = shared.length if shared else 0
+    prefixes = [text.sequences[0][cached : text.prefix_length] for text in texts]
     endings = [[ids[text.prefix_length :] for ids in text.sequences] for text in texts]
-    joint = branched(prefixes, endings, pad_id)
+    joint = branched(prefixes, endings, pad_id, cached)
     at: list[tuple[int, int]] = []
     for row, (text, prefix) in enumerate(zip(texts, prefixes, strict=True)):
         for branch, places in enumerate(text.places):
-            behind = joint.stem - len(prefix)  # a place of the prefix; pads stand before it
+            behind = joint.stem - len(prefix) - cached  # a place of the prefix; pads stand before it
             own = behind + branch * joint.width  # a place of the ending; other endings stand before it
-            at += [(row, place + (behind if place < len(prefix) else own)) for place in places]
+            at += [(row, place + (behind if place < text.prefix_length else own)) for place in places]
     return joint.inputs(model), torch.tensor(at)

@@ -101,8 +101,10 @@ class Branched:
     """Columns before the first branch."""
     width: int
     """Columns of one branch."""
+    behind: int = 0
+    """Tokens of a cache that stand before every stem, and that all of its tokens see."""
 
-    def mask(self, dtype: torch.dtype) -> Float[Tensor, "row 1 column column"]:
+    def mask(self, dtype: torch.dtype) -> Float[Tensor, "row 1 column seen"]:
         """0 where a token (third axis) sees another (fourth), the dtype's lowest number where it does not."""
         column = torch.arange(self.ids.shape[1])
         branch = torch.where(column < self.stem, -1, (column - self.stem) // self.width)
@@ -110,7 +112,8 @@ class Branched:
         earlier = (column[:, None] >= column) & family
         itself = torch.eye(len(column), dtype=torch.bool)  # pads too: a token that sees nothing would be NaN
         sees = (earlier & self.real.bool()[:, None]) | itself
-        return torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
+        hidden = torch.nn.functional.pad(~sees, (self.behind, 0))
+        return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
 
     def inputs(self, model: Any) -> dict[str, Tensor]:
         """What the model takes, on its device."""
@@ -120,8 +123,12 @@ class Branched:
         return {name: tensor.to(device) for name, tensor in named.items()}
 
 
-def branched(stems: Sequence[Sequence[int]], branches: Sequence[Sequence[Sequence[int]]], pad_id: int) -> Branched:
+def branched(
+    stems: Sequence[Sequence[int]], branches: Sequence[Sequence[Sequence[int]]], pad_id: int, behind: int = 0
+) -> Branched:
     """Each stem followed by its branches, as many for every stem; short branches are padded on the right.
+
+    All of it may stand behind some tokens of a cache, from which positions go on.
 
     >>> text = branched([[5, 6, 7], [5]], [[[8], [9]], [[8], [9]]], pad_id=0)
     >>> text.ids
@@ -142,11 +149,7 @@ def branched(stems: Sequence[Sequence[int]], branches: Sequence[Sequence[Sequenc
     rows, width = len(stems), tails.shape[1]
     within = (torch.arange(width) * real_tails).view(rows, -1)
     tails, real_tails = tails.view(rows, -1), real_tails.view(rows, -1)
-    positions = (real_heads.sum(1, keepdim=True) + within) * real_tails
-    return Branched(
-        torch.cat([heads, tails], dim=1),
-        torch.cat([position_ids(real_heads), positions], dim=1),
-        torch.cat([real_heads, real_tails], dim=1),
-        heads.shape[1],
-        width,
-    )
+    positions = torch.cat([position_ids(real_heads), real_heads.sum(1, keepdim=True) + within], dim=1)
+    real = torch.cat([real_heads, real_tails], dim=1)
+    ids = torch.cat([heads, tails], dim=1)
+    return Branched(ids, (positions + behind) * real, real, heads.shape[1], width, behind)

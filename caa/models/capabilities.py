@@ -26,8 +26,9 @@ from caa.models.blocks import (
     position_inputs,
     text_config,
 )
-from caa.models.hooks import RepeatedBlocks, expanding, picking, sparing, writing
+from caa.models.hooks import RepeatedBlocks, cutting, expanding, picking, sparing, writing
 from caa.models.positions import cache_in
+from caa.models.prefix import read_prefix
 from caa.models.slots import SlotCache
 
 
@@ -60,6 +61,16 @@ def can_pad(model: Any, *, warn: bool = True) -> bool:
 def can_expand(model: Any) -> bool:
     """Whether rows may be repeated between two of its blocks: MPT's biases, one for each head, look like rows."""
     return _passes(model, _repeats_rows, "one setting at a time", "its blocks do not take repeated rows")
+
+
+def can_grow(model: Any) -> bool:
+    """Whether branches may come to a text behind any of its blocks (`cutting`), as copies of one that is there."""
+    return _stands(model, _takes_branches_later)
+
+
+def can_go_on(model: Any) -> bool:
+    """Whether branched texts may stand behind one prefix, read once for all of them (`PrefixCache`)."""
+    return keeps_place(model) and _stands(model, _goes_on_from_prefix)
 
 
 def can_repeat_cache(model: Any) -> bool:
@@ -264,6 +275,42 @@ def _repeats_rows(model: Any) -> bool:
         if not _same(copies[:, -1], plain[:, -1].repeat_interleave(2, dim=0), _rounding(model, ids, mask, last)):
             return False
     return True
+
+
+def _goes_on_from_prefix(model: Any) -> bool:
+    """Are branches behind a stem behind a prefix, both unsteered, what separate rows are?"""
+    filling, *drawn = ordinary_ids(model, 14)
+    shared, stems, branches = drawn[:4], [drawn[4:7], drawn[7:8]], [drawn[8:10], drawn[10:12]]
+    rows = [[*shared, *stem, *branch] for stem in stems for branch in branches]
+    text, prefix = branched(stems, [branches] * len(stems), filling, behind=len(shared)), read_prefix(model, shared)
+    for _ in range(2):  # the second pass finds what the first one has left
+        joint = model(**text.inputs(model), **prefix.inputs(model)).logits[:, text.stem + 1 :: text.width].flatten(0, 1)
+    separate, mask = pad(rows, filling)
+    last = torch.arange(len(rows)), mask.sum(1) - 1
+    expected = _logits(model, separate, mask)[last]
+    return _same(joint, expected, _rounding(model, separate, mask, last))
+
+
+def _takes_branches_later(model: Any) -> bool:
+    """Is a branch that comes in behind a block, one behind each, what the branch is that it is a copy of?"""
+    blocks = decoder_blocks(model)
+    if isinstance(blocks, RepeatedBlocks):
+        return False  # what runs again in a pass would meet what it wrote for fewer columns
+    filling, *drawn = ordinary_ids(model, 9)
+    stems, tail = [drawn[:4], drawn[4:6]], drawn[6:8]
+    rows = [[*stem, *tail] for stem in stems]
+    text = branched(stems, [[tail] * (len(blocks) + 1)] * len(stems), filling)
+    first = slice(text.stem, text.stem + text.width)
+
+    def with_one_more(resid: Tensor) -> Tensor:
+        return torch.cat([resid, resid[:, first]], dim=1)
+
+    with cutting(blocks, first.stop), writing(blocks, dict.fromkeys(range(len(blocks)), with_one_more)):
+        grown = model(**text.inputs(model), use_cache=False).logits[:, text.stem + 1 :: text.width]
+    separate, mask = pad(rows, filling)
+    last = torch.arange(len(rows)), mask.sum(1) - 1
+    expected = _logits(model, separate, mask)[last][:, None].expand_as(grown)
+    return _same(grown, expected, _rounding(model, separate, mask, last))
 
 
 def _picks_tokens(model: Any) -> bool:

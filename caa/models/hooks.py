@@ -172,6 +172,52 @@ def _repeated(value: Any, rows: int, times: int) -> Any:
     return value.reshape(rows, -1, *value.shape[1:]).repeat_interleave(times, dim=0).flatten(0, 1)
 
 
+def cutting(blocks: nn.ModuleList, columns: int) -> ExitStack:
+    """The first block is given the first `columns` columns alone, until the returned stack is closed.
+
+    Who edits what a block writes may append the others (`writing`), in their order. What the decoder hands to the
+    blocks (masks, positions) is made for all columns at the start, so it is cut to as many as there are by then.
+    """
+    every = 0
+
+    def start(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        nonlocal every
+        resid = args[0] if args else kwargs["hidden_states"]
+        every = resid.shape[1]
+        cut = resid[:, :columns]
+        return ((cut, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": cut})
+
+    def follow(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        now = (args[0] if args else kwargs["hidden_states"]).shape[1]
+        if now == every:
+            return None
+        named = {name: value if _is_apart(name) else _cut(value, every, now) for name, value in kwargs.items()}
+        return (*args[:1], *(_cut(value, every, now) for value in args[1:])), named
+
+    with ExitStack() as stack:
+        stack.callback(_attach(blocks[0].register_forward_pre_hook, start, with_kwargs=True).remove)
+        for block in blocks:
+            stack.callback(_attach(block.register_forward_pre_hook, follow, with_kwargs=True).remove)
+        return stack.pop_all()
+
+
+def _is_apart(name: str) -> bool:
+    """Whether an argument of a block is the stream itself, or of another text than the stream."""
+    return name == "hidden_states" or name.startswith("encoder")
+
+
+def _cut(value: Any, every: int, now: int) -> Any:
+    """A tensor with as many columns as there are now: a mask has two axes of them, the second with what is cached."""
+    if isinstance(value, tuple | list):
+        return type(value)(_cut(item, every, now) for item in value)
+    if not isinstance(value, Tensor):
+        return value
+    if value.ndim == 4 and value.shape[2] == every <= value.shape[3]:
+        return value[:, :, :now, : value.shape[3] - every + now]
+    axis = min(1, value.ndim - 1)
+    return value.narrow(axis, 0, now) if value.ndim and value.shape[axis] == every else value
+
+
 def listening(module: nn.Module, receive: Callable[[Mapping[str, Any]], None]) -> Any:
     """Give `receive` the arguments of every call of a module, by name; returns the handle that stops it."""
     signature = inspect.signature(module.forward)
