@@ -147,11 +147,13 @@ def test_a_grid_is_one_pass_in_which_a_branch_comes_in_where_it_begins_to_differ
     model = tiny_model()
     assert can_branch(model, 20)
     assert can_grow(model)
-    seen = [tokens_read(model, layer) for layer in range(4)]
+    seen: list[int] = []
+    for block in decoder_blocks(model):
+        block.mlp.register_forward_pre_hook(lambda module, args: seen.append(args[0][..., 0].numel()))
     log_probabilities(SteeringWrapper(model), LETTERS, LATE)
     longest = max(len(text.prompt) for text in LETTERS)
     # Behind block 0 come two settings of the sweep and the last one; what is not steered stands for all before.
-    assert seen == [[3 * (longest - 1 + 2 * branches)] for branches in (1, 4, 6, 8)]
+    assert seen == [3 * (longest - 1 + 2 * branches) for branches in (1, 4, 6, 8)]
 
 
 @pytest.mark.parametrize("family", ["Llama", "GPT2", "OPT"])
@@ -162,12 +164,12 @@ def test_what_all_prompts_begin_with_is_read_once(family, monkeypatch):
     check(SteeringWrapper(model), texts, LATE)
     seen = tokens_read(model, 0)
     log_probabilities(SteeringWrapper(model), texts, LATE)
-    width, longest = 4, max(len(text.prompt) for text in texts) - len(shared)
-    assert seen == [11, 4 * (longest - 1 + 2 * width)]
+    longest, branches = max(len(text.prompt) for text in texts) - 11, 2 * 4 * len(LATE)  # two tails of four tokens
+    assert seen == [11, 4 * (longest - 1 + branches)]
     monkeypatch.setattr("caa.models.prefix.LEAST_SAVED", 34)  # and 11 tokens of three texts are 33
     seen.clear()
     log_probabilities(SteeringWrapper(model), texts, LATE)
-    assert seen == [4 * (11 + longest - 1 + 2 * width)]
+    assert seen == [4 * (11 + longest - 1 + branches)]
 
 
 def test_everywhere_shares_the_layers_below_the_steered_one():

@@ -136,8 +136,8 @@ def _edit(made: Sequence[_ColumnEdit], arriving: int, columns: Columns) -> Edit:
         if resid.ndim == 2:  # OPT hands its MLP all rows in one
             return edit(resid.unflatten(0, (len(columns.positions), -1))).flatten(0, 1)
         resid = torch.cat([resid, *[resid[:, first]] * arriving], dim=1)  # a copy, which may be written into
-        for each in made:
-            resid[:, each.columns] = each.of(resid)
+        for column_edit in made:
+            resid[:, column_edit.columns] = column_edit.of(resid)
         return resid
 
     return edit
