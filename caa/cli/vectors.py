@@ -84,7 +84,8 @@ def _print_layers(vector: Any, profiles: Any) -> None:
     known = vector.source.checks
     columns = [name for name in _CHECKS if f"layer {vector.layers[0]}: {name}" in known]
     table = Table("layer", box=box.SIMPLE_HEAD)
-    names, lines = ("norm", *columns, "dose of multiplier 1"), []
+    names = ("norm", *columns, "dose of multiplier 1")
+    lines: list[dict[str, Any]] = []
     for name in names:
         table.add_column(name, justify="right")
     norms = {layer: profile.norm for layer, profile in profiles.items()}

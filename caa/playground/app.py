@@ -295,7 +295,8 @@ def _hear(session: Session, question: str, tab: Tab, color: str | None, *chosen:
 def _answer(session: Session, tab: Tab, color: str | None, *chosen: Any) -> Iterator[list[Any]]:
     """Both answers to the first message that waits, as they grow. What is broken off is a turn too; a message that was
     stopped before its turn, or cannot be answered, goes back to where it was typed."""
-    message, failure = tab.messages[0], None
+    message = tab.messages[0]
+    failure: gr.Error | None = None
     try:
         with readable():
             session.wait(message.stop)

@@ -85,7 +85,7 @@ def start_from(
             f"adapter is {shown}"
         )
     vectors: dict[str, SteeringVector] = {}
-    multipliers = {}
+    multipliers: dict[str, float] = {}
     for edit in interventions:
         vector = cast(SteeringVector, edit.vector)
         name = _new_name(vector.source.behavior or "vector", vectors)

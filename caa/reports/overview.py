@@ -80,11 +80,11 @@ def _steers(cell: Cell) -> bool:
 
 def records(one: Summary) -> list[dict[str, Any]]:
     """The lines of a run in a list of runs as data, one for each behavior and task, numbers as numbers."""
-    run = {"run": str(one.run.folder), "model": one.run.model, "rows": len(one.run.rows)}
+    run: dict[str, Any] = {"run": str(one.run.folder), "model": one.run.model, "rows": len(one.run.rows)}
     warnings = {"warnings": len(one.warnings)}
     if not one.best:
         return [{**run, "behavior": name, **warnings} for name in one.behaviors]
-    lines = []
+    lines: list[dict[str, Any]] = []
     for best in one.best.values():
         moved = {"change": best.change, "by chance": best.by_chance}
         lines.append({**run, **cell_fields(best.cell), **moved, **warnings})
