@@ -60,7 +60,7 @@ trust: $(INSTALLED) ## count the faults that the tests try, for docs/trust.md (1
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.trust_table
 
 # One place of the code is changed at a time; `.venv/bin/python -m tests.mutants --help` says how to choose which.
-mutants: .mutants/.installed ## whether the tests notice 150 changes of the code, drawn, changed files first (10 minutes of a quiet core)
+mutants: .mutants/.installed ## whether the tests notice 150 changes of the code, drawn, changed files first
 	OMP_NUM_THREADS=1 PYTHONPATH=.:.mutants $(BIN)/python -m tests.mutants
 
 .mutants/.installed: $(INSTALLED) tests/mutants.txt
