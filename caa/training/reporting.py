@@ -22,7 +22,7 @@ def report(trainer: Any, report_to: ReportTo, out: Path) -> None:
     TensorBoard's files lie in `<out>.logs`; W&B and MLflow go by the environment (WANDB_PROJECT, MLFLOW_TRACKING_URI,
     ...).
     """
-    from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
+    from transformers.integrations.integration_utils import TensorBoardCallback, get_reporting_integration_callbacks
 
     check_installed(report_to)
     trainer.args.run_name = out.name
@@ -37,6 +37,6 @@ def _writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # type: ignore[no-redef]
 
     return SummaryWriter(str(folder))
