@@ -172,6 +172,19 @@ def test_what_all_prompts_begin_with_is_read_once(family, monkeypatch):
     assert seen == [4 * (11 + longest - 1 + branches)]
 
 
+@pytest.mark.parametrize(("texts", "passes"), [(0, [1, 1, 1]), (1, [1, 1, 1]), (2, [2, 1]), (3, [3])])
+def test_a_pass_has_no_more_logits_than_it_may_but_at_least_one_texts(texts, passes, monkeypatch):
+    model = tiny_model()
+    parameters, of_a_text = sum(p.numel() for p in model.parameters()), len(LATE) * model.config.vocab_size
+    monkeypatch.setattr("caa.steering.scoring.LOGITS", texts * of_a_text)
+    monkeypatch.setattr("caa.steering.scoring.LOGITS_SHARE", parameters)
+    expected = log_probabilities(SteeringWrapper(model), LETTERS, LATE)
+    sizes: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(output.numel()))
+    assert torch.equal(log_probabilities(SteeringWrapper(model), LETTERS, LATE), expected)
+    assert sizes == [number * of_a_text for number in passes]
+
+
 def test_everywhere_shares_the_layers_below_the_steered_one():
     model = tiny_model()
     assert can_expand(model)

@@ -126,9 +126,10 @@ def test_multiplier_0_is_bit_for_bit_the_unsteered_pass_of_the_same_shape():
     assert {(score.p_matching, score.p_opposite) for score in alone} == expected
 
     mixed = score_choices(wrapper, TOKENIZER, ASKED, sweep(vector(), [2], [-1.0, 0.0, 1.0]))
-    unsteered = score_choices(wrapper, TOKENIZER, ASKED, sweep(vector(), [2], [0.0, 0.0, 0.0]))
-    assert mixed[1::3] == unsteered[1::3]
-    assert mixed[0::3] != unsteered[0::3]
+    others = score_choices(wrapper, TOKENIZER, ASKED, sweep(vector(), [2], [-3.0, 0.0, 3.0]))
+    assert mixed[1::3] == others[1::3]
+    assert mixed[0::3] != others[0::3]
+    assert [score.p_matching for score in mixed[1::3]] == pytest.approx([score.p_matching for score in alone], rel=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
