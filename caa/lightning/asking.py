@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,6 +12,8 @@ from caa.data.chat import ChatFormat
 from caa.runs.rows import Cell, Row, choice_evidence
 from caa.steering.intervention import Setting
 from caa.steering.wrapper import SteeringWrapper
+
+Item = TypeVar("Item")
 
 
 def answers_by_setting(
@@ -33,10 +35,10 @@ def scored(cell: Cell, question: Question, p: Sequence[float]) -> Row:
     return Row(cell, question.id, p[0] / (p[0] + p[1]), evidence)
 
 
-def gathered(mine: list[Row]) -> list[Row]:
-    """The rows of all processes, in every process."""
+def gathered(mine: list[Item]) -> list[Item]:
+    """The rows, or whatever else there is a list of, of all processes, in every process."""
     if not torch.distributed.is_initialized():
         return mine
     everyone: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, mine)
-    return [row for rows in everyone for row in rows]
+    return [item for items in everyone for item in items]

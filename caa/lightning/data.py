@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from caa.data.behaviors import Behavior, Question
-from caa.models.batching import by_length
+from caa.models.batching import even_batches, shares
 from caa.runs.rows import QUESTIONS
 
 
@@ -30,12 +31,13 @@ class Batch:
 class CAADataModule(LightningDataModule):
     """One behavior: its pairs for `fit`, its A/B questions and facts for `test`, its open questions for `predict`.
 
-    Batches are made first and shared out afterwards, so what is computed together does not depend on the number of
-    processes. Empty batches fill up the last round: every process takes equally many steps, and no item comes twice.
+    Batches are made first, of equal sizes, and shared out afterwards by what they cost, so what is computed together
+    does not depend on the number of processes. Empty batches fill up the last rounds: every process takes equally many
+    steps, and no item comes twice.
     """
 
     def __init__(self, behavior: Behavior, facts: Sequence[Question] = (), batch_size: int = 16) -> None:
-        """`batch_size` counts pairs or questions. ValueError if it is less than 1."""
+        """`batch_size` is the most pairs or questions of a batch. ValueError if it is less than 1."""
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"a batch holds at least one pair or question, this batch_size is {batch_size}")
@@ -69,11 +71,23 @@ class CAADataModule(LightningDataModule):
     def _loader(self, tasks: Sequence[str]) -> DataLoader[Any]:
         """This process's share. The sampler is ours: Lightning's own would repeat items to fill up the last round."""
         processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        batches: Any = [batch for task in tasks for batch in self._batches(task)]
-        batches += [Batch()] * (-len(batches) % processes)
-        return DataLoader(batches, batch_size=None, sampler=DistributedSampler(batches, processes, rank, shuffle=False))
+        batches = [batch for task in tasks for batch in self._batches(task)]
+        dealt = shares([_cost(batch) for batch in batches], processes)
+        rounds = zip_longest(*([batches[place] for place in share] for share in dealt), fillvalue=Batch())
+        turns: Any = list(chain.from_iterable(rounds))
+        return DataLoader(turns, batch_size=None, sampler=DistributedSampler(turns, processes, rank, shuffle=False))
 
     def _batches(self, task: str) -> Iterator[Batch]:
         items = self.items(task)
-        for places in by_length([item.text for item in items], self.batch_size):
+        for places in even_batches([item.text for item in items], self.batch_size):
             yield Batch(task, tuple(places), tuple(items[place] for place in places))
+
+
+BRANCHES = 100
+"""What the answers to a question cost beside it, under all settings, in letters of its text: roughly, for only shares
+of the same work are made by it."""
+
+
+def _cost(batch: Batch) -> int:
+    """Letters, pads too; every batch of a job is asked under the same settings, so their number makes no difference."""
+    return len(batch.items) * (BRANCHES + max(len(item.text) for item in batch.items))

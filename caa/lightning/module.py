@@ -101,6 +101,7 @@ class CAAModule(LightningModule):
         self.source: Provenance | None = None
         self.mean, self.tables = RunningMean(*shape), nn.ModuleDict()
         self.rows: list[Row] = []
+        self._digests: dict[int, str] = {}
         self._also, self._reread = dict(also or {}), dict(reread or {})
         self._operator, self._where = operator, where
         self._plan: GridPlan
@@ -179,10 +180,13 @@ class CAAModule(LightningModule):
     def on_train_epoch_start(self) -> None:
         self.mean.reset()
         self.mean.update(torch.zeros_like(self.directions), 0)  # a process that gets no pair has added nothing
+        self._digests = {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         if batch.items:
             self.mean.update(self._read(batch.items).to(self.device), len(batch.items))
+            texts = pair_texts(self.chat, batch.items)
+            self._digests.update((place, text.digest()) for place, text in zip(batch.places, texts, strict=True))
         if self.trainer.is_last_batch:  # every process's last, for they all take equally many
             self._find()
 
@@ -203,10 +207,9 @@ class CAAModule(LightningModule):
 
     def _find(self) -> None:
         """Add up what all processes read."""
-        result = self.mean.compute()
-        texts = pair_texts(self.chat, self.data.items("pairs"))
+        result, digests = self.mean.compute(), sorted(gathered([*self._digests.items()]))
         about = self.wrapper.model, self.data.behavior.name, int(result["n"])
-        source = provenance(*about, ReadConfig(), lines_digest(text.digest() for text in texts))
+        source = provenance(*about, ReadConfig(), lines_digest(digest for _, digest in digests))
         directions = dict(zip(self.layers, result["mean"], strict=True))
         source = replace(source, method=method_name(balanced_mean, self._letters()))
         self._keep(SteeringVector(directions, source))

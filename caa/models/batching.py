@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -46,6 +47,36 @@ def by_length(sequences: Sequence[Sequence[Any]], batch_size: int) -> list[list[
         raise ValueError(f"a batch holds at least one row, this batch_size is {batch_size}")
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def even_batches(sequences: Sequence[Sequence[Any]], batch_size: int) -> list[list[int]]:
+    """`by_length` in batches that hold as many, to one, and an even number of them where one does not hold all.
+
+    >>> even_batches(["a", "aaaa", "aa", "a", "aaa"], batch_size=2)
+    [[0], [3], [2], [4, 1]]
+    >>> [len(batch) for batch in even_batches(["a"] * 50, 32)], [len(batch) for batch in even_batches("a", 32)]
+    ([25, 25], [1])
+    """
+    order = [i for batch in by_length(sequences, batch_size) for i in batch]
+    number = -(-len(order) // batch_size)
+    number += number % 2 if number > 1 else 0
+    bounds = [len(order) * n // number for n in range(number + 1)] if order else []
+    return [order[start:end] for start, end in pairwise(bounds)]
+
+
+def shares(costs: Sequence[float], number: int) -> list[list[int]]:
+    """Indices, each in one of so many shares whose costs are much the same: the dearest first, to who has least.
+
+    >>> shares([5, 9, 4, 3, 3], 2)
+    [[1, 3], [0, 2, 4]]
+    """
+    dealt: list[list[int]] = [[] for _ in range(number)]
+    sums = [0.0] * number
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        least = sums.index(min(sums))
+        dealt[least].append(i)
+        sums[least] += costs[i]
+    return [sorted(share) for share in dealt]
 
 
 def by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
