@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from threading import Event
 
@@ -188,6 +189,14 @@ def test_drawn_texts_and_log_probabilities_do_not_depend_on_company():
         values = [torch.tensor([info.logprob for info in answer.infos]) for answer in (one, other)]
         assert torch.allclose(*values, atol=1e-4)
     assert any(answer.text != slow(wrapper, tokenizer, r) for answer, r in zip(answers, asked, strict=True))
+
+
+def test_what_is_held_back_for_a_stop_string_is_told_when_the_text_ends():
+    wrapper, tokenizer = SteeringWrapper(tiny_model()), tiny_tokenizer()
+    request = Request(random_ids(1, 5, 3)[0].tolist(), 8, sampling=GREEDY)
+    text = slow(wrapper, tokenizer, request)
+    with closing(Engine(wrapper, tokenizer)) as engine:
+        assert engine.answer(replace(request, stops=(text[-1] + "never",))).text == text
 
 
 def test_log_probabilities_are_the_models_own():

@@ -200,8 +200,12 @@ def test_64_async_clients_share_the_batch_and_some_leave(world):
     assert world.health == {"status": "ok", "rows": 0, "waiting": 0}
 
 
-def test_a_client_that_leaves_while_nothing_is_sent_frees_its_row(world):
-    """One that waits for a whole answer says nothing when it goes."""
+def test_a_client_that_leaves_while_nothing_is_sent_frees_its_row(world, monkeypatch):
+    """One that waits for a whole answer says nothing when it goes; its texts end there and not when they are full."""
+    from caa.serve.engine import Job
+
+    unfinished, cancel = [], Job.cancel
+    monkeypatch.setattr(Job, "cancel", lambda job: (unfinished.append(not job.ended), cancel(job)))
     with pytest.raises(openai.APITimeoutError):
         world.client.with_options(timeout=0.15).chat.completions.create(
             model="two",
@@ -215,6 +219,7 @@ def test_a_client_that_leaves_while_nothing_is_sent_frees_its_row(world):
     while world.health["rows"] and time.monotonic() < deadline:
         time.sleep(0.02)
     assert world.health["rows"] == 0
+    assert sum(unfinished) == 8
     assert b'caa_requests_total{end="cancelled",model="two"}' in metrics(world)
 
 
