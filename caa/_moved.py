@@ -216,7 +216,7 @@ class _Finetune(ModuleType):
 class MovedModules(MetaPathFinder, Loader):
     """Gives the module at the new place to whoever imports the old one, with a FutureWarning."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> Any:
         if fullname in PACKAGES or fullname in MODULES:
             return ModuleSpec(fullname, self, is_package=fullname in PACKAGES)
         return None
