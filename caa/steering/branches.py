@@ -91,14 +91,14 @@ class _ColumnEdit:
     """What one intervention does to the columns of the settings that make it, with one multiplier each."""
 
     intervention: Intervention
-    columns: Int[Tensor, " column"]
-    strength: Float[Tensor, "row column"]
+    columns: Int[Tensor, " edited"]
+    strength: Float[Tensor, "row edited"]
     direction: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.direction = self.intervention.direction
 
-    def of(self, resid: Float[Tensor, "row column d_model"]) -> Float[Tensor, "row column d_model"]:
+    def of(self, resid: Float[Tensor, "row column d_model"]) -> Float[Tensor, "row edited d_model"]:
         """The edited columns alone."""
         self.columns, self.strength = self.columns.to(resid.device), self.strength.to(resid.device)
         self.direction = self.direction.to(resid.device)
