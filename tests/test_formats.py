@@ -230,6 +230,7 @@ def test_a_bare_tensor_needs_a_layer_and_one_direction(tmp_path):
         import_vector(path, -1)
     for bad, says in {
         "several": (torch.ones(2, 3), "2 rows of 3 numbers and does not say how they are counted"),
+        "empty": (torch.ones(0, 3), r"of shape \[0, 3\]; save one of shape \[d_model\] per layer"),
         "whole numbers": (torch.ones(3, dtype=torch.long), "torch.int64"),
         "sparse": (torch.ones(3).to_sparse(), "sparse"),
         "not finite": (torch.tensor([1.0, float("nan")]), "finite"),

@@ -270,6 +270,11 @@ def test_an_archive_of_torch_that_says_more_than_it_holds_is_refused_before_it_i
             smaller.writestr(entry.filename, whole.read(entry), zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match="compressed, as torch"):
         import_vector(packed, 1)
+    with zipfile.ZipFile(packed, "w") as larger:
+        larger.writestr("archive/data/0", bytes(16))
+        larger.filelist[0].file_size = 2**30
+    with pytest.raises(ValueError, match="says that it holds more than its"):
+        import_vector(packed, 1)
 
 
 @pytest.mark.parametrize("r", [5, 10**9, 0, -1])

@@ -58,6 +58,13 @@ def test_a_generated_text_is_seen_as_it_was_written():
     assert (along[4:8] - wrong[4:8]).abs().max() > 0.1, "steering only the last token would look otherwise"
 
 
+def test_each_token_that_is_written_is_the_likeliest_behind_those_before_it():
+    wrapper, prompt = SteeringWrapper(tiny_model()), random_ids(1, 5)[0].tolist()
+    whole = written(wrapper, prompt, 8)
+    likeliest = wrapper.model(torch.tensor([whole])).logits[0].argmax(-1).tolist()
+    assert whole == prompt + likeliest[4:-1]
+
+
 def test_a_planted_direction_peaks_where_it_was_planted():
     wrapper, ids = SteeringWrapper(tiny_model()), random_ids(1, 8)[0].tolist()
     vector = vector_of()
