@@ -27,6 +27,15 @@ def test_the_interval_is_near_the_one_of_normal_theory():
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.03)
 
 
+def test_the_balanced_interval_is_near_the_one_of_normal_theory():
+    rng = np.random.default_rng(0)
+    groups = [rng.normal(5, 2, 400), rng.normal(1, 1, 100)]
+    mean, error = np.mean([group.mean() for group in groups]), np.hypot(*map(stats.sem, groups)) / 2
+    estimate = balanced_interval([group.tolist() for group in groups])
+    assert estimate.mean == pytest.approx(mean)
+    assert (estimate.low, estimate.high) == pytest.approx(stats.norm.interval(0.95, mean, error), abs=error / 10)
+
+
 def test_the_truth_lies_inside_about_as_often_as_promised():
     draws = np.random.default_rng(1).random((100, 30))
     inside = [(e := mean_interval(draw.tolist(), confidence=0.8)).low <= 0.5 <= e.high for draw in draws]
