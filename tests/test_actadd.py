@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import FAMILIES, SHARED, needs_shared, tiny_model, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from caa import Intervention, SteeringWrapper, load_model
 from caa.extraction.actadd import prompt_difference, prompt_ids
@@ -64,6 +65,16 @@ def test_differences_are_front_aligned_and_padded_with_spaces():
     there_and_back = prompt_difference(model, tokenizer, "Hate", "I love you", [LAYER])
     torch.testing.assert_close(there_and_back.at(LAYER), -found.at(LAYER))
     assert found.source.behavior == "'I love you' minus 'Hate'"
+
+
+def test_a_prompt_begins_with_one_bos_whatever_its_tokenizer_adds():
+    plain, habitual = tiny_tokenizer(), tiny_tokenizer()
+    marks = [("<s>", plain.bos_token_id), ("</s>", plain.eos_token_id)]
+    habitual.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=marks)
+    assert len(habitual("Hate").input_ids) == 6
+    assert prompt_ids(habitual, "Hate") == prompt_ids(plain, "Hate")
+    with pytest.raises(ValueError, match="contrast with a single space"):
+        prompt_ids(habitual, "")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from tiny import SHARED, needs_shared
 
 from caa import SteeringVector
+from caa.vectors.activations import PairActivations
 from caa.vectors.vector import Provenance, random_like, set_mean_normalize
 
 
@@ -24,6 +25,12 @@ def test_algebra_is_that_of_its_directions_and_is_remembered():
     torch.testing.assert_close(mixed.at(3), expected / expected.norm())
     assert mixed.source.history == ("times 2", "minus b1", "plus b0", "unit norm")
     assert v.source.history == ()
+
+
+@pytest.mark.parametrize("made", [some, lambda: PairActivations({1: torch.ones(2, 8)}, {1: torch.zeros(2, 8)})])
+def test_vectors_and_activations_are_compared_as_objects_so_they_can_be_keys(made):
+    one, other = made(), made()
+    assert len({one, other, one}) == 2
 
 
 def test_only_vectors_of_one_shape_add():
