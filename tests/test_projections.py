@@ -14,7 +14,14 @@ from caa.data.behaviors import Behavior, Question
 from caa.evals.tasks import score_choices
 from caa.evals.transfer import dose_response, sweep_rows
 from caa.extraction.norms import dose, stream_norms
-from caa.extraction.projections import logit_lens, projections_around, similarities, token_texts, written
+from caa.extraction.projections import (
+    logit_lens,
+    projections_apart,
+    projections_around,
+    similarities,
+    token_texts,
+    written,
+)
 from caa.models.blocks import decoder_blocks
 from caa.models.hooks import reading
 from caa.runs.rows import OWN, VectorRef
@@ -137,6 +144,13 @@ def test_projections_are_meant_around_each_origin():
     torch.testing.assert_close(found, (each[0] + each[1]) / 2)
     with pytest.raises(ValueError, match="9 tokens, origin at 4, has no 5 tokens before"):
         projections_around(wrapper, texts, vector, 5, 3)
+
+
+def test_projections_apart_are_the_positive_sides_minus_the_negative_sides():
+    wrapper, vector = SteeringWrapper(tiny_model()), vector_of()
+    positive, negative = ([(random_ids(1, 12, seed=seed)[0].tolist(), 5)] for seed in (1, 2))
+    sides = [projections_around(wrapper, texts, vector, 5, 6) for texts in (positive, negative)]
+    assert torch.equal(projections_apart(wrapper, positive, negative, vector), sides[0] - sides[1])
 
 
 OF_1 = VectorRef("other", "of 1")
