@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -53,8 +55,7 @@ def close(a, b):
     torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("family", "side"), [*product(FAMILIES, ("left", "right")), ("Rwkv", "right")])
 def test_a_row_of_a_padded_batch_is_steered_as_if_alone(family, side):
     model, v = tiny_model(family), vector()
     wrapper = SteeringWrapper(model, Intervention(v, layer=1, multiplier=2.5))
@@ -96,9 +97,11 @@ def test_several_tokens_on_a_filled_cache_go_on_with_the_answer(family):
     model, v = tiny_model(family), vector()
     prompt, answer = PROMPTS[0], [50, 51, 52]
     expected = by_hand(model, prompt + answer, 1, 2.0 * v.at(1), len(prompt) - 1)[-3:]
-    with SteeringWrapper(model).steer(Intervention(v, 1, 2.0)):
-        cache = model(torch.tensor([prompt]), use_cache=True).past_key_values
-        close(model(torch.tensor([answer]), past_key_values=cache).logits[0], expected)
+    wrapper, mask = SteeringWrapper(model), torch.ones(1, len(prompt + answer), dtype=torch.long)
+    with wrapper.steer(Intervention(v, 1, 2.0)):
+        for go_on in (model, wrapper, partial(wrapper, attention_mask=mask)):
+            cache = model(torch.tensor([prompt]), use_cache=True).past_key_values
+            close(go_on(torch.tensor([answer]), past_key_values=cache).logits[0], expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
