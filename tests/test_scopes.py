@@ -153,12 +153,20 @@ def test_a_mask_of_a_padded_batch_becomes_places():
     assert At.mask(ids == 7) == At([[2], []])
 
 
+def test_one_step_is_the_last_prompt_token_and_one_token_the_first():
+    positions, last = torch.arange(5)[None], torch.tensor([[2]])
+    assert torch.equal(Steps(1)(positions, last), last_prompt_token(positions, last))
+    assert torch.equal(First(1)(positions, last), positions == 0)
+
+
 def test_places_that_make_no_sense_are_refused():
     for places in ([], [[-1]]):
         with pytest.raises(ValueError, match="At needs a list of places for each prompt"):
             At(places)
     with pytest.raises(ValueError, match="at least one token"):
         First(0)
+    with pytest.raises(ValueError, match="at least one step"):
+        Steps(0)
     wrapper = SteeringWrapper(tiny_model(), Intervention(vector(), 1, where=At([[0], [1]])))
     with pytest.raises(ValueError, match="2 lists of places do not fit a batch of 3 rows"):
         wrapper(*pad(PROMPTS, 0, "left"))
