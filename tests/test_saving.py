@@ -412,6 +412,9 @@ def test_several_finetunes_come_back_each_as_it_was(base, tmp_path):
     plain = PeftModel.from_pretrained(load_model(str(tmp_path / "base"))[0], str(folder / "adapters" / "negative"))
     with wrapper.finetune("negative"):
         assert torch.equal(plain.eval()(IDS).logits, wrapper(IDS).logits)
+    card = (folder / "README.md").read_text()
+    assert "| `positive` (worn) | `.` |" in card
+    assert "| `negative` | `adapters/negative` |" in card
     only = wrapper.save_pretrained(tmp_path / "only")
     assert SteeringWrapper.from_pretrained(only).adapters == ["positive"], "by default the active one alone"
 
@@ -591,6 +594,7 @@ def test_the_card_shows_what_was_done_and_measured_and_no_markup_of_a_name(base,
     assert "| `a/b 'x' <script> # c` | 1 | -1.5 | 5.66 | `add` | `after_prompt` |" in card
     assert "| measured |" in card
     assert card.startswith('---\nlibrary_name: "caa"\n')
+    assert "| finetune |" not in card, "there is none"
     assert "base_model:" not in card, "a folder on this machine is no name on the Hub"
     assert "Nothing was measured" in (wrapper.save_pretrained(tmp_path / "s") / "README.md").read_text()
 
