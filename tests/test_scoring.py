@@ -269,6 +269,12 @@ def test_nothing_stays_on_the_model_after_an_error():
     assert hooks == [0, 0, 0, 1]
 
 
+@pytest.mark.parametrize(("prompt", "continuations"), [([], ([1],)), ([5], ([1, 2], [1])), ([5], ([1, 2], []))])
+def test_texts_without_a_token_to_score_are_refused(prompt, continuations):
+    with pytest.raises(ValueError, match="one of these has none"):
+        Continued(prompt, continuations, start=len(continuations[0]) - 1)
+
+
 def test_settings_with_several_multipliers_for_one_intervention_are_refused():
     with pytest.raises(ValueError, match="one multiplier for each intervention, this one has 2"):
         together([(Intervention(V, 0, [1.0, 2.0]),)])
@@ -305,11 +311,12 @@ def test_texts_under_all_settings_equal_one_at_a_time(family):
         assert len({tuple(answer) for answer in answers}) > len(prompts)
 
 
-def test_the_prompt_is_read_once_for_all_settings_that_leave_it_alone():
+@pytest.mark.parametrize("settings", [LATE, LATE[:2]])
+def test_the_prompt_is_read_once_for_all_settings_that_leave_it_alone(settings):
     model = tiny_model()
     assert can_pad(model)
     assert can_repeat_cache(model)
     seen = tokens_read(model, 0)
     model.generation_config.update(max_new_tokens=2, do_sample=False, eos_token_id=None, pad_token_id=0)
-    generate_settings(SteeringWrapper(model), *pad([ids(9, 1), ids(4, 2)], 0, side="left"), LATE)
-    assert seen == [2 * 8, 2 * len(LATE), 2 * len(LATE)]
+    generate_settings(SteeringWrapper(model), *pad([ids(9, 1), ids(4, 2)], 0, side="left"), settings)
+    assert seen == [2 * 8, 2 * len(settings), 2 * len(settings)]
