@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import product, takewhile
 
 import pytest
 import torch
@@ -10,7 +10,9 @@ from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model, tiny_tokeniz
 
 from caa import Intervention, Question, SteeringVector, SteeringWrapper
 from caa.evals.tasks import answer_open
+from caa.models.blocks import end_tokens
 from caa.models.capabilities import can_branch, can_pool
+from caa.steering.answers import greedy_answers
 from caa.steering.gates import Gate
 from caa.steering.intervention import sweep
 from caa.steering.pool import Writing, write
@@ -94,6 +96,17 @@ def test_families_whose_cache_has_no_places_do_not_pool(family):
 def test_texts_beyond_a_sliding_window_do_not_pool():
     assert can_pool(tiny_model("Gemma2"), 16)
     assert not can_pool(tiny_model("Gemma2"), 17)
+
+
+def test_where_the_longest_answer_would_not_pool_all_are_written_in_batches_also_without_a_pad_token(slow, monkeypatch):
+    lengths: list[int] = []
+    monkeypatch.setattr("caa.steering.answers.can_pool", lambda model, longest: lengths.append(longest))
+    wrapper, tokenizer = SteeringWrapper(tiny_model()), tiny_tokenizer()
+    tokenizer.pad_token = None
+    (end,) = end_tokens(wrapper.model)
+    answers = dict(greedy_answers(wrapper, tokenizer, PROMPTS, SETTINGS[:3], LENGTH))
+    assert answers == {place: list(takewhile(end.__ne__, slow[place])) for place in product(range(6), range(3))}
+    assert lengths == [max(map(len, PROMPTS)) + LENGTH]
 
 
 def test_texts_as_long_as_a_sliding_window_branch_and_longer_ones_do_not():
