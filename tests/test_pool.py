@@ -158,6 +158,10 @@ def test_gated_answers_are_what_they_are_alone():
     alone = [answer_open(wrapper, tokenizer, [q], [s], max_new_tokens=6)[0] for q, s in product(questions, settings)]
     assert texts == alone
     assert texts[1::3] != texts[0::3] != texts[2::3]
+    end = next(letter for letter in texts[1][1:] if any(letter not in text for text in texts))
+    wrapper.model.generation_config.eos_token_id = [2, tokenizer.convert_tokens_to_ids(end)]
+    cut = answer_open(wrapper, tokenizer, questions, settings, max_new_tokens=6)
+    assert cut == [text.split(end)[0].strip() for text in texts], "rows that end change nothing for others"
 
 
 def test_nobody_is_steered_while_an_answer_is_in_hand():
