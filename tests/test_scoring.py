@@ -16,7 +16,7 @@ from caa.models.blocks import decoder_blocks
 from caa.models.capabilities import can_branch, can_expand, can_grow, can_pad, can_repeat_cache
 from caa.steering.generation import generate_settings
 from caa.steering.intervention import sweep, together
-from caa.steering.scopes import everywhere
+from caa.steering.scopes import At, everywhere
 from caa.steering.scoring import Continued, log_probabilities
 
 
@@ -198,6 +198,9 @@ def test_everywhere_shares_the_layers_below_the_steered_one():
 @pytest.mark.parametrize("family", ["Bloom", "Gemma2"])
 def test_a_family_that_masks_cannot_branch_falls_back_and_says_so_once(family):
     model, long = tiny_model(family), [Continued(ids(20, 5), ([3], [4]), 0)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        log_probabilities(SteeringWrapper(model), long, LATE[:1])  # one setting has no branches
     with pytest.warns(UserWarning, match="asked row by row, not by branches"):
         check(SteeringWrapper(model), long, ALL)
     with warnings.catch_warnings():
@@ -320,3 +323,14 @@ def test_the_prompt_is_read_once_for_all_settings_that_leave_it_alone(settings):
     model.generation_config.update(max_new_tokens=2, do_sample=False, eos_token_id=None, pad_token_id=0)
     generate_settings(SteeringWrapper(model), *pad([ids(9, 1), ids(4, 2)], 0, side="left"), settings)
     assert seen == [2 * 8, 2 * len(settings), 2 * len(settings)]
+
+
+def test_a_prompt_that_a_setting_edits_inside_is_read_under_each():
+    model = tiny_model()
+    assert can_pad(model)
+    assert can_repeat_cache(model)
+    seen = tokens_read(model, 0)
+    model.generation_config.update(max_new_tokens=2, do_sample=False, eos_token_id=None, pad_token_id=0)
+    settings = [(), (Intervention(V, 1, where=At([[3]])),)]
+    generate_settings(SteeringWrapper(model), *pad([ids(9, 1), ids(4, 2)], 0, side="left"), settings)
+    assert seen == [2 * 2 * 9, 2 * 2]
