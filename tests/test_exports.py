@@ -18,10 +18,12 @@ from caa.cli import main
 from caa.data.chat import ChatFormat
 from caa.exports import merged as merging
 from caa.exports.alora import to_alora
+from caa.exports.llama import as_llama
 from caa.exports.merged import to_merged
 from caa.exports.peft import to_peft
 from caa.exports.targets import TARGETS
 from caa.steering.checkpoint.manifest import check_seal, read_manifest
+from caa.steering.gates import Gate
 from caa.steering.scopes import SCOPES, after_prompt, everywhere
 from caa.vectors.vector import Provenance
 
@@ -269,12 +271,13 @@ def test_a_scale_that_was_changed_in_place_is_kept(tmp_path):
     torch.testing.assert_close(found(IDS).logits, wrapper(IDS).logits, atol=1e-5, rtol=0)
 
 
-def test_what_takes_no_bias_is_refused_and_merged_instead(tmp_path):
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"target_modules": ["v_proj", "embed_tokens"]}], ids=str)
+def test_what_takes_no_bias_is_refused_and_merged_instead(tmp_path, settings):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    config = LoraConfig(r=2, use_dora=True, target_modules=["v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    wrapper = steered(get_peft_model(tiny_model(), config).eval())
+    plain = {"r": 2, "target_modules": ["v_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    wrapper = steered(get_peft_model(tiny_model(), LoraConfig(**plain | settings)).eval())
     with pytest.raises(ValueError, match=r"no plain LoRA.*Export `--to merged`"):
         to_peft(wrapper, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -408,6 +411,14 @@ def test_a_token_that_answers_may_hold_is_said_to_be_good_for_generation_only(tm
     assert "do not score whole texts" in card.read_text()
 
 
+def test_an_alora_is_compared_on_answers_without_the_token_that_it_begins_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("caa.exports.alora.probe", lambda model, length: torch.ones(2, length, dtype=torch.long))
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "[{{ messages[0].content }}<s>"
+    out = to_alora(steered(tiny_model(), after_prompt), tokenizer, tmp_path / "out")
+    assert json.loads((out / "adapter_config.json").read_text())["alora_invocation_tokens"] == [1]
+
+
 # What cannot be said
 
 
@@ -433,6 +444,15 @@ def with_config(family, **changes):
     return type(model)(type(model.config)(**model.config.to_dict() | changes)).eval()
 
 
+def with_window(first_layer):
+    window = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": first_layer, "layer_types": None}
+    return with_config("Qwen2", **window)
+
+
+def test_a_window_that_no_layer_slides_is_no_reason_to_refuse():
+    assert as_llama(with_window(4).config) is not None
+
+
 @pytest.mark.parametrize(
     ("target", "model", "reason"),
     [
@@ -440,6 +460,7 @@ def with_config(family, **changes):
         ("peft-alora", lambda: tiny_model("OPT"), "opt .*aLoRA"),
         ("merged", lambda: tiny_model("Qwen3"), "stock qwen3 checkpoint has no place.*Nearest: `--to peft`"),
         ("merged", lambda: with_config("Mistral", sliding_window=16), "mistral attends in a sliding window of 16"),
+        ("merged", lambda: with_window(3), "qwen2 attends in a sliding window of 16"),
     ],
 )
 def test_what_one_target_cannot_say_of_a_family_is_refused(tmp_path, target, model, reason):
@@ -460,6 +481,10 @@ def own(resid, direction, strength):
         ({"operator": own}, "adds a vector and cannot own.*Keep the steered adapter"),
         ({"multiplier": [1.0, 2.0]}, "one multiplier for all prompts"),
         ({"multiplier": 0.0}, "nothing is steered"),
+        (
+            {"gate": Gate(SteeringVector({0: torch.ones(32)}), 0, above=0.0)},
+            "steers every row, and a gate decides for each.*Keep the steered adapter",
+        ),
         (
             {"where": None},
             "steers (everywhere|after_prompt), and this adapter (after_prompt|everywhere).*Nearest: `--to",
