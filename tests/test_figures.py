@@ -241,6 +241,7 @@ def test_a_dose_has_its_damage_below():
     effect, damage = figure.picture.axes
     assert list(effect.lines[0].get_ydata()) == pytest.approx([0.2, 0.5, 0.8])
     assert list(damage.lines[0].get_ydata()) == pytest.approx([273.0, 3.0, 273.0])
+    assert damage.get_ylim()[1] > 1.5 * 273, "a label has its place above the highest point"
     figure.picture.canvas.draw()
     assert not [label.get_text() for label in damage.get_yticklabels() if "$" in label.get_text()], "plain numbers"
 

@@ -172,6 +172,7 @@ def _damage_axis(axes: Any) -> None:
     axes.set_ylabel("perplexity of answers\n(for the unsteered model)")
     axes.set_xlabel("relative dose: norm added / norm of the residual stream, with the multiplier's sign")
     axes.set_yscale("log")
+    axes.margins(y=0.12)  # so that a label has its place above the highest point
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
