@@ -7,4 +7,4 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-collect_ignore = ["consumers"]  # scripts for the Pythons of other tools
+collect_ignore = ["consumers", "mutants.py"]  # scripts for the Pythons of other tools, and one that needs a tool

@@ -263,7 +263,7 @@ def test_a_vector_from_elsewhere(tmp_path):
     assert module.vector.source == vector.source
     make_trainer(tmp_path, limit_test_batches=1).test(module, make_data(7), verbose=False)
     assert {row.cell.layer for row in module.rows} == {3}
-    assert len(module.rows) == 2 * 2 * 3, "one batch of two questions"
+    assert len(module.rows) == 1 * 2 * 3, "one batch of one of three questions"
 
 
 def test_the_unsteered_model_alone(tmp_path, fitted):

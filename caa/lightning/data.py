@@ -90,4 +90,4 @@ of the same work are made by it."""
 
 def _cost(batch: Batch) -> int:
     """Letters, pads too; every batch of a job is asked under the same settings, so their number makes no difference."""
-    return len(batch.items) * (BRANCHES + max(len(item.text) for item in batch.items))
+    return len(batch.items) * (BRANCHES + max((len(item.text) for item in batch.items), default=0))

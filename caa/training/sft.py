@@ -40,7 +40,6 @@ from caa.training.examples import (
     tokenize_preferences,
     training_examples,
 )
-from caa.training.finite import DivergedError, FiniteSteps, check_learned
 from caa.training.reporting import ReportTo, check_installed, report
 from caa.training.trainers import Rows, make_trainer, quiet
 from caa.untrusted import plain, read_json
@@ -154,6 +153,8 @@ def _finetune(
 @contextmanager
 def _dropped_if_diverged(partial: Path) -> Iterator[None]:
     """A run without numbers leaves no checkpoint: whoever trains again with other settings begins anew."""
+    from caa.training.finite import DivergedError
+
     try:
         yield
     except DivergedError:
@@ -246,6 +247,7 @@ def _train(
     report_to: ReportTo,
 ) -> Path:
     """Train, from the last checkpoint in `partial` if there is one; the folder with the result. No title, no bar."""
+    from caa.training.finite import FiniteSteps, check_learned
     from caa.training.progress import StepBar
 
     learner = copy.deepcopy(model).float().requires_grad_(True) if config.weights == "full" else model
