@@ -51,7 +51,7 @@ def completion(shell: str) -> None:
     sys.stdout.write(shtab.complete(root, shell))
 
 
-# No `if TYPE_CHECKING` imports in these files: jsonargparse carries them out to resolve types, and torch takes seconds.
+# `if TYPE_CHECKING` in these files imports nothing that needs torch: jsonargparse carries it out to resolve types.
 # extract_: jsonargparse looks for a function's name in the packages above it, and `caa.extract` would import torch.
 _ALL: tuple[Command, ...] = (
     demo,

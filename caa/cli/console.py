@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from caa.reports.tables.layout import Table
 from caa.untrusted import plain
+
+if TYPE_CHECKING:
+    from caa.reports.tables.layout import Table
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Of a model's weights."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from caa.cli.console import Dtype, finetunes_of, load_wrapper, print_summary, print_tables, say
 from caa.cli.parsing import UsageError
@@ -13,12 +13,14 @@ from caa.data.behaviors import Question
 from caa.data.sources import load_facts
 from caa.judges.config import OFFLINE, JudgeConfig
 from caa.reports.loggers import LoggerKind
-from caa.reports.tables.layout import Table
 from caa.runs.rows import read_rows
 from caa.suggestions import did_you_mean
 from caa.training.config import FinetuneConfig, Method, Weights
 from caa.training.reporting import ReportTo
 from caa.untrusted import read_yaml
+
+if TYPE_CHECKING:
+    from caa.reports.tables.layout import Table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 """The experiments that come with the package, as yaml."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from caa.reports.naming import logged_name
-from caa.reports.tables.layout import Table
+
+if TYPE_CHECKING:
+    from caa.reports.tables.layout import Table
 
 LoggerKind = Literal["tensorboard", "csv", "wandb", "mlflow"]
 
