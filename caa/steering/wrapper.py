@@ -211,7 +211,7 @@ class SteeringWrapper(nn.Module):
     def forward(
         self,
         input_ids: Int[Tensor, "row position"],
-        attention_mask: Int[Tensor, "row position"] | Float[Tensor, "row 1 position position"] | None = None,
+        attention_mask: Int[Tensor, "row seen"] | Float[Tensor, "row 1 position seen"] | None = None,
         *,
         prompt_lengths: Int[Tensor, " row"] | None = None,
         **kwargs: Any,
