@@ -164,9 +164,9 @@ def _sums(
     rows: Sequence[int],
 ) -> Float[Tensor, "text setting continuation"]:
     """Of each text in a batch, float64; -inf where a text has fewer continuations than others."""
-    batch = [texts[row] for row in rows]
-    first = min(text.start for text in batch)
-    return _gathered(layout.logits(wrapper, batch, settings, first, pad_id), batch, first)
+    some = [texts[row] for row in rows]
+    first = min(text.start for text in some)
+    return _gathered(layout.logits(wrapper, Batch(some, settings, first, pad_id)), some, first)
 
 
 def _gathered(
@@ -220,6 +220,17 @@ def _kept_logits(
     return logits
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one pass is to answer: these texts, each under all of these settings."""
+
+    texts: Sequence[Continued]
+    settings: Sequence[Setting]
+    first: int
+    """The first column of the continuations whose logits are wanted."""
+    pad_id: int
+
+
 class Layout(Protocol):
     """A way to put texts and settings into a pass."""
 
@@ -227,15 +238,8 @@ class Layout(Protocol):
         """How many a pass holds for a text under so many settings."""
         ...
 
-    def logits(
-        self,
-        wrapper: SteeringWrapper,
-        batch: Sequence[Continued],
-        settings: Sequence[Setting],
-        first: int,
-        pad_id: int,
-    ) -> Float[Tensor, "text setting tail column vocab"]:
-        """Of the continuations' columns from `first` on."""
+    def logits(self, wrapper: SteeringWrapper, batch: Batch) -> Float[Tensor, "text setting tail column vocab"]:
+        """Of the continuations' columns from `batch.first` on."""
         ...
 
 
@@ -245,21 +249,14 @@ class Branches:
     def tokens(self, text: Continued, settings: int) -> int:
         return len(text.prompt) - 1 + settings * len(text.tails) * max(map(len, text.tails))
 
-    def logits(
-        self,
-        wrapper: SteeringWrapper,
-        batch: Sequence[Continued],
-        settings: Sequence[Setting],
-        first: int,
-        pad_id: int,
-    ) -> Float[Tensor, "text setting tail column vocab"]:
-        rows, columns, keep = _branched(batch, len(settings), first, pad_id)
+    def logits(self, wrapper: SteeringWrapper, batch: Batch) -> Float[Tensor, "text setting tail column vocab"]:
+        rows, columns, keep = _branched(batch)
         inputs = rows.inputs(wrapper.model)
-        edits = [_by_column(intervention, columns) for intervention in together(settings)]
+        edits = [_by_column(intervention, columns) for intervention in together(batch.settings)]
         prompts = columns.last_prompt[:, 0] + 1
         with wrapper.steer(*edits):
             logits = _kept_logits(wrapper, keep.flatten(), rows.ids.shape[1], **inputs, prompt_lengths=prompts)
-        return logits.view(len(batch), len(settings), -1, rows.width - first, logits.shape[-1])
+        return logits.view(len(batch.texts), len(batch.settings), -1, rows.width - batch.first, logits.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -271,32 +268,25 @@ class Grown(Branches):
     def tokens(self, text: Continued, settings: int) -> int:
         return super().tokens(text, settings) - (self.prefix.length if self.prefix else 0)
 
-    def logits(
-        self,
-        wrapper: SteeringWrapper,
-        batch: Sequence[Continued],
-        settings: Sequence[Setting],
-        first: int,
-        pad_id: int,
-    ) -> Float[Tensor, "text setting tail column vocab"]:
-        behind = self.prefix.length if self.prefix else 0
-        batch = [text.behind(behind) for text in batch]
-        rows, columns, keep = _branched(batch, len(settings), first, pad_id, behind)
+    def logits(self, wrapper: SteeringWrapper, batch: Batch) -> Float[Tensor, "text setting tail column vocab"]:
+        rows, columns, keep = _branched(batch, self.prefix.length if self.prefix else 0)
         inputs = {**rows.inputs(wrapper.model), **(self.prefix.inputs(wrapper.model) if self.prefix else {})}
-        with grown(wrapper, settings, columns):
+        with grown(wrapper, batch.settings, columns):
             logits = _kept_logits(wrapper, keep.flatten(), rows.ids.shape[1], **inputs)
-        return logits.view(len(batch), len(settings), -1, rows.width - first, logits.shape[-1])
+        return logits.view(len(batch.texts), len(batch.settings), -1, rows.width - batch.first, logits.shape[-1])
 
 
-def _branched(
-    batch: Sequence[Continued], settings: int, first: int, pad_id: int, behind: int = 0
-) -> tuple[Branched, Columns, Int[Tensor, " kept"]]:
-    """Texts with a branch for each setting and tail, where these stand, and the columns from `first` on of each."""
-    tails = _even_tails(batch)
-    rows = branched([text.prompt[:-1] for text in batch], [own * settings for own in tails], pad_id, behind)
+def _branched(batch: Batch, behind: int = 0) -> tuple[Branched, Columns, Int[Tensor, " kept"]]:
+    """Texts with a branch for each setting and tail, where these stand, and each one's columns from `first` on.
+
+    `behind` so many first tokens of all texts, which stand in a cache.
+    """
+    texts = [text.behind(behind) for text in batch.texts]
+    tails, settings = _even_tails(texts), len(batch.settings)
+    rows = branched([text.prompt[:-1] for text in texts], [own * settings for own in tails], batch.pad_id, behind)
     per_setting = len(tails[0]) * rows.width
-    branches = torch.arange(settings * per_setting).view(-1, rows.width)[:, first:]
-    last_prompt = torch.tensor([[behind + len(text.prompt) - 1] for text in batch])
+    branches = torch.arange(settings * per_setting).view(-1, rows.width)[:, batch.first :]
+    last_prompt = torch.tensor([[len(text.prompt) - 1] for text in batch.texts])
     return rows, Columns(rows.stem, per_setting, rows.positions, last_prompt), (rows.stem + branches).flatten()
 
 
@@ -312,25 +302,18 @@ class Rows:
     def tokens(self, text: Continued, settings: int) -> int:
         return settings * len(text.tails) * text.length
 
-    def logits(
-        self,
-        wrapper: SteeringWrapper,
-        batch: Sequence[Continued],
-        settings: Sequence[Setting],
-        first: int,
-        pad_id: int,
-    ) -> Float[Tensor, "text setting tail column vocab"]:
-        tails = _even_tails(batch)
-        rows = [(text.prompt[:-1], tail) for text, own in zip(batch, tails, strict=True) for tail in own]
-        padded = branched([stem for stem, _ in rows], [[tail] for _, tail in rows], pad_id)
+    def logits(self, wrapper: SteeringWrapper, batch: Batch) -> Float[Tensor, "text setting tail column vocab"]:
+        tails = _even_tails(batch.texts)
+        rows = [(text.prompt[:-1], tail) for text, own in zip(batch.texts, tails, strict=True) for tail in own]
+        padded = branched([stem for stem, _ in rows], [[tail] for _, tail in rows], batch.pad_id)
         device = input_device(wrapper.model)
         ids, mask = padded.ids.to(device), padded.real.to(device)
         prompts = torch.tensor([len(stem) + 1 for stem, _ in rows], device=device)
-        keep = torch.arange(padded.stem + first, ids.shape[1])
-        with _at_once(wrapper, settings, len(rows)):
+        keep = torch.arange(padded.stem + batch.first, ids.shape[1])
+        with _at_once(wrapper, batch.settings, len(rows)):
             inputs = {"input_ids": ids, "attention_mask": mask, "prompt_lengths": prompts}
             logits = _kept_logits(wrapper, keep, ids.shape[1], **inputs)
-        by_row = logits.view(len(batch), len(tails[0]), len(settings), padded.width - first, -1)
+        by_row = logits.view(len(batch.texts), len(tails[0]), len(batch.settings), padded.width - batch.first, -1)
         return by_row.transpose(1, 2)
 
 

@@ -27,16 +27,9 @@ def report(trainer: Any, report_to: ReportTo, out: Path) -> None:
     check_installed(report_to)
     trainer.args.run_name = out.name
     if report_to == "tensorboard":
-        trainer.add_callback(TensorBoardCallback(_writer(out.with_name(f"{out.name}.logs"))))
+        callback = TensorBoardCallback()
+        callback.logging_dir = str(out.with_name(f"{out.name}.logs"))
+        trainer.add_callback(callback)
     elif report_to != "none":
         for callback in get_reporting_integration_callbacks([report_to]):
             trainer.add_callback(callback)
-
-
-def _writer(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        from tensorboardX import SummaryWriter  # type: ignore[no-redef]
-
-    return SummaryWriter(str(folder))
