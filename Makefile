@@ -61,7 +61,7 @@ trust: $(INSTALLED) ## count the faults that the tests try, for docs/trust.md (1
 
 # One place of the code is changed at a time; `.venv/bin/python -m tests.mutants --help` says how to choose which.
 mutants: .mutants/.installed ## whether the tests notice 150 changes of the code, drawn, changed files first
-	OMP_NUM_THREADS=1 PYTHONPATH=.:.mutants $(BIN)/python -m tests.mutants
+	OMP_NUM_THREADS=1 PYTHONPATH=.:.mutants $(BIN)/python -m tests.mutants $(OPTIONS)
 
 .mutants/.installed: $(INSTALLED) tests/mutants.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .mutants --requirement tests/mutants.txt

@@ -157,6 +157,8 @@ def test_halves_are_disjoint_and_as_large_as_asked():
     assert not any(rows[i] & rows[i + 1] for i in range(0, len(rows), 2))
     with pytest.raises(ValueError, match="two disjoint sets of 11"):
         split_half_cosine(positive, negative, n=11)
+    with pytest.raises(ValueError, match="two disjoint sets of 0 pairs cannot be drawn from 1"):
+        split_half_cosine(positive[:1], negative[:1])
 
 
 def test_more_pairs_agree_more():
@@ -214,7 +216,8 @@ def test_halves_that_share_no_answer_show_what_is_the_template():
     activations = PairActivations({3: sides}, {3: torch.zeros(40, 64)}, letters=("",) * 40, answers=tuple(texts))
     assert activations.checks()[3]["split-half cosine by text"] == by_text
     assert "split-half cosine by text" in activations.subset(range(20)).checks()[3]
-    for others in (replace(activations, answers=tuple(distinct)), replace(activations, letters=("A", "B") * 20)):
+    changes: list[dict] = [{"answers": tuple(distinct)}, {"answers": ("same",) * 40}, {"letters": ("A", "B") * 20}]
+    for others in (replace(activations, **change) for change in changes):
         assert "split-half cosine by text" not in others.checks()[3], "the same halves as those of the pairs"
     with pytest.raises(ValueError, match="1 distinct ones of 40 for 40 pairs"):
         split_half_cosine_by_text(sides, torch.zeros(40, 64), ["same"] * 40)

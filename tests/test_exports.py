@@ -585,13 +585,25 @@ def test_a_request_of_vllm_lens_holds_the_push_and_keeps_its_cache_apart(tmp_pat
     assert json.loads((tmp_path / "other" / "request.json").read_text())["cache_salt"] != request["cache_salt"]
 
 
-@pytest.mark.parametrize("says", ["its loader", "its config"])
-def test_what_either_the_loader_or_the_config_calls_quantized_is_not_merged(says, tmp_path):
+class TwoParts(torch.Tensor):
+    """A weight of numbers and scales, and nothing else."""
+
+    numbers = scales = property(lambda self: self.as_subclass(torch.Tensor))
+
+    def __tensor_flatten__(self):
+        return ["numbers", "scales"], None
+
+
+@pytest.mark.parametrize("says", ["its loader", "its config", "its weights"])
+def test_what_the_loader_the_config_or_the_weights_call_quantized_is_not_merged(says, tmp_path):
     wrapper = SteeringWrapper(tiny_model())
     if says == "its loader":
         wrapper.model.quantization_method = "bitsandbytes"
-    else:
+    elif says == "its config":
         wrapper.model.config.quantization_config = {"quant_method": "gptq"}
+    else:
+        layer = wrapper.model.model.layers[0].mlp.down_proj
+        layer.weight = torch.nn.Parameter(layer.weight.detach().as_subclass(TwoParts))
     wrapper.steer(Intervention(SteeringVector({1: torch.ones(32)}), 1, 1.0, where=everywhere))
     with pytest.raises(ValueError, match="a quantized base cannot hold a merged finetune"):
         to_merged(wrapper, tiny_tokenizer(), tmp_path / "out")

@@ -20,6 +20,8 @@ from caa.steering.scopes import First, everywhere
 
 LENGTH = 9
 PROMPTS = [random_ids(1, length, length)[0].tolist() for length in (6, 1, 17, 3, 11, 6)]
+STEMS = [2, 5, 5, 10, 16]
+"""Tokens before the last one of each prompt that has some."""
 V = SteeringVector({layer: torch.randn(32, generator=torch.Generator().manual_seed(layer)) for layer in range(4)})
 SETTINGS = [
     *sweep(V, [1, 3], [-1.5, 1.5]),
@@ -129,6 +131,19 @@ def test_a_stem_is_read_once_for_the_settings_that_leave_it_alone():
     pooled(SteeringWrapper(model), rows=1000, settings=SETTINGS[:5])
     stems = [len(prompt) - 1 for prompt in PROMPTS if len(prompt) > 1]
     assert read == [len(stems) * max(stems), *[5 * len(PROMPTS)] * LENGTH]
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "passes"),
+    [(1000, 18, [(3, 5), (1, 10), (1, 16)]), (2, 2048, [(2, 5), (2, 10), (1, 16)]), (1, 5, [(1, n) for n in STEMS])],
+)
+def test_stems_read_in_one_pass_are_no_more_than_the_rows_or_the_tokens_allow(rows, tokens, passes, monkeypatch):
+    monkeypatch.setattr("caa.steering.pool.STEM_TOKENS", tokens)
+    model, read = tiny_model(), []
+    assert can_pool(model, 40)
+    model.model.embed_tokens.register_forward_hook(lambda module, args, output: read.append(tuple(args[0].shape)))
+    pooled(SteeringWrapper(model), rows, settings=SETTINGS[:1])
+    assert [shape for shape in read if shape[1] > 1] == passes
 
 
 def test_where_memory_runs_out_half_as_many_are_written_at_once(slow, monkeypatch):

@@ -515,6 +515,9 @@ def test_links_into_the_hubs_own_cache_are_followed(base, tmp_path):
         path.rename(snapshot.parents[1] / "blobs" / path.name)
         path.symlink_to(f"../../blobs/{path.name}")
     assert torch.equal(SteeringWrapper.from_pretrained(folder)(IDS).logits, wrapper(IDS).logits)
+    elsewhere = snapshot.parent.rename(snapshot.parents[1] / "tuned")
+    with pytest.raises(ValueError, match="outside of it"):
+        SteeringWrapper.from_pretrained(elsewhere / snapshot.name)
 
 
 def made_old(folder):

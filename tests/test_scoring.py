@@ -193,6 +193,7 @@ def test_everywhere_shares_the_layers_below_the_steered_one():
     settings = [(Intervention(V, 2, m, where=everywhere),) for m in (-1.0, 0.5, 1.0)]
     log_probabilities(SteeringWrapper(model), LETTERS, settings)
     assert sum(last) == 3 * sum(first)
+    assert len(first) == 1, "texts of different lengths are padded where that changes nothing"
 
 
 @pytest.mark.parametrize("family", ["Bloom", "Gemma2"])

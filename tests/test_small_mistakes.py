@@ -9,12 +9,15 @@ import sys
 import warnings
 
 import pytest
+from tiny import tiny_model, tiny_tokenizer
 
 from caa.cli.console import plain_warnings
 from caa.data.behaviors import Behavior, ContrastPair, letter_balance
 from caa.data.claims import read_claims
 from caa.data.sources import load_behavior, load_facts
+from caa.evals.lm_eval import harness_rows
 from caa.extraction.extract import named_pairs
+from caa.steering.wrapper import SteeringWrapper
 from caa.training.data import load_examples
 
 QUESTION = "Wait?\n\nChoices:\n (A) Yes\n (B) No"
@@ -57,6 +60,12 @@ def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("the Hub was asked"))
     with pytest.raises(FileNotFoundError, match=r"no data at typo.jsonl: there is no such file"):
         load_examples("typo.jsonl")
+
+
+def test_a_missing_harness_is_told_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(ImportError, match=r"pip install 'caa\[lm-eval\]'"):
+        harness_rows(SteeringWrapper(tiny_model()), tiny_tokenizer(), {}, ["any"])
 
 
 def test_a_separator_of_unicode_ends_no_line_of_examples(tmp_path):

@@ -65,9 +65,9 @@ class Response:
     """One for each A/B question."""
     perplexity: float
     """Of the steered open-ended answers, for the unsteered model: the geometric mean over the answers."""
-    loops: int = 0
+    loops: int
     """How many of these answers go round in a loop, which lowers the perplexity and is no virtue."""
-    answers: int = 0
+    answers: int
     """How many there are."""
 
 
