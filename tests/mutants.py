@@ -230,7 +230,8 @@ def _names(mutant: Mutant, root: Path) -> set[str]:
         for node in ast.walk(tree)
         if isinstance(node, kinds)
     }
-    names = {node.name for node in words if node.lineno <= mutant.line <= (node.end_lineno or 0)}
+    starts = {node: min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) for node in words}
+    names = {node.name for node in words if starts[node] <= mutant.line <= (node.end_lineno or 0)}
     names = names or {
         word.id
         for node in tree.body

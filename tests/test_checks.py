@@ -201,6 +201,19 @@ def test_a_file_from_before_there_were_checks(tmp_path):
     assert source.checks == {}
 
 
+def test_each_draw_of_halves_that_share_no_answer_is_another():
+    halves: list[list[float]] = []
+
+    def noting(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+        halves.append(positive[:, 0].tolist())
+        return positive[0]
+
+    numbers = torch.arange(20.0)[:, None]
+    split_half_cosine_by_text(numbers, torch.zeros(20, 1), [str(n) for n in range(20)], noting)
+    assert len(set(map(tuple, halves))) == len(halves) > 2
+    assert all(sorted(one + other) == list(range(20)) for one, other in zip(halves[::2], halves[1::2], strict=True))
+
+
 def test_halves_that_share_no_answer_show_what_is_the_template():
     """Four templates, each with a direction of its own beside a weak common one: halves agree, templates do not."""
     generator = torch.Generator().manual_seed(0)

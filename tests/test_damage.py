@@ -55,6 +55,8 @@ def test_an_empty_answer_surprises_nobody_and_steering_is_refused():
                 ask()
     with pytest.raises(ValueError, match="reads at most"):
         perplexities(wrapper, tokenizer, ["Hi?"], ["No. " * 100])
+    with pytest.raises(ValueError, match=r"the prompt 'No\. No\. .*reads at most"):
+        divergences(wrapper, tokenizer, ["No. " * 100], [()])
 
 
 @torch.no_grad()

@@ -389,14 +389,20 @@ def lora_step(model: Any, fused: bool, ids: torch.Tensor) -> dict[str, torch.Ten
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "GPT2"])
-def test_fused_loras_give_pefts_numbers_and_leave_nothing_behind(family: str) -> None:
+def test_fused_loras_give_pefts_numbers_and_leave_nothing_behind(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Llama has no biases, Qwen2 has, and GPT-2's transposed matrices stay PEFT's own."""
+    from caa.training.lora_products import LoraProduct
+
     model, ids = tiny_lora(tiny_model(family)).double(), random_ids(3, 7)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.data.uniform_(-1, 1)
+    products: list[Any] = []
+    apply = LoraProduct.apply
+    monkeypatch.setattr(LoraProduct, "apply", lambda *tensors: products.append(tensors) or apply(*tensors))
     before = [dict(vars(module)) for module in model.modules()]
     plain, ours = (lora_step(model, fused, ids) for fused in (False, True))
+    assert bool(products) is (family != "GPT2")
     assert plain.keys() == ours.keys()
     assert sum("lora_" in name and bool(gradient.abs().max() > 1e-3) for name, gradient in plain.items()) >= 8
     for name, gradient in plain.items():

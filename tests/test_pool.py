@@ -111,6 +111,16 @@ def test_where_the_longest_answer_would_not_pool_all_are_written_in_batches_also
     assert lengths == [max(map(len, PROMPTS)) + LENGTH]
 
 
+def test_settings_are_pooled_unless_a_gate_decides_about_rows(monkeypatch):
+    rows: list[int] = []
+    monkeypatch.setattr("caa.steering.answers.write", lambda wrapper, writing, size: iter(rows.append(size) or ()))
+    wrapper, tokenizer = SteeringWrapper(tiny_model()), tiny_tokenizer()
+    list(greedy_answers(wrapper, tokenizer, PROMPTS, SETTINGS, 1, batch_size=5))
+    assert rows == [5]
+    list(greedy_answers(wrapper, tokenizer, PROMPTS, [(Intervention(V, 2, gate=Gate(V, 1, above=0.0)),)], 1))
+    assert rows == [5]
+
+
 def test_texts_as_long_as_a_sliding_window_branch_and_longer_ones_do_not():
     model = tiny_model("Gemma2")
     assert can_branch(model, 16)
@@ -139,11 +149,13 @@ def test_a_stem_is_read_once_for_the_settings_that_leave_it_alone():
 )
 def test_stems_read_in_one_pass_are_no_more_than_the_rows_or_the_tokens_allow(rows, tokens, passes, monkeypatch):
     monkeypatch.setattr("caa.steering.pool.STEM_TOKENS", tokens)
-    model, read = tiny_model(), []
+    model, read, scored = tiny_model(), [], []
     assert can_pool(model, 40)
+    model.lm_head.register_forward_pre_hook(lambda module, args: scored.append(args[0].shape[1]))
     model.model.embed_tokens.register_forward_hook(lambda module, args, output: read.append(tuple(args[0].shape)))
     pooled(SteeringWrapper(model), rows, settings=SETTINGS[:1])
     assert [shape for shape in read if shape[1] > 1] == passes
+    assert set(scored) == {1}, "the head sees last tokens alone"
 
 
 def test_where_memory_runs_out_half_as_many_are_written_at_once(slow, monkeypatch):
@@ -162,6 +174,20 @@ def test_where_memory_runs_out_half_as_many_are_written_at_once(slow, monkeypatc
     assert sizes[0] <= 24 < sum(sizes)
     assert 24 in sizes
     assert max(sizes[sizes.index(24) + 6 :]) <= 12
+
+
+def test_where_memory_does_not_hold_one_row_the_error_comes_out(monkeypatch):
+    tries: list[int] = []
+
+    def none(self, input_ids, *args, **kwargs):
+        tries.append(len(input_ids))
+        assert len(tries) < 9, "it would be tried for ever"
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(SteeringWrapper, "run_pass", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        pooled(SteeringWrapper(tiny_model()), rows=4)
+    assert tries == [4, 2, 1]
 
 
 def test_gated_answers_are_what_they_are_alone():

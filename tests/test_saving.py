@@ -19,6 +19,7 @@ from caa.models.fingerprint import (
     has_fingerprint,
     sample_parameters,
 )
+from caa.steering.checkpoint.card import steered_card
 from caa.steering.checkpoint.manifest import seal
 from caa.steering.operators import OPERATORS, Clamp, Targeted, ablate, add_keeping_norm, add_relative, replace
 from caa.steering.patching import record_activations
@@ -600,6 +601,10 @@ def test_the_card_shows_what_was_done_and_measured_and_no_markup_of_a_name(base,
     assert "| finetune |" not in card, "there is none"
     assert "base_model:" not in card, "a folder on this machine is no name on the Hub"
     assert "Nothing was measured" in (wrapper.save_pretrained(tmp_path / "s") / "README.md").read_text()
+    manifest = json.loads((tmp_path / "s" / "steering.json").read_text())
+    for name, is_on_the_hub in (("you/model", True), ("tiny-chat", False)):
+        card = steered_card({**manifest, "base": {**manifest["base"], "name": name}}, [vector])
+        assert (f'base_model: "{name}"' in card) is is_on_the_hub
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

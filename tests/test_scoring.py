@@ -320,10 +320,23 @@ def test_the_prompt_is_read_once_for_all_settings_that_leave_it_alone(settings):
     model = tiny_model()
     assert can_pad(model)
     assert can_repeat_cache(model)
-    seen = tokens_read(model, 0)
+    seen, scored = tokens_read(model, 0), []
+    model.lm_head.register_forward_pre_hook(lambda module, args: scored.append(args[0].shape[1]))
     model.generation_config.update(max_new_tokens=2, do_sample=False, eos_token_id=None, pad_token_id=0)
     generate_settings(SteeringWrapper(model), *pad([ids(9, 1), ids(4, 2)], 0, side="left"), settings)
     assert seen == [2 * 8, 2 * len(settings), 2 * len(settings)]
+    assert set(scored) == {1}, "the head sees last tokens alone"
+
+
+@pytest.mark.parametrize(("steering", "length"), [((), 1), ((Intervention(W, 1, 2.0),), 6)])
+def test_prompts_of_one_token_and_under_steering_that_stays_on_share_no_cache(steering, length):
+    wrapper, prompts = SteeringWrapper(tiny_model(), *steering), [ids(length, 1), ids(length, 2)]
+    wrapper.model.generation_config.update(max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    answers = generate_settings(wrapper, *pad(prompts, 0), LATE)[:, -6:].tolist()
+    for answer, (prompt, setting) in zip(answers, product(prompts, LATE), strict=True):
+        with wrapper.steer(*setting):
+            assert answer == wrapper.generate(torch.tensor([prompt]), use_cache=False)[0, -6:].tolist()
+    assert len(set(map(tuple, answers))) > 2
 
 
 def test_a_prompt_that_a_setting_edits_inside_is_read_under_each():

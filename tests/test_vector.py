@@ -36,6 +36,8 @@ def test_vectors_and_activations_are_compared_as_objects_so_they_can_be_keys(mad
 def test_only_vectors_of_one_shape_add():
     with pytest.raises(ValueError, match=r"layers \[1, 3\] of width 8, the other \[1\] of width 8"):
         some() + some(layers=(1,))
+    with pytest.raises(ValueError, match=r"of width 8, the other \[1, 3\] of width 2"):
+        some() + SteeringVector({1: torch.ones(2), 3: torch.ones(2)})
 
 
 @pytest.mark.parametrize("bad", [torch.ones(2, 2), torch.tensor([1.0, float("nan")]), torch.tensor([float("inf")])])

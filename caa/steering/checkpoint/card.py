@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from caa.models.names import EMBEDDED
 from caa.vectors.vector import SteeringVector
 
 _USE = """```python
@@ -49,7 +48,7 @@ def steered_card(
 def _front_matter(manifest: dict[str, Any]) -> str:
     name = manifest["base"]["name"]
     fields: dict[str, Any] = {"library_name": "peft" if manifest["adapters"] else "caa"}
-    if name not in EMBEDDED and re.fullmatch(_HUB_NAME, name):
+    if re.fullmatch(_HUB_NAME, name):
         fields["base_model"] = name
     fields |= {"pipeline_tag": "text-generation", "tags": ["caa", "activation-steering"]}
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in fields.items()), "---"])
