@@ -156,7 +156,7 @@ class Session:
     def nearest(self, mutant: Mutant) -> list[str]:
         names, module = _names(mutant, self.root), mutant.file.removesuffix(".py").replace("/", ".")
         own = re.compile(rf"tests/test_{Path(mutant.file).stem}")
-        ranks = {}
+        ranks: dict[str, tuple[Any, ...]] = {}
         for test, words in self.words.items():
             if test.startswith("caa/"):
                 if test.startswith(mutant.file):

@@ -70,10 +70,12 @@ def test_a_header_that_begins_like_a_zip_or_a_pickle_of_version_2_is_safetensors
         assert import_vector(tmp_path / "v", 3).at(3).tolist() == [1.0] * 4
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"no vector at all", b"\x00" * 64, b"\x07\0\0\0\0\0\0\0{"])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK", b"no vector at all", b"\x00" * 64, b"\x07\0\0\0\0\0\0\0{", b"\x80\x06"]
+)
 def test_what_has_no_known_magic_is_none_of_the_known_files(tmp_path, content):
     (tmp_path / "v.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"none of the files that are known here .*, or a damaged one|damaged"):
+    with pytest.raises(ValueError, match=r"none of the files that are known here .*, or a damaged one"):
         import_vector(tmp_path / "v.safetensors", 1)
 
 
