@@ -4,7 +4,8 @@ Cosmic Ray's operators change the code. All happens in a copy of the tree, insid
 imports and collects once. For each mutant it forks, puts the changed code into the functions that live there, and runs
 the nearest tests until one fails: the doctests of the file, then tests that name what was changed or who calls it,
 those of the file's own name first. So the score is a lower bound: tests further away may notice, too. Places are drawn
-with a seed, those of files that differ from main first. What annotations say is not changed.
+with a seed, those of files that differ from main first. What annotations say is not changed. Tests that start a Python
+of their own are left out.
 """
 
 from __future__ import annotations

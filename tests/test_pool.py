@@ -14,6 +14,7 @@ from caa.models.blocks import end_tokens
 from caa.models.capabilities import can_branch, can_pool
 from caa.steering.answers import greedy_answers
 from caa.steering.gates import Gate
+from caa.steering.generation import generate_settings
 from caa.steering.intervention import sweep
 from caa.steering.pool import Writing, write
 from caa.steering.scopes import First, everywhere
@@ -106,7 +107,13 @@ def test_where_the_longest_answer_would_not_pool_all_are_written_in_batches_also
     wrapper, tokenizer = SteeringWrapper(tiny_model()), tiny_tokenizer()
     tokenizer.pad_token = None
     (end,) = end_tokens(wrapper.model)
-    answers = dict(greedy_answers(wrapper, tokenizer, PROMPTS, SETTINGS[:3], LENGTH))
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        "caa.steering.answers.generate_settings",
+        lambda wrapper, ids, *others: sizes.append(len(ids)) or generate_settings(wrapper, ids, *others),
+    )
+    answers = dict(greedy_answers(wrapper, tokenizer, PROMPTS, SETTINGS[:3], LENGTH, batch_size=6))
+    assert sorted(sizes) == [1, 2, 3], "two prompts of the longest kind, of others as many as are no more tokens"
     assert answers == {place: list(takewhile(end.__ne__, slow[place])) for place in product(range(6), range(3))}
     assert lengths == [max(map(len, PROMPTS)) + LENGTH]
 

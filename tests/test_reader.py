@@ -246,6 +246,9 @@ def test_what_cannot_be_read_is_refused_at_birth():
         ReadConfig(batch_size=0)
     with pytest.raises(ValueError, match=r"places \[3\] are not in a text of 3 tokens"):
         Text(([1, 2, 3],), ((3,),))
+    with pytest.raises(ValueError, match=r"places \[-1\] are not in a text of 3 tokens"):
+        Text(([1, 2, 3],), ((-1,),))
+    assert Text(([1, 2, 3],), ((0, 1),)).sequences == ([1, 2],)
 
 
 def test_clear_errors():

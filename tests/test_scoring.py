@@ -14,10 +14,11 @@ from caa import Intervention, SteeringVector, SteeringWrapper
 from caa.models.batching import by_tokens, in_batches, pad
 from caa.models.blocks import decoder_blocks
 from caa.models.capabilities import can_branch, can_expand, can_grow, can_pad, can_repeat_cache
+from caa.models.prefix import read_prefix
 from caa.steering.generation import generate_settings
 from caa.steering.intervention import sweep, together
 from caa.steering.scopes import At, everywhere
-from caa.steering.scoring import Continued, log_probabilities
+from caa.steering.scoring import Branches, Continued, Grown, Rows, log_probabilities
 
 
 def ids(length: int, seed: int) -> list[int]:
@@ -185,7 +186,7 @@ def test_a_pass_has_no_more_logits_than_it_may_but_at_least_one_texts(texts, pas
     assert sizes == [number * of_a_text for number in passes]
 
 
-def test_everywhere_shares_the_layers_below_the_steered_one():
+def test_everywhere_shares_the_layers_below_the_steered_one(monkeypatch):
     model = tiny_model()
     assert can_expand(model)
     assert can_pad(model)
@@ -194,6 +195,11 @@ def test_everywhere_shares_the_layers_below_the_steered_one():
     log_probabilities(SteeringWrapper(model), LETTERS, settings)
     assert sum(last) == 3 * sum(first)
     assert len(first) == 1, "texts of different lengths are padded where that changes nothing"
+    monkeypatch.setattr("caa.steering.scoring.can_pad", lambda model: False)
+    for texts, passes in ((LETTERS, 3), ([LETTERS[0]] * 3, 1)):
+        first.clear()
+        log_probabilities(SteeringWrapper(model), texts, settings)
+        assert len(first) == passes, "where it does not, those of one length go together"
 
 
 @pytest.mark.parametrize("family", ["Bloom", "Gemma2"])
@@ -251,6 +257,12 @@ def test_where_memory_runs_out_the_rest_goes_in_smaller_batches():
     assert sorted(place for batch in found for place in batch) == list(range(10))
     with pytest.raises(torch.OutOfMemoryError):
         list(in_batches(lambda batch: run([0] * 9), [5] * 2, budget=5))
+
+
+def test_a_layout_counts_the_tokens_that_a_pass_holds_for_a_text():
+    text, prefix = Continued(ids(7, 1), ([20, 21, 22], [20, 31]), 0), read_prefix(tiny_model(), ids(3, 1))
+    branches = 6 + 3 * 2 * 3  # a stem; three settings, two tails of up to three tokens
+    assert [layout.tokens(text, 3) for layout in (Branches(), Grown(prefix), Rows())] == [branches, branches - 3, 54]
 
 
 def test_batches_hold_no_more_than_the_budget():

@@ -10,6 +10,7 @@ from scipy import stats
 
 from caa.reports.statistics import (
     Estimate,
+    _some_flips,
     balanced_interval,
     corrected,
     mean_interval,
@@ -110,6 +111,12 @@ def test_random_sign_patterns_come_near_the_t_test_and_are_never_0():
 def test_p_values_of_nothing_are_uniform():
     draws = np.random.default_rng(6).normal(0, 1, (100, 20))
     assert stats.kstest([p_value(draw.tolist()) for draw in draws], "uniform").pvalue > 0.01
+
+
+def test_drawn_signs_are_fair():
+    sums = _some_flips(np.ones(800), 0)
+    assert abs(sums.mean()) < 4 * 800**0.5 / len(sums) ** 0.5
+    assert sums.var() == pytest.approx(800, rel=0.1)
 
 
 def test_a_slope_is_least_squares():
