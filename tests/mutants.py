@@ -28,6 +28,7 @@ import types
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from difflib import unified_diff
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,8 +133,12 @@ class Session:
             say(f"{result:15}{mutant.file}:{mutant.line} {mutant.change} {killer}")
             if result in ("survived", "without a test"):
                 before = (self.root / mutant.file).read_text(encoding="utf-8").splitlines()
-                pairs = zip(before, mutant.source.splitlines(), strict=False)
-                say("\n".join(f"  - {old.strip()}\n  + {new.strip()}" for old, new in pairs if old != new))
+                changes = [*unified_diff(before, mutant.source.splitlines(), n=0)][2:]
+                say(
+                    "\n".join(
+                        f"  {line[0]} {line[1:].strip()}" for line in changes if line[0] in "-+" and line[1:].strip()
+                    )
+                )
         code, killer = self.child(lambda: None, sorted(killers), 3600)
         say(f"{dict(self.results)}; all tests that noticed pass on what is unchanged: {code == 0} {killer}")
         return True

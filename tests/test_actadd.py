@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import FAMILIES, SHARED, needs_shared, tiny_model, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from caa import Intervention, SteeringWrapper, load_model
-from caa.extraction.actadd import prompt_difference, prompt_ids
+from caa.extraction.actadd import _space, prompt_difference, prompt_ids
 from caa.models.batching import pad
 from caa.models.blocks import decoder_blocks
 from caa.steering.scopes import prompt_only
@@ -133,6 +135,7 @@ def test_clear_errors():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     with pytest.raises(ValueError, match="contrast with a single space"):
         prompt_difference(model, tokenizer, "Love", "")
+    assert _space(lambda text, **options: SimpleNamespace(input_ids=[5, 7])) == 7, "the token behind a prefix"
     found = prompt_difference(model, tokenizer, "Love", " ", [LAYER])
     with pytest.raises(KeyError, match=r"layer 2 was not recorded, these were: \[1\]"):
         found.at(2)

@@ -56,5 +56,6 @@ def test_a_vector_of_one_model_on_its_finetune_and_on_another_of_its_width():
 def test_an_intervention_says_what_is_unusual_about_it():
     v = SteeringVector({2: torch.ones(32)}, Provenance(behavior="patience"))
     assert str(Intervention(v, 2, 1.0, ablate, everywhere)) == "patience x +1, layer 2, ablate, everywhere"
+    assert str(Intervention(v, 2)) == "patience x +1, layer 2", "the vector itself, once"
     targeted = Intervention(v, 2, 1.0, Targeted(above=2.0, operator=ablate), First(3))
     assert str(targeted) == "patience x +1, layer 2, Targeted(above=2.0, below=None, operator=ablate), First(k=3)"

@@ -79,6 +79,12 @@ def test_what_has_no_known_magic_is_none_of_the_known_files(tmp_path, content):
         import_vector(tmp_path / "v.safetensors", 1)
 
 
+def test_of_several_bare_tensors_none_is_taken(tmp_path):
+    (tmp_path / "v.safetensors").write_bytes(save({"v": torch.ones(4), "w": torch.ones(4)}))
+    with pytest.raises(ValueError, match=r"holds tensors named \['v', 'w'\]; a single one can be imported"):
+        import_vector(tmp_path / "v.safetensors", 1)
+
+
 # GGUF
 
 

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import pytest
 from tiny import tiny_model, tiny_tokenizer
@@ -17,6 +18,7 @@ from caa.data.claims import read_claims
 from caa.data.sources import load_behavior, load_facts
 from caa.evals.lm_eval import harness_rows
 from caa.extraction.extract import named_pairs
+from caa.models.batching import pad
 from caa.steering.wrapper import SteeringWrapper
 from caa.training.data import load_examples
 
@@ -66,6 +68,15 @@ def test_a_missing_harness_is_told_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ImportError, match=r"pip install 'caa\[lm-eval\]'"):
         harness_rows(SteeringWrapper(tiny_model()), tiny_tokenizer(), {}, ["any"])
+
+
+def test_the_warning_of_pads_names_the_line_that_called(monkeypatch):
+    monkeypatch.setattr("caa.steering.wrapper.can_pad", lambda model, warn: False)
+    wrapper, padded = SteeringWrapper(tiny_model()), pad([[5, 6, 7], [8]], 0, "left")
+    for call in (wrapper, partial(wrapper.generate, max_new_tokens=1, pad_token_id=0)):
+        with pytest.warns(UserWarning, match="reads pads on the left") as warned:
+            call(*padded)
+        assert [warning.filename for warning in warned if "pads" in str(warning.message)] == [__file__]
 
 
 def test_a_separator_of_unicode_ends_no_line_of_examples(tmp_path):

@@ -14,6 +14,7 @@ from caa.reports.statistics import (
     balanced_interval,
     corrected,
     mean_interval,
+    median_interval,
     p_value,
     paired_difference,
     slopes,
@@ -111,6 +112,10 @@ def test_random_sign_patterns_come_near_the_t_test_and_are_never_0():
 def test_p_values_of_nothing_are_uniform():
     draws = np.random.default_rng(6).normal(0, 1, (100, 20))
     assert stats.kstest([p_value(draw.tolist()) for draw in draws], "uniform").pvalue > 0.01
+
+
+def test_a_median_of_few_lies_between_the_least_and_the_largest():
+    assert median_interval([3.0, 1.0, 2.0]) == Estimate(2.0, 1.0, 3.0, 3)
 
 
 def test_drawn_signs_are_fair():

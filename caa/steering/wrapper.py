@@ -222,7 +222,7 @@ class SteeringWrapper(nn.Module):
         first pass is prompt, and passes on a filled cache go on with the answer.
         """
         if attention_mask is not None and attention_mask.ndim == 2:
-            self._warn_of_pads(attention_mask)
+            self._warn_of_pads(attention_mask, stacklevel=5)  # behind two frames of nn.Module
         return self.run_pass(input_ids, attention_mask, prompt_lengths=prompt_lengths, **kwargs)
 
     def run_pass(
@@ -259,7 +259,7 @@ class SteeringWrapper(nn.Module):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if not mask[:, -1].all():
             raise ValueError("generation continues the last column, so pad prompts on the left (padding_side='left')")
-        self._warn_of_pads(mask)
+        self._warn_of_pads(mask, stacklevel=4)  # behind one of no_grad
         if self.interventions and not keeps_place(self.model):
             kwargs.setdefault("use_cache", False)
         goes_on = cache_in(kwargs) is not None
@@ -268,7 +268,7 @@ class SteeringWrapper(nn.Module):
         with self._prompts(mask.sum(1)):
             return self.model.generate(input_ids=input_ids, attention_mask=mask, **kwargs)
 
-    def _warn_of_pads(self, mask: Tensor) -> None:
+    def _warn_of_pads(self, mask: Tensor, stacklevel: int) -> None:
         """Said once: a family in which pads on the left show, also without steering."""
         if mask[:, 0].all():
             return
@@ -279,7 +279,7 @@ class SteeringWrapper(nn.Module):
             warnings.warn(
                 f"{name} reads pads on the left, steered or not, so a row of this batch is not what it is alone. "
                 "Give prompts of equal length, or one at a time.",
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
 
     @contextmanager
