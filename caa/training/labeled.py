@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from itertools import accumulate, pairwise
-from operator import itemgetter
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
@@ -20,9 +18,6 @@ from caa.models.hooks import picking, sparing, withholding
 from caa.training.examples import IGNORED
 from caa.training.lora_products import fused_loras
 
-PASS_COST = 32
-"""What one more pass costs on a CPU, in tokens: below it, rows of other lengths are padded rather than read apart."""
-
 Row = dict[str, list[int]]
 """The `input_ids` and `labels` of one example."""
 
@@ -30,10 +25,10 @@ Row = dict[str, list[int]]
 class LabeledTrainer(SFTTrainer):
     """SFT whose steps see the same examples in the same order, and whose passes hold less that counts for nothing.
 
-    The examples of one optimizer step are dealt out to its passes by length, so that fewer pads are read. On one CPU
-    process a pass may be read in parts, and the head, like the parts behind the last attention, is given the tokens
-    that are followed by a label alone; where a model's head cannot be split off so (`can_pick`), the model's own logits
-    of all tokens are used. LoRAs go through `fused_loras`. On an accelerator TRL's own loss is taken.
+    The examples of one optimizer step are dealt out to its passes by length, so that fewer pads are read. In one CPU
+    process the head, like the parts behind the last attention, is given the tokens that are followed by a label alone;
+    where a model's head cannot be split off so (`can_pick`), the model's own logits of all tokens are used. LoRAs go
+    through `fused_loras`. On an accelerator TRL's own loss is taken.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -50,14 +45,10 @@ class LabeledTrainer(SFTTrainer):
         ends = accumulate((len(batch["input_ids"]) for batch in batches), initial=0)
         return [self.data_collator(rows[start:end]) for start, end in pairwise(ends)], labels
 
-    def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        """The loss of a batch, whose share of the step's labels every part of it brings along."""
-        if num_items_in_batch is None or not self._on_one_cpu():
-            return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-any-return, no-untyped-call]
-        parts = map(self.data_collator, parts_by_length(list(_rows(inputs))))
-        step = super().training_step
-        losses: list[Tensor] = [step(model, part, num_items_in_batch) for part in parts]  # type: ignore[no-untyped-call]
-        return torch.stack(losses).sum()
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL trains, on a CPU with LoRAs that are multiplied in one go."""
+        with fused_loras(self.model) if self._on_one_cpu() else nullcontext():
+            return super().train(*args, **kwargs)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -90,7 +81,6 @@ def labeled_logits(
             stack.enter_context(picking(base.get_output_embeddings(), places))
             for part in spared_parts(model):
                 stack.enter_context(sparing(part, places))
-        stack.enter_context(fused_loras(model))
         logits: Tensor = model(**inputs, use_cache=False).logits
     return logits[0] if picked else logits[places]
 
@@ -104,23 +94,3 @@ def _rows(batch: dict[str, Tensor]) -> Iterator[Row]:
 
 def _length(row: Row) -> int:
     return len(row["input_ids"])
-
-
-def parts_by_length(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows, sorted by length, in as many passes as take the least time: pads against `PASS_COST`.
-
-    >>> rows = [{"input_ids": [1] * length} for length in (90, 30, 92, 31)]
-    >>> [[len(row["input_ids"]) for row in part] for part in parts_by_length(rows)]
-    [[30, 31], [90, 92]]
-    >>> len(parts_by_length(rows[::2]))
-    1
-    """
-    ordered = sorted(rows, key=_length)
-    best: list[tuple[int, list[list[Row]]]] = [(0, [])]  # of the shortest rows: tokens and parts
-    for end, longest in enumerate(ordered, start=1):
-        ways = [
-            (tokens + PASS_COST + (end - start) * _length(longest), [*parts, ordered[start:end]])
-            for start, (tokens, parts) in enumerate(best)
-        ]
-        best.append(min(ways, key=itemgetter(0)))
-    return best[-1][1]

@@ -59,7 +59,7 @@ class LoraProduct(Function):
 
 
 @contextmanager
-def fused_loras(model: nn.Module) -> Iterator[None]:
+def fused_loras(model: Any) -> Iterator[None]:
     """PEFT's LoRA layers that are nothing but a frozen matrix and a LoRA write through `LoraProduct` meanwhile.
 
     Others (dropout, DoRA, quantized or other bases, several adapters at once, hooks on their parts) stay PEFT's.
