@@ -74,7 +74,9 @@ class ChatFormat:
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """The same for a conversation of any length, which brings its own system prompt: ready to be answered, or, if
         an answer ends it, up to its last character."""
-        text = self._chat_text(messages)
+        return self._ids(self._chat_text(messages))
+
+    def _ids(self, text: str) -> list[int]:
         tokenizer, bos = self.tokenizer, self.tokenizer.bos_token
         its_own = bool(tokenizer.chat_template) and self.template in (None, tokenizer.chat_template)
         if its_own or not bos or not text.startswith(bos):
@@ -88,8 +90,11 @@ class ChatFormat:
 
         A tokenizer may merge the end of the prompt with the beginning of the answer; that token is then the answer's.
         """
-        prompt = self.encode(pair.text)
-        positive, negative = self.encode(pair.text, pair.positive), self.encode(pair.text, pair.negative)
+        asked = self._apply(self._messages(pair.text, None))
+        prompt, positive, negative = (
+            self._ids(self._chat_text(self._messages(pair.text, answer), asked))
+            for answer in (None, pair.positive, pair.negative)
+        )
         branches = Branches(positive, negative, min(common_prefix(prompt, ids) for ids in (positive, negative)))
         if branches.parting >= min(len(positive), len(negative)):
             raise ValueError(
@@ -130,8 +135,7 @@ class ChatFormat:
     def _written_end(self) -> int | None:
         """The first token that the chat template writes behind an answer; None if it writes none."""
         messages = self._messages("Hello", "Yes")
-        template = self.template or (None if self.tokenizer.chat_template else BASE_TEMPLATE)
-        whole = self._apply(messages, template, end=True)
+        whole = self._apply(messages, end=True)
         ids = self.tokenizer(whole[whole.rindex("Yes") + len("Yes") :], add_special_tokens=False).input_ids
         return ids[0] if ids else None
 
@@ -148,20 +152,26 @@ class ChatFormat:
             messages.append({"role": "assistant", "content": answer})
         return messages
 
-    def _chat_text(self, messages: Sequence[Message]) -> str:
+    def _chat_text(self, messages: Sequence[Message], asked: str | None = None) -> str:
+        """`asked` is what `_apply` makes of the conversation without its answer, for who has it already."""
         tokenizer = self.tokenizer
-        template = self.template or (None if tokenizer.chat_template else BASE_TEMPLATE)
-        text = self._apply(messages, template)
-        if messages[-1]["role"] == "assistant" and len(messages) > 1:
-            text = _behind(self._apply(messages[:-1], template), text, tokenizer.name_or_path)
+        answered = messages[-1]["role"] == "assistant" and len(messages) > 1
+        if asked is None:
+            asked = self._apply(messages[:-1] if answered else messages)
+        text = _behind(asked, self._apply(messages), tokenizer.name_or_path) if answered else asked
         if messages[0]["role"] == "system" and str(messages[0]["content"]).strip() not in text:
             raise ValueError(
                 f"the chat template of {tokenizer.name_or_path!r} leaves the system prompt out. "
                 "Ask without one, or give a `template` that has a place for it."
             )
-        return _habitual_bos(tokenizer, text) if template is BASE_TEMPLATE else text
+        return _habitual_bos(tokenizer, text) if self._own_template is BASE_TEMPLATE else text
 
-    def _apply(self, messages: Sequence[Message], template: str | None, *, end: bool = False) -> str:
+    @property
+    def _own_template(self) -> str | None:
+        """The template in place of the tokenizer's; None where that has one and no other is given."""
+        return self.template or (None if self.tokenizer.chat_template else BASE_TEMPLATE)
+
+    def _apply(self, messages: Sequence[Message], *, end: bool = False) -> str:
         """The conversation as text: up to where the assistant begins, or up to the end of what it says.
 
         With `end`, what the template writes behind that, too.
@@ -170,7 +180,7 @@ class ChatFormat:
         try:
             text: str = self.tokenizer.apply_chat_template(
                 messages,
-                chat_template=template,
+                chat_template=self._own_template,
                 tokenize=False,
                 add_generation_prompt=not answered,
                 continue_final_message=answered and not end,
