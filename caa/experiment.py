@@ -107,8 +107,8 @@ class Experiment:
     """Ask only the first questions of each kind, as a trial; None asks all."""
     max_new_tokens: int = 48
     batch_size: int = 16
-    answers_at_once: int = 64
-    """Open answers that are written at once."""
+    answers_at_once: int | None = None
+    """Open answers that are written at once; None takes as many as memory is there for, 256 at most."""
     dtype: str = "auto"
     device: str = "auto"
     template: str | None = None

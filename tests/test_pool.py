@@ -12,6 +12,7 @@ from caa import Intervention, Question, SteeringVector, SteeringWrapper
 from caa.evals.tasks import answer_open
 from caa.models.blocks import end_tokens
 from caa.models.capabilities import can_branch, can_pool
+from caa.models.slots import SlotCache, rows_by_memory
 from caa.steering.answers import greedy_answers
 from caa.steering.gates import Gate
 from caa.steering.generation import generate_settings
@@ -195,6 +196,17 @@ def test_where_memory_does_not_hold_one_row_the_error_comes_out(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         pooled(SteeringWrapper(tiny_model()), rows=4)
     assert tries == [4, 2, 1]
+@pytest.mark.parametrize("family", ["Llama", "GPT2", "Qwen2", "Gemma2", "Mixtral"])
+def test_as_many_rows_are_written_at_once_as_fit_into_the_memory_reckoned_with(family, monkeypatch):
+    model, slots = tiny_model(family), SlotCache(3, 2000)
+    slots.add_empty(3)
+    model(**slots.inputs(model, [5, 6, 7]))
+    row = sum(layer.keys.nbytes + layer.values.nbytes for layer in slots.layers) // 3
+    monkeypatch.setattr("caa.models.slots.LEAST_MEMORY", 7 * row)
+    assert (rows_by_memory(model, 2000), rows_by_memory(model, 2001)) == (7, 6)
+    monkeypatch.setattr("caa.models.slots.LEAST_MEMORY", 1)
+    assert rows_by_memory(model, 10**9) == 1
+    assert rows_by_memory(model, 1) == min(256, sum(p.nbytes for p in model.parameters()) // 2 // (row // 2000))
 
 
 def test_gated_answers_are_what_they_are_alone():

@@ -15,6 +15,7 @@ from caa.data.behaviors import Behavior, Question
 from caa.evals.grid import EvalGrid
 from caa.experiment import Experiment
 from caa.judges.base import Verdict
+from caa.models.slots import MOST_ROWS
 from caa.preflight import model_config
 from caa.runs.rows import Row, read_rows
 from caa.vectors.vector import SteeringVector
@@ -57,7 +58,7 @@ def _passes(grid: EvalGrid, finetune: Any, prompt: str, task: str) -> int:
     if task != "open":
         return ceil(questions / grid.batch_size)
     answers = questions * len(grid.cases(finetune, prompt, task))
-    return ceil(answers / grid.answers_at_once) * grid.max_new_tokens
+    return ceil(answers / (grid.answers_at_once or MOST_ROWS)) * grid.max_new_tokens
 
 
 def experiment_work(experiment: Experiment, behaviors: Sequence[Behavior]) -> Iterator[Work]:

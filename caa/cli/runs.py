@@ -246,7 +246,7 @@ def grid(
     logger: LoggerKind | None = None,
     max_new_tokens: int = 48,
     batch_size: int = 16,
-    answers_at_once: int = 64,
+    answers_at_once: int | None = None,
     template_arguments: dict[str, Any] | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
@@ -276,7 +276,8 @@ def grid(
             own), wandb or mlflow.
         max_new_tokens: longest open-ended answer.
         batch_size: texts in one pass that reads.
-        answers_at_once: open answers that are written at once; fewer by itself where memory runs out.
+        answers_at_once: open answers that are written at once, fewer where memory runs out; by itself as many as keys
+            and values of half the weights' size allow, 256 at most.
         template_arguments: what the chat template is told by name, e.g. --template_arguments.enable_thinking false.
         dtype: of the weights: auto, float32, bfloat16, float16.
         device: auto, cpu, cuda, ...

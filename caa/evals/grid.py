@@ -16,7 +16,6 @@ from caa.evals.tasks import render_choices, render_prompts
 from caa.files import only_writer
 from caa.judges.base import Judge
 from caa.runs.manifest import record_run
-from caa.steering.answers import ANSWERS_AT_ONCE
 from caa.steering.intervention import Intervention
 from caa.steering.wrapper import SteeringWrapper
 
@@ -35,8 +34,9 @@ class EvalGrid(GridPlan):
     """Who scores open answers."""
     batch_size: int = 16
     """Plain texts in a forward pass; a question with all its branches counts as many as it has tokens for."""
-    answers_at_once: int = ANSWERS_AT_ONCE
-    """Open answers that are written at once; fewer by themselves where memory runs out."""
+    answers_at_once: int | None = None
+    """Open answers that are written at once, fewer where memory runs out; None takes up to 256, whose keys and values
+    take at most half the memory of the weights, or 256 MB."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,6 @@ from caa.evals.tasks import ChoiceScore, score_choices, stream_open
 from caa.judges.base import Judge, Verdict, judge_all
 from caa.models.batching import by_length
 from caa.runs.rows import Cell, Row, append_rows, choice_evidence, read_rows
-from caa.steering.answers import ANSWERS_AT_ONCE
 from caa.steering.intervention import Setting
 from caa.steering.wrapper import SteeringWrapper
 from caa.untrusted import plain
@@ -72,7 +71,7 @@ class Runner:
         path: Path,
         judge: Judge | None = None,
         batch_size: int = 16,
-        answers_at_once: int = ANSWERS_AT_ONCE,
+        answers_at_once: int | None = None,
     ) -> None:
         self.plan, self.wrapper, self.tokenizer, self.path = plan, wrapper, tokenizer, path
         self.judge, self.batch_size, self.answers_at_once = judge, batch_size, answers_at_once

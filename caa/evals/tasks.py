@@ -14,7 +14,7 @@ from torch import Tensor
 from caa.data.behaviors import ContrastPair, Question
 from caa.data.chat import ChatFormat, check_length
 from caa.models.blocks import context_length
-from caa.steering.answers import ANSWERS_AT_ONCE, greedy_answers
+from caa.steering.answers import greedy_answers
 from caa.steering.intervention import Setting
 from caa.steering.scoring import Continued, log_probabilities
 from caa.steering.wrapper import SteeringWrapper
@@ -149,12 +149,13 @@ def answer_open(
     settings: Sequence[Setting],
     *,
     max_new_tokens: int = 48,
-    batch_size: int = ANSWERS_AT_ONCE,
+    batch_size: int | None = None,
 ) -> list[str]:
     """Let the model answer every question under every setting, greedily.
 
     Texts in the order of `itertools.product(questions, settings)`, without special tokens, up to the first end of
-    sequence; at most `batch_size` are written at once. A prompt is read once for all settings that leave it alone.
+    sequence; at most `batch_size` are written at once, by default as many as memory is there for (`rows_by_memory`). A
+    prompt is read once for all settings that leave it alone.
     """
     answers = stream_open(wrapper, chat, questions, settings, max_new_tokens=max_new_tokens, batch_size=batch_size)
     texts = dict(answers)
@@ -168,7 +169,7 @@ def stream_open(
     settings: Sequence[Setting],
     *,
     max_new_tokens: int = 48,
-    batch_size: int = ANSWERS_AT_ONCE,
+    batch_size: int | None = None,
 ) -> Iterator[tuple[tuple[int, int], str]]:
     """The answers of `answer_open`, each as soon as it is written: ((index of question, index of setting), text)."""
     chat = ChatFormat.of(chat)

@@ -11,7 +11,29 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from caa.models.blocks import cache_name, first_position, input_device
+from caa.models.blocks import cache_name, decoder_blocks, first_position, input_device, model_width, text_config
+
+MOST_ROWS = 256
+"""Texts that are written at once, where memory allows: more share no more of a pass than these do."""
+LEAST_MEMORY = 256 * 2**20
+"""Bytes that their keys and values may take however small the model is; a larger one's, half of what its weights do."""
+
+
+def rows_by_memory(model: Any, columns: int) -> int:
+    """How many texts of so many tokens are written at once if nobody says: `MOST_ROWS`, or what memory is there for."""
+    row = columns * 2 * len(decoder_blocks(model)) * _width_of_keys(model) * model.dtype.itemsize
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return int(max(1, min(MOST_ROWS, max(LEAST_MEMORY, weights // 2) // row)))
+
+
+def _width_of_keys(model: Any) -> int:
+    """Numbers in the keys of one token in one block, by the config; those of the residual stream if it does not say."""
+    config = text_config(model)
+    heads = getattr(config, "num_attention_heads", None)
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    if not isinstance(heads, int) or not isinstance(keys, int):
+        return model_width(model)
+    return keys * (getattr(config, "head_dim", None) or model_width(model) // heads)
 
 
 class SlotCache(Cache):
@@ -26,6 +48,8 @@ class SlotCache(Cache):
         self.rows, self.columns = rows, columns
         self.lengths: list[int] = []
         """Tokens in each row in use."""
+        self.places = torch.tensor(self.lengths)
+        """Where each row in use writes in this pass: its length, on the device of the pass."""
 
     @property
     def width(self) -> int:
@@ -40,10 +64,11 @@ class SlotCache(Cache):
     def inputs(self, model: Any, tokens: Sequence[int]) -> dict[str, Any]:
         """What the model takes to read one token more of each row in use, on its device."""
         device = input_device(model)
+        self.places = torch.tensor(self.lengths, device=device)
         return {
             "input_ids": torch.tensor(tokens, device=device)[:, None],
             "attention_mask": self.mask(model.dtype).to(device),
-            "position_ids": torch.tensor(self.lengths, device=device)[:, None] + first_position(model),
+            "position_ids": self.places[:, None] + first_position(model),
             cache_name(model): self,
             "use_cache": True,
         }
@@ -126,7 +151,7 @@ class _SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        places = torch.tensor(self.slots.lengths, device=self.device)
+        places = self.slots.places.to(self.device)
         rows = torch.arange(len(places), device=self.device)
         self.keys[rows, :, places] = key_states[:, :, 0]
         self.values[rows, :, places] = value_states[:, :, 0]

@@ -13,13 +13,11 @@ from transformers import GenerationConfig
 from caa.models.batching import in_batches, pad
 from caa.models.blocks import end_tokens, evaluating
 from caa.models.capabilities import can_pool
+from caa.models.slots import rows_by_memory
 from caa.steering.generation import generate_settings
 from caa.steering.intervention import Intervention, Setting
 from caa.steering.pool import Place, Writing, write
 from caa.steering.wrapper import SteeringWrapper
-
-ANSWERS_AT_ONCE = 64
-"""Rows that are written at once: more of them share a pass over the weights, and each keeps its text in memory."""
 
 
 def greedy_answers(
@@ -28,25 +26,24 @@ def greedy_answers(
     prompts: Sequence[list[int]],
     settings: Sequence[Setting],
     max_new_tokens: int,
-    batch_size: int = ANSWERS_AT_ONCE,
+    batch_size: int | None = None,
 ) -> Iterator[tuple[Place, Sequence[int]]]:
     """Every prompt's answer under every setting, as soon as it is written: the ids before the first end of sequence.
 
     The model's own generation config, which may ask for sampling or a penalty, is put aside but for its ends; a model
-    without any ends where the tokenizer does. At most `batch_size` answers are written at once, fewer where memory runs
-    out. ValueError where the logits of a pool are no numbers any more.
+    without any ends where the tokenizer does. At most `batch_size` answers are written at once (None: as many
+    as `rows_by_memory` says), fewer where memory runs out. ValueError where the logits of a pool are no numbers.
     """
     config = _greedy(wrapper, tokenizer, max_new_tokens)
     longest = max(map(len, prompts), default=0) + max_new_tokens
+    rows = rows_by_memory(wrapper.model, longest) if batch_size is None else batch_size
     with evaluating(wrapper):
         with wrapper.paused():
             pooled = can_pool(wrapper.model, longest)
         if pooled and all(map(_takes_any_row, chain(wrapper.interventions, *settings))):
-            yield from write(
-                wrapper, Writing(prompts, settings, max_new_tokens, frozenset(config.eos_token_id)), batch_size
-            )
+            yield from write(wrapper, Writing(prompts, settings, max_new_tokens, frozenset(config.eos_token_id)), rows)
         else:
-            yield from _in_batches(wrapper, prompts, settings, config, batch_size)
+            yield from _in_batches(wrapper, prompts, settings, config, rows)
 
 
 def _takes_any_row(intervention: Intervention) -> bool:
