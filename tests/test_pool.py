@@ -196,6 +196,8 @@ def test_where_memory_does_not_hold_one_row_the_error_comes_out(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         pooled(SteeringWrapper(tiny_model()), rows=4)
     assert tries == [4, 2, 1]
+
+
 @pytest.mark.parametrize("family", ["Llama", "GPT2", "Qwen2", "Gemma2", "Mixtral"])
 def test_as_many_rows_are_written_at_once_as_fit_into_the_memory_reckoned_with(family, monkeypatch):
     model, slots = tiny_model(family), SlotCache(3, 2000)
