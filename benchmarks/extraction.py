@@ -42,7 +42,7 @@ def extraction(subject: Subject, size: Size) -> Report:
         note = f"batches of {batch}, sorted by length, texts cut at the letter beforehand"
         work.append(Contender(name, partial(read, subject, texts, batch), note=note))
     report.timings, found = alternate(work, size.repeats)
-    report.ratio("extract / floor", OURS, FLOOR, 1.2)
+    report.ratio("extract / floor", OURS, FLOOR, 1.05)
     report.ratio("steering-vectors / extract", VECTORS, OURS, 2, at_least=True)
     report.ratio("repeng / extract", REPENG, OURS, 2, at_least=True)
     _compare(report, found, subject)

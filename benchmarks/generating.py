@@ -43,7 +43,7 @@ def overhead(subject: Subject, size: Size) -> Report:
     timings, found = alternate(work, TURNS * size.repeats)
     what = f"{len(prompts)} prompts, {size.new_tokens} new tokens each"
     report = Report("Steered generation", f"{subject.name}, {what}", timings)
-    report.ratio("steered / unsteered", STEERED, PLAIN, 1.05)
+    report.ratio("steered / unsteered", STEERED, PLAIN, 1.01)
     changed = (found[PLAIN] != found[STEERED]).any(1).float().mean().item()
     report.claims.append(Claim("share of the answers that steering changes", changed))
     return report

@@ -18,8 +18,8 @@ from caa.data.behaviors import ContrastPair, Question, letter
 from caa.data.chat import ChatFormat
 from caa.evals.plan import Case, GridPlan
 from caa.evals.tasks import answer_open, score_choices
-from caa.extraction.extract import pair_texts, provenance, read_pairs
-from caa.extraction.reader import ReadConfig
+from caa.extraction.extract import Everything, pair_texts, provenance, read_into
+from caa.extraction.reader import ReadConfig, Text
 from caa.hashing import lines_digest
 from caa.lightning.asking import answers_by_setting, gathered, scored
 from caa.lightning.data import Batch, CAADataModule
@@ -184,23 +184,26 @@ class CAAModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         if batch.items:
-            self.mean.update(self._read(batch.items).to(self.device), len(batch.items))
-            texts = pair_texts(self.chat, batch.items)
+            texts = list(pair_texts(self.chat, batch.items))
+            self.mean.update(self._read(texts, batch.items).to(self.device), len(texts))
             self._digests.update((place, text.digest()) for place, text in zip(batch.places, texts, strict=True))
         if self.trainer.is_last_batch:  # every process's last, for they all take equally many
             self._find()
 
-    def _read(self, pairs: Sequence[ContrastPair]) -> Float[Tensor, "layer d_model"]:
-        """The mean difference of a few pairs, both sides of all of them in one forward pass.
+    def _read(self, texts: Sequence[Text], pairs: Sequence[ContrastPair]) -> Float[Tensor, "layer d_model"]:
+        """The mean difference of a few pairs, which are these texts, both sides of all of them in one forward pass.
 
         Each counts as in the whole, where every letter counts alike.
         """
         letters = self._letters()
-        weights, texts = letter_weights(letters), 2 * len(pairs)
-        read = read_pairs(self.wrapper.model, self.chat, pairs, self.layers, batch_size=texts)
-        counts = torch.tensor([len(letters) * weights[name] for name in read.letters], dtype=torch.float64)
-        sides = [read.at(layer) for layer in self.layers]
-        return torch.stack([(counts @ (up.double() - down.double()) / len(pairs)).float() for up, down in sides])
+        weights, config = letter_weights(letters), ReadConfig(batch_size=2 * len(pairs))
+        counts = torch.tensor(
+            [len(letters) * weights[letter(pair.positive) or ""] for pair in pairs], dtype=torch.float64
+        )
+        read = Everything()
+        read_into(read, self.wrapper.model, self.tokenizer, texts, self.layers, config, len(texts))
+        sides = (read.stacked()[layer].double().unbind(1) for layer in self.layers)
+        return torch.stack([(counts @ (up - down) / len(pairs)).float() for up, down in sides])
 
     def _letters(self) -> list[str]:
         return [letter(pair.positive) or "" for pair in self.data.items("pairs")]
