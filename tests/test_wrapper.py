@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import FAMILIES, RARE, random_ids, tiny_lora, tiny_model
+from transformers import GenerationConfig
 
 from caa import Intervention, SteeringVector, SteeringWrapper
 from caa.models.batching import pad
@@ -249,6 +250,21 @@ def test_states_in_place_of_a_cache_are_steered_too(family):
     expected = greedy_by_hand(model, prompt, 1, 3.0 * v.at(1), 6)
     assert expected[1:] != plain[1:]
     assert written[:, len(prompt) :].tolist() == [expected] * 2
+
+
+def test_requests_packed_into_one_row_are_refused_under_steering_and_nowhere_else():
+    model = tiny_model()
+    config = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0)
+    prompts = [prompt[: 4 + n] for n, prompt in enumerate(PROMPTS[:2])]
+
+    def written() -> list[tuple[str | None, int]]:
+        outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+        return [(output.error, len(output.generated_tokens)) for output in outputs.values()]
+
+    with SteeringWrapper(model).steer(Intervention(vector(), 1, 3.0)):
+        refused = written()
+    assert all("packs all requests into one row" in str(error) and not length for error, length in refused)
+    assert written() == [(None, 3)] * 2
 
 
 @pytest.mark.parametrize("family", ["Mamba", "Rwkv"])

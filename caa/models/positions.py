@@ -66,6 +66,11 @@ class TokenClock:
 def _seen(inputs: Mapping[str, Any]) -> int:
     """How many tokens the passes before have read; ValueError for a state that does not say."""
     cache = cache_in(inputs)
+    if cache is not None and inputs.get("cu_seq_lens_q") is not None:
+        raise ValueError(
+            "continuous batching packs all requests into one row, in which nobody knows where each one's prompt ends: "
+            "steer `generate` of a padded batch, or let `caa serve` put requests together"
+        )
     if all(inputs.get(name) is None for name in ("cache_params", "state")):
         with suppress(ValueError, AttributeError):
             return 0 if cache is None else int(cache.get_seq_length())
