@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -133,13 +133,7 @@ def work(name: str, path: str) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     jobs = Jobs(name, path)
     for line in sys.stdin:
-        job, _, number = line.strip().partition(" ")
-        run: Callable[..., list[Any]] = getattr(jobs, job)
-        jobs.seconds = None
-        start = clocks()
-        result = run(*map(int, filter(None, [number])))
-        seconds, cpu = jobs.seconds or [end - begin for begin, end in zip(start, clocks(), strict=True)]
-        print(json.dumps({"seconds": seconds, "cpu": cpu, "result": result}), file=answers, flush=True)
+        print(json.dumps(jobs.run(line.strip())), file=answers, flush=True)
 
 
 def clocks() -> tuple[float, float]:
@@ -149,7 +143,7 @@ def clocks() -> tuple[float, float]:
 class Jobs:
     """What is done with one model. Each job returns what is compared."""
 
-    seconds: list[float] | None
+    seconds: list[float] | None = None
     """On the clock and of the CPU, of a job whose time is not all that it took."""
 
     def __init__(self, name: str, path: str) -> None:
@@ -160,6 +154,14 @@ class Jobs:
         self.wrapper = SteeringWrapper(self.model)
         self.vector = extract(self.model, self.tokenizer, self.behavior.pairs[:8])
         self.questions = self.behavior.open_questions[: QUESTIONS[name]]
+
+    def run(self, job: str) -> dict[str, Any]:
+        """What a `Worker` gives for "open 3": the job's name and its number, if it has one."""
+        name, _, number = job.partition(" ")
+        start, self.seconds = clocks(), None
+        result = getattr(self, name)(*map(int, filter(None, [number])))
+        seconds, cpu = self.seconds or [end - begin for begin, end in zip(start, clocks(), strict=True)]
+        return {"seconds": seconds, "cpu": cpu, "result": result}
 
     def _settings(self, layers: Sequence[int], multipliers: Sequence[float]) -> list[Any]:
         from caa import Intervention

@@ -5,22 +5,23 @@ from __future__ import annotations
 import doctest
 import json
 import mmap
-import subprocess
-import sys
+import statistics
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging
 
-from benchmarks import generating, harness, loops
+from benchmarks import generating, harness, loops, versions
 from benchmarks.batches import rendered
 from benchmarks.extraction import unique_tokens
 from benchmarks.generating import same
 from benchmarks.harness import Contender, Timing, alternate
 from benchmarks.machine import machine
-from benchmarks.memory import many_pairs, watched
+from benchmarks.memory import many_pairs, measured, watched
 from benchmarks.report import Claim, Report, new_stem, write
+from benchmarks.run import main
 from benchmarks.scaling import least_work
 from benchmarks.subjects import SHORT, lengthened, subject
 from caa import Question
@@ -136,7 +137,7 @@ def test_memory_is_watched_while_it_is_held():
     assert max(sizes) - sizes[0] > 60 * 2**20
 
 
-@pytest.mark.parametrize("module", [harness, generating])
+@pytest.mark.parametrize("module", [harness, generating, versions])
 def test_the_examples_are_right(module):
     assert doctest.testmod(module).attempted
     assert not doctest.testmod(module).failed
@@ -149,11 +150,23 @@ def test_the_same_answers_are_found_in_another_order():
     assert same(table, [*nine[:-1], "other"], questions=2, settings=3) == 17 / 18
 
 
+def test_a_version_beside_itself_does_every_job_and_gives_the_same(monkeypatch):
+    monkeypatch.setitem(versions.QUESTIONS, "tiny-chat", 2)
+    monkeypatch.setattr(versions, "STEPS", 3)
+    jobs = versions.Jobs("tiny-chat", "tiny-chat")
+    for job in ("open 2", "sweep 6", "extract", "step"):
+        report = versions.compare({versions.HERE: jobs, versions.OTHER: jobs}, "tiny-chat", job, 2)
+        ratio, equal = report.claims
+        assert equal.value == 1
+        assert ratio.value == statistics.median(b / a for a, b in zip(*(t.cpu for t in report.timings), strict=True))
+
+
 @pytest.mark.slow
-def test_the_short_form_runs_and_its_numbers_are_right(tmp_path):
-    """Times are not looked at; what must be equal is."""
-    command = [sys.executable, "-m", "benchmarks.run", "--short", "--out", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+def test_the_short_form_runs_and_its_numbers_are_right(tmp_path, monkeypatch):
+    """Times are not looked at; what must be equal is. Memory is measured here, not in two more processes."""
+    monkeypatch.setattr("benchmarks.memory._in_a_process", measured)
+    monkeypatch.setattr(logging, "set_verbosity_error", lambda: None)
+    main(["--short", "--out", str(tmp_path)])
     (written,) = tmp_path.glob("*.json")
     record = json.loads(written.read_text())
     assert record["machine"]["short"] is True
