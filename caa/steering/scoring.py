@@ -23,6 +23,8 @@ from caa.steering.branches import Columns, grown, in_order
 from caa.steering.intervention import Intervention, Setting, leaves_prompt, together
 from caa.steering.wrapper import SteeringWrapper
 
+TOKENS_ON_A_CPU = 1024
+"""In one pass: what it writes stays in the processor's cache; of more it becomes slower."""
 MOST_COLUMNS = 512
 """Of the branches behind one stem. More would cost more in attention than reading the stem once more."""
 LOGITS = 1 << 22
@@ -79,12 +81,15 @@ def log_probabilities(
 
     Settings that leave the prompt before its last token alone are branches of one row; the others share the layers
     below the first steered one. Both equal one text at a time within rounding. `batch_size` counts plain texts of the
-    longest kind: a pass holds no more tokens than so many, and fewer where memory runs out.
+    longest kind: a pass holds no more tokens than so many, on a CPU no more than `TOKENS_ON_A_CPU`, and fewer where
+    memory runs out.
     """
     check_readable(wrapper.model)
     most = max(len(text.continuations) for text in texts)
     result = torch.full((len(texts), len(settings), most), -torch.inf, dtype=torch.float64)
     budget = batch_size * max(text.length for text in texts)
+    if input_device(wrapper.model).type == "cpu":
+        budget = min(budget, TOKENS_ON_A_CPU)
     if any(intervention.strengths.numel() > 1 for intervention in wrapper.interventions):
         raise ValueError("texts are asked in an order of their own: steer what stays on with one multiplier for all")
     with evaluating(wrapper):
