@@ -190,6 +190,19 @@ def test_a_pass_has_no_more_logits_than_it_may_but_at_least_one_texts(texts, pas
     assert sizes == [number * of_a_text for number in passes]
 
 
+def test_a_pass_on_a_cpu_holds_no_more_tokens_than_its_cache_likes():
+    model, shapes = tiny_model(), []
+    texts = [Continued(ids.tolist(), ([5], [6]), 0) for ids in random_ids(24, 90, 90)]
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    log_probabilities(SteeringWrapper(model), texts[:1], [()])
+    shapes.clear()  # trials
+    log_probabilities(SteeringWrapper(model), texts, [()], batch_size=24)
+    assert sum(rows for rows, _ in shapes) == 24
+    assert max(rows * columns for rows, columns in shapes) in range(900, 1025)
+
+
 def test_everywhere_shares_the_layers_below_the_steered_one(monkeypatch):
     model = tiny_model()
     assert can_expand(model)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from caa.data.chat import check_length, common_prefix
 from caa.hashing import lines_digest
 from caa.models.adapter_state import check_readable
-from caa.models.batching import branched, in_batches, pad
+from caa.models.batching import branched, in_batches, pad, tokens_of_a_pass
 from caa.models.blocks import check_layer, context_length, decoder, decoder_blocks, evaluating, position_inputs
 from caa.models.capabilities import can_branch, can_go_on
 from caa.models.hooks import reading
@@ -171,7 +171,7 @@ def _read_some(
             decoder(model)(**{name: tensor.to(device) for name, tensor in inputs.items()}, **options)
         return residuals
 
-    return in_batches(one_pass, lengths, config.batch_size * max(lengths))
+    return in_batches(one_pass, lengths, tokens_of_a_pass(model, config.batch_size, max(lengths)))
 
 
 def _as_rows(model: Any, texts: Sequence[Text], pad_id: int) -> tuple[dict[str, Tensor], Int[Tensor, "place 2"]]:

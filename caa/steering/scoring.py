@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa.models.adapter_state import check_readable
-from caa.models.batching import Branched, branched, in_batches
+from caa.models.batching import Branched, branched, in_batches, tokens_of_a_pass
 from caa.models.blocks import base_model, decoder_blocks, evaluating, input_device, takes, text_config
 from caa.models.capabilities import can_branch, can_expand, can_go_on, can_grow, can_pad
 from caa.models.hooks import expanding
@@ -23,8 +23,6 @@ from caa.steering.branches import Columns, grown, in_order
 from caa.steering.intervention import Intervention, Setting, leaves_prompt, together
 from caa.steering.wrapper import SteeringWrapper
 
-TOKENS_ON_A_CPU = 1024
-"""In one pass: what it writes stays in the processor's cache; of more it becomes slower."""
 MOST_COLUMNS = 512
 """Of the branches behind one stem. More would cost more in attention than reading the stem once more."""
 LOGITS = 1 << 22
@@ -81,15 +79,12 @@ def log_probabilities(
 
     Settings that leave the prompt before its last token alone are branches of one row; the others share the layers
     below the first steered one. Both equal one text at a time within rounding. `batch_size` counts plain texts of the
-    longest kind: a pass holds no more tokens than so many, on a CPU no more than `TOKENS_ON_A_CPU`, and fewer where
-    memory runs out.
+    longest kind: a pass holds no more tokens than so many (`tokens_of_a_pass`), and fewer where memory runs out.
     """
     check_readable(wrapper.model)
     most = max(len(text.continuations) for text in texts)
     result = torch.full((len(texts), len(settings), most), -torch.inf, dtype=torch.float64)
-    budget = batch_size * max(text.length for text in texts)
-    if input_device(wrapper.model).type == "cpu":
-        budget = min(budget, TOKENS_ON_A_CPU)
+    budget = tokens_of_a_pass(wrapper.model, batch_size, max(text.length for text in texts))
     if any(intervention.strengths.numel() > 1 for intervention in wrapper.interventions):
         raise ValueError("texts are asked in an order of their own: steer what stays on with one multiplier for all")
     with evaluating(wrapper):
