@@ -191,7 +191,7 @@ class CAAModule(LightningModule):
             self._find()
 
     def _read(self, texts: Sequence[Text], pairs: Sequence[ContrastPair]) -> Float[Tensor, "layer d_model"]:
-        """The mean difference of a few pairs, which are these texts, both sides of all of them in one forward pass.
+        """The mean difference of a few pairs, which are these texts.
 
         Each counts as in the whole, where every letter counts alike.
         """
@@ -202,7 +202,8 @@ class CAAModule(LightningModule):
         )
         read = Everything()
         read_into(read, self.wrapper.model, self.tokenizer, texts, self.layers, config, len(texts))
-        sides = (read.stacked()[layer].double().unbind(1) for layer in self.layers)
+        activations = read.stacked()
+        sides = (activations[layer].double().unbind(1) for layer in self.layers)
         return torch.stack([(counts @ (up - down) / len(pairs)).float() for up, down in sides])
 
     def _letters(self) -> list[str]:
