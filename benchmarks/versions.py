@@ -15,7 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,14 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
+def training() -> tuple[Any, Any]:
+    """The settings for small models and `finetune`, where this version or 0.1 has them."""
+    for config, trainer in (("caa.training.config", "caa.training.sft"), ("caa.finetune.config", "caa.finetune.lora")):
+        with suppress(ModuleNotFoundError):
+            return import_module(config).EMBEDDED, import_module(trainer).finetune
+    raise ModuleNotFoundError("this checkout has no finetune where the versions so far had it")
+
+
 class Jobs:
     """What is done with one model. Each job returns what is compared."""
 
@@ -195,17 +205,12 @@ class Jobs:
         """The median step of a finetune as the demo does it: the time from one optimizer's step to the next."""
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        try:
-            from caa.training.config import EMBEDDED
-            from caa.training.sft import finetune
-        except ImportError:  # version 0.1
-            from caa.finetune.config import EMBEDDED  # type: ignore[no-redef]
-            from caa.finetune.lora import finetune  # type: ignore[no-redef]
+        embedded, finetune = training()
         times: list[tuple[float, float]] = []
         handle = register_optimizer_step_post_hook(lambda *_: times.append(clocks()))
         try:
             with tempfile.TemporaryDirectory() as folder:
-                config = replace(EMBEDDED, max_steps=STEPS)
+                config = replace(embedded, max_steps=STEPS)
                 out = Path(folder) / "x"
                 finetune(self.model, self.tokenizer, self.behavior, "positive", out, config, progress=False)
         finally:
