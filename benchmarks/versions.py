@@ -108,15 +108,18 @@ class Worker:
     def __init__(self, checkout: Path, model: str, path: str) -> None:
         command = [sys.executable, "-P", __file__, model, path]
         environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "CAA_WORKER": "1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, env=environment, cwd=checkout, text=True, **pipes)  # type: ignore[call-overload]
+        self.process = subprocess.Popen(
+            command, env=environment, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def run(self, job: str) -> dict[str, Any]:
         """Seconds on the clock, CPU seconds, and a list of what came out."""
         print(job, file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process that does {job!r} ended")
+            raise RuntimeError(
+                f"the process that does {job!r} in {self.process.args[-2:]} ended; what it says is above"
+            )
         done: dict[str, Any] = json.loads(line)
         return done
 
@@ -191,7 +194,8 @@ class Jobs:
         from caa.evals.tasks import score_choices
 
         layers = self.vector.layers
-        settings = self._settings(layers, [0.1 * (n + 1) for n in range(number // len(layers))])
+        multipliers = [0.1 * (n + 1) for n in range(-(-number // len(layers)))]
+        settings = self._settings(layers, multipliers)[:number]
         scores = score_choices(self.wrapper, self.tokenizer, self.behavior.ab_questions[:8], settings)
         return [score.score for score in scores]
 

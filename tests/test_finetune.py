@@ -410,6 +410,23 @@ def test_fused_loras_give_pefts_numbers_and_leave_nothing_behind(family: str, mo
     assert [dict(vars(module)) for module in model.modules()] == before
 
 
+def test_training_multiplies_its_loras_in_one_go_and_leaves_them_pefts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from caa.training.lora_products import LoraProduct
+
+    products: list[Any] = []
+    apply = LoraProduct.apply
+    monkeypatch.setattr(LoraProduct, "apply", lambda *tensors: products.append(tensors) or apply(*tensors))
+    config = dataclasses.replace(TINY, dropout=0.0, max_steps=1)
+    trainer = make_trainer(tiny_model(), tiny_tokenizer(), of_lengths(9, 8), config, tmp_path)
+    assert not products
+    trainer.train()
+    layers = {name.rpartition(".lora_A")[0] for name, _ in trainer.model.named_parameters() if ".lora_A" in name}
+    assert len(products) == len(layers) > 8
+    assert not any("forward" in vars(trainer.model.get_submodule(layer)) for layer in layers)
+
+
 def test_loras_that_are_more_than_a_product_stay_pefts() -> None:
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora.layer import Linear

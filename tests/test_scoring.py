@@ -190,7 +190,7 @@ def test_a_pass_has_no_more_logits_than_it_may_but_at_least_one_texts(texts, pas
     assert sizes == [number * of_a_text for number in passes]
 
 
-def test_a_pass_on_a_cpu_holds_no_more_tokens_than_its_cache_likes():
+def test_a_pass_on_a_cpu_holds_no_more_tokens_than_it_should():
     model, shapes = tiny_model(), []
     texts = [Continued(ids.tolist(), ([5], [6]), 0) for ids in random_ids(24, 90, 90)]
     model.model.register_forward_pre_hook(

@@ -164,10 +164,10 @@ class ChatFormat:
                 f"the chat template of {tokenizer.name_or_path!r} leaves the system prompt out. "
                 "Ask without one, or give a `template` that has a place for it."
             )
-        return _habitual_bos(tokenizer, text) if self._own_template is BASE_TEMPLATE else text
+        return _habitual_bos(tokenizer, text) if self._given_template is BASE_TEMPLATE else text
 
     @property
-    def _own_template(self) -> str | None:
+    def _given_template(self) -> str | None:
         """The template in place of the tokenizer's; None where that has one and no other is given."""
         return self.template or (None if self.tokenizer.chat_template else BASE_TEMPLATE)
 
@@ -180,7 +180,7 @@ class ChatFormat:
         try:
             text: str = self.tokenizer.apply_chat_template(
                 messages,
-                chat_template=self._own_template,
+                chat_template=self._given_template,
                 tokenize=False,
                 add_generation_prompt=not answered,
                 continue_final_message=answered and not end,

@@ -17,7 +17,7 @@ from caa.models.positions import position_ids
 Result = TypeVar("Result")
 
 TOKENS_ON_A_CPU = 1024
-"""In a pass that reads: what it writes stays in the processor's cache. With twice as many it is a fifth slower."""
+"""In a pass that reads: with twice as many, reading took a fifth longer (docs/LOG.md)."""
 
 
 def pad(

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from caa.models.blocks import cache_name, decoder_blocks, first_position, input_device, model_width, text_config
 
 MOST_ROWS = 256
-"""Texts that are written at once, where memory allows: more share no more of a pass than these do."""
+"""Texts that are written at once, where memory allows: more gain little (docs/LOG.md)."""
 LEAST_MEMORY = 256 * 2**20
 """Bytes that their keys and values may take however small the model is; a larger one's, half of what its weights do."""
 

@@ -32,7 +32,8 @@ def greedy_answers(
 
     The model's own generation config, which may ask for sampling or a penalty, is put aside but for its ends; a model
     without any ends where the tokenizer does. At most `batch_size` answers are written at once (None: as many
-    as `rows_by_memory` says), fewer where memory runs out. ValueError where the logits of a pool are no numbers.
+    as `rows_by_memory` says), fewer where memory runs out; a model without a pool takes as many tokens as so many of
+    the longest kind. ValueError where the logits of a pool are no numbers.
     """
     config = _greedy(wrapper, tokenizer, max_new_tokens)
     longest = max(map(len, prompts), default=0) + max_new_tokens
