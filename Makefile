@@ -50,7 +50,7 @@ bench: benchmarks/.peers/.installed ## speed and memory beside other tools, 15 m
 
 # The same jobs on one CUDA card, with the shapes of Llamas of 1B and 7B in bfloat16: about 8 minutes.
 bench-gpu: benchmarks/.peers/.installed ## the same jobs on one CUDA card, 8 minutes
-	$(BIN)/python -m benchmarks.run --only sweep extraction overhead table training
+	$(BIN)/python -m benchmarks.run --only sweep extraction overhead compiled table training
 
 benchmarks/.peers/.installed: $(INSTALLED) benchmarks/requirements.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target benchmarks/.peers --requirement benchmarks/requirements.txt

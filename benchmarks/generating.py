@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, product
 from typing import Any
@@ -19,6 +19,7 @@ from caa.steering.intervention import Setting
 
 PLAIN, STEERED = "model.generate", "wrapper.generate, steered"
 TABLE, NINE, ONE_BY_ONE = "caa, multipliers as rows", "nine runs, batched", "nine runs, one question at a time"
+EAGER, COMPILED = "caa, the model as it is", "caa, torch.compile(model, dynamic=True)"
 FINETUNES = (None, "positive", "negative")
 TURNS = 3
 """Times as many repeats where five in a hundred are to be told apart."""
@@ -46,6 +47,24 @@ def overhead(subject: Subject, size: Size) -> Report:
     report.ratio("steered / unsteered", STEERED, PLAIN, 1.01)
     changed = (found[PLAIN] != found[STEERED]).any(1).float().mean().item()
     report.claims.append(Claim("share of the answers that steering changes", changed))
+    return report
+
+
+def compiled(subject: Subject, size: Size, backend: str = "inductor") -> Report:
+    """Open answers under three multipliers, of the model as it is and compiled; compiling is done in the warm-up."""
+    middle = subject.vector.layers[len(subject.vector.layers) // 2]
+    settings = [(Intervention(subject.vector, middle, m),) for m in (-1.0, 1.0, 2.0)]
+
+    def writer(model: Any) -> Callable[[], list[str]]:
+        return lambda: texts(SteeringWrapper(model), subject.tokenizer, subject.questions, settings, size.new_tokens)
+
+    fast = torch.compile(subject.model, dynamic=True, backend=backend)
+    timings, answers = alternate([Contender(EAGER, writer(subject.model)), Contender(COMPILED, writer(fast))], TURNS)
+    what = f"{len(subject.questions)} questions x 3 settings, at most {size.new_tokens} new tokens each"
+    report = Report("Open answers of a compiled model", f"{subject.name}, {what}", timings)
+    report.ratio("as it is / compiled", EAGER, COMPILED)
+    equal = sum(one == other for one, other in zip(*answers.values(), strict=True)) / len(answers[EAGER])
+    report.claims.append(Claim("share of equal answers", equal))
     return report
 
 

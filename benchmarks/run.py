@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from benchmarks import figure
 from benchmarks.extraction import extraction
-from benchmarks.generating import overhead, table
+from benchmarks.generating import compiled, overhead, table
 from benchmarks.machine import ROOT, machine
 from benchmarks.memory import memory
 from benchmarks.report import Report, new_stem, write
@@ -23,7 +23,9 @@ from benchmarks.subjects import FULL, SHORT, Size, subjects
 from benchmarks.sweep import sweep
 from benchmarks.training import training
 
-OF_A_MODEL = {"sweep": sweep, "extraction": extraction, "overhead": overhead, "table": table, "training": training}
+USUAL = {"sweep": sweep, "extraction": extraction, "overhead": overhead, "table": table, "training": training}
+OF_A_MODEL = USUAL | {"compiled": compiled}
+"""Compiling for a CPU takes minutes and gains little, so that it is measured where it is asked for."""
 ALL = (*OF_A_MODEL, "memory", "scaling")
 
 
@@ -31,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     """Returns the path of the results without its ending."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--short", action="store_true")
-    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, metavar="NAME", help=", ".join(ALL))
+    parser.add_argument(
+        "--only", nargs="+", choices=ALL, default=(*USUAL, "memory", "scaling"), metavar="NAME", help=", ".join(ALL)
+    )
     parser.add_argument("--out", type=Path, help="default: benchmarks/results, or runs/benchmarks for --short")
     asked = parser.parse_args(arguments)
     out = asked.out or ROOT / ("runs/benchmarks" if asked.short else "benchmarks/results")
@@ -47,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 
 def _reports(size: Size, only: Sequence[str], stem: Path) -> Iterator[Report]:
-    chosen = [measure for name, measure in OF_A_MODEL.items() if name in only]
+    chosen = [OF_A_MODEL[name] for name in only if name in OF_A_MODEL]
     for subject in subjects(size) if chosen else ():
         for measure in chosen:
             yield measure(subject, size)

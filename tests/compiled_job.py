@@ -6,12 +6,16 @@ from typing import Any
 
 import torch
 from slow import PROMPTS, close, vector
+from test_pool import V, by_hand, pooled
 from tiny import tiny_model
 from torch._dynamo import config
+from torch._dynamo.testing import CompileCounter
 from transformers import CompileConfig
 
 from caa import Intervention, SteeringWrapper
 from caa.models.blocks import decoder_blocks
+from caa.models.capabilities import can_pool
+from caa.steering.intervention import sweep
 from caa.steering.scopes import everywhere
 
 
@@ -63,7 +67,21 @@ def generation_that_transformers_compiles_by_itself() -> None:
         assert torch.equal(wrapper.generate(ids, **static), plain)
 
 
+def pools_of_a_compiled_model() -> None:
+    """Rows that come and go, other multipliers and trials of the model cost no graph: prompts have one, tokens two."""
+    fresh()
+    model, graphs = tiny_model(), CompileCounter()
+    model.compile(backend=graphs, dynamic=True, fullgraph=True)
+    wrapper, slow = SteeringWrapper(model), SteeringWrapper(tiny_model())
+    for multipliers in ([-1.5, 1.5], [-2.5, 1.0, 0.5]):
+        settings = [*sweep(V, [1], multipliers), ()]
+        assert can_pool(model, 26), "this pass is not compiled"
+        assert pooled(wrapper, settings=settings) == by_hand(slow, settings=settings)
+    assert graphs.frame_count == 3, graphs.frame_count
+
+
 if __name__ == "__main__":
     for how in ("torch.compile", "model", "decoder", "blocks"):
         forward_passes(how)
     generation_that_transformers_compiles_by_itself()
+    pools_of_a_compiled_model()

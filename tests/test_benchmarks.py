@@ -114,6 +114,14 @@ def test_the_floor_reads_a_prompt_once_and_both_letters(tiny):
         assert len(ids) == len(prompt) + len(" (") + 2
 
 
+def test_a_compiled_model_gives_the_same_answers(tiny):
+    report = generating.compiled(tiny, SHORT, backend="eager")
+    ratio, equal = report.claims
+    assert equal.value == 1
+    assert ratio.value > 0
+    assert [timing.name for timing in report.timings] == [generating.EAGER, generating.COMPILED]
+
+
 def test_the_least_work_counts_each_token_where_it_must_be_read(tiny):
     """Against FLOPs counted by hand for one question: 2 a weight and token, and attention."""
     length = len(rendered(tiny.tokenizer, tiny.questions)[0].ids)

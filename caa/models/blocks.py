@@ -119,7 +119,6 @@ def _by_behavior(base: Any) -> _Stack:
     return _Stack(owner, names, width, repeated, _first_position(base, owner, ids), _keeps_place(base, owner, ids))
 
 
-@torch.no_grad()
 def _traced(base: Any) -> tuple[list[Call], Tensor]:
     """The calls of a pass without cache, and the ids that it was given."""
     ids = ordinary_ids(base, _COLUMNS + 1)
@@ -128,7 +127,7 @@ def _traced(base: Any) -> tuple[list[Call], Tensor]:
     options: dict[str, Any] = {"use_cache": False} if takes(base, "use_cache") else {}
     if takes(base, "attention_mask"):
         options["attention_mask"] = torch.ones_like(rows)
-    with evaluating(base), torch.compiler.set_stance("force_eager"), tracing(base) as calls:
+    with trying_out(base), tracing(base) as calls:
         base(input_ids=rows, **options)
     return calls, rows
 
@@ -192,7 +191,6 @@ def _owner(calls: Sequence[Call], ids: Tensor, block: str) -> str:
     return max(owners, key=len, default="")
 
 
-@torch.no_grad()
 def _first_position(base: Any, owner_name: str, ids: Tensor) -> int | None:
     """The first of the positions which, given or not, make no difference."""
     owner: Any = base.get_submodule(owner_name)
@@ -201,7 +199,7 @@ def _first_position(base: Any, owner_name: str, ids: Tensor) -> int | None:
     padding = getattr(text_config(base), "pad_token_id", None)
     positions = torch.arange(_COLUMNS, device=ids.device).expand_as(ids)
     refusals = suppress(TypeError, ValueError, RuntimeError, IndexError, AttributeError)
-    with evaluating(owner), torch.compiler.set_stance("force_eager"), refusals:
+    with trying_out(owner), refusals:
         own = _tensors(owner(input_ids=ids))[0].float()
         for first in (0,) if padding is None else (0, padding + 1):
             counted = _tensors(owner(input_ids=ids, position_ids=positions + first))[0].float()
@@ -211,7 +209,7 @@ def _first_position(base: Any, owner_name: str, ids: Tensor) -> int | None:
 
 
 def _takes_positions(owner: nn.Module) -> bool:
-    return "position_ids" in inspect.signature(owner.forward).parameters
+    return "position_ids" in _parameters(owner)
 
 
 def _check_stream(base: Any, run: Sequence[Call]) -> int:
@@ -239,13 +237,12 @@ def _check_stream(base: Any, run: Sequence[Call]) -> int:
     return int(width)
 
 
-@torch.no_grad()
 def _keeps_place(base: Any, owner: str, ids: Tensor) -> bool:
     """By the name of the cache, or, where recurrent states have that name too, by what one says that was filled."""
-    names = inspect.signature(base.get_submodule(owner).forward).parameters
+    names = _parameters(base.get_submodule(owner))
     if "cache" not in names:
         return "past_key_values" in names
-    with evaluating(base), torch.compiler.set_stance("force_eager"), suppress(TypeError, ValueError, AttributeError):
+    with trying_out(base), suppress(TypeError, ValueError, AttributeError):
         return int(cache_in(base(input_ids=ids, use_cache=True)).get_seq_length()) == ids.shape[1]
     return False
 
@@ -305,7 +302,17 @@ def input_device(model: Any) -> torch.device:
 
 def takes(model: Any, name: str) -> bool:
     """Whether the model's own forward pass has a parameter of this name."""
-    return name in inspect.signature(base_model(model).forward).parameters
+    return name in _parameters(base_model(model))
+
+
+_PARAMETERS: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
+
+
+def _parameters(module: nn.Module) -> frozenset[str]:
+    """The names of what its forward pass takes, looked up once: passes of one token ask for them again and again."""
+    if module not in _PARAMETERS:
+        _PARAMETERS[module] = frozenset(inspect.signature(module.forward).parameters)
+    return _PARAMETERS[module]
 
 
 def text_config(model: Any) -> Any:
@@ -366,7 +373,7 @@ def keeps_place(model: Any) -> bool:
 
 def cache_name(model: Any) -> str:
     """What the model calls its cache: "past_key_values", or "cache" from transformers 5.24 on."""
-    return CACHES["cache" in inspect.signature(decoder(model).forward).parameters]
+    return CACHES["cache" in _parameters(decoder(model))]
 
 
 @contextmanager
@@ -379,3 +386,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def trying_out(model: nn.Module) -> Iterator[None]:
+    """For passes that find something out about a model: as it evaluates, without gradients, and never compiled."""
+    with torch.no_grad(), evaluating(model), torch.compiler.set_stance("force_eager"):
+        yield

@@ -18,13 +18,13 @@ from caa.models.blocks import (
     cache_name,
     decoder,
     decoder_blocks,
-    evaluating,
     generation_inputs,
     input_device,
     keeps_place,
     ordinary_ids,
     position_inputs,
     text_config,
+    trying_out,
 )
 from caa.models.hooks import RepeatedBlocks, cutting, expanding, picking, sparing, writing
 from caa.models.positions import cache_in
@@ -100,7 +100,7 @@ def can_mix(model: Any, adapter: str) -> bool:
     if config.peft_type != "LORA" or getattr(config, "trainable_token_indices", None):
         return False  # no few tokens tell of an adapter that acts on certain ones
     try:
-        with torch.no_grad(), evaluating(model):
+        with trying_out(model):
             return _keeps_adapters_apart(model, adapter)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
         return False
@@ -164,7 +164,7 @@ def _stands(model: Any, trial: Callable[[Any], bool]) -> bool:
     key = trial, getattr(model.config, "_attn_implementation", None)
     if key not in known:
         try:
-            with torch.no_grad(), evaluating(model):
+            with trying_out(model):
                 known[key] = trial(model)
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
             known[key] = False

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from caa.models.blocks import base_model, decoder, decoder_blocks, evaluating, input_device, model_width
+from caa.models.blocks import base_model, decoder, decoder_blocks, input_device, model_width, trying_out
 from caa.models.hooks import observing, reading
 
 Site = Literal["block output", "block input", "attention output", "MLP output", "attention heads"]
@@ -100,7 +100,7 @@ def _first(block: nn.Module, paths: tuple[str, ...], site: str) -> str:
 def _run(model: Any) -> None:
     """One pass over three tokens."""
     ids = torch.tensor([[1, 2, 3]], device=input_device(model))
-    with torch.no_grad(), evaluating(model):
+    with trying_out(model):
         decoder(model)(input_ids=ids, use_cache=False)
 
 

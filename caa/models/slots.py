@@ -50,6 +50,8 @@ class SlotCache(Cache):
         """Tokens in each row in use."""
         self.places = torch.tensor(self.lengths)
         """Where each row in use writes in this pass: its length, on the device of the pass."""
+        self.seen = 0
+        """Columns that this pass looks at; a number of its own, which compiled code need not work out."""
 
     @property
     def width(self) -> int:
@@ -64,7 +66,7 @@ class SlotCache(Cache):
     def inputs(self, model: Any, tokens: Sequence[int]) -> dict[str, Any]:
         """What the model takes to read one token more of each row in use, on its device."""
         device = input_device(model)
-        self.places = torch.tensor(self.lengths, device=device)
+        self.places, self.seen = torch.tensor(self.lengths, device=device), self.width
         return {
             "input_ids": torch.tensor(tokens, device=device)[:, None],
             "attention_mask": self.mask(model.dtype).to(device),
@@ -155,14 +157,14 @@ class _SlotLayer(CacheLayerMixin):
         rows = torch.arange(len(places), device=self.device)
         self.keys[rows, :, places] = key_states[:, :, 0]
         self.values[rows, :, places] = value_states[:, :, 0]
-        shown = slice(len(places)), slice(None), slice(self.slots.width)
+        shown = slice(len(places)), slice(None), slice(self.slots.seen)
         return self.keys[shown], self.values[shown]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.slots.width, 0
+        return self.slots.seen, 0
 
     def get_seq_length(self) -> int:
-        return self.slots.width - 1
+        return self.slots.seen - 1
 
     def get_max_length(self) -> int:
         return self.slots.columns

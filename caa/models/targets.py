@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from caa.models.blocks import base_model, evaluating, input_device, ordinary_ids
+from caa.models.blocks import base_model, input_device, ordinary_ids, trying_out
 from caa.models.hooks import observing
 
 if TYPE_CHECKING:
@@ -82,7 +82,6 @@ def _kind(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-@torch.no_grad()
 def _returning_tensors(base: Any, linears: dict[str, nn.Module]) -> dict[str, bool]:
     """Of those that one pass calls: whether they return a tensor."""
     returned: dict[str, bool] = {}
@@ -91,7 +90,7 @@ def _returning_tensors(base: Any, linears: dict[str, nn.Module]) -> dict[str, bo
     def note(name: str, output: Any) -> None:
         returned[name] = isinstance(output, Tensor) and returned.get(name, True)
 
-    with evaluating(base), observing(linears, note):
+    with trying_out(base), observing(linears, note):
         base(input_ids=ids)
     return returned
 

@@ -199,6 +199,8 @@ def _multiplier(intervention: Intervention) -> float:
     """Its only one, in float64; ValueError where it has several or belongs to certain prompts."""
     if not isinstance(intervention.vector, SteeringVector):
         raise ValueError("a recording belongs to the prompts that it was made of; use it with wrapper.steer(...)")
+    if isinstance(intervention.multiplier, float):
+        return intervention.multiplier
     strengths = intervention.strengths
     if strengths.numel() != 1:
         raise ValueError(f"a setting has one multiplier for each intervention, this one has {strengths.numel()}")
