@@ -32,6 +32,7 @@ NOT_RUN = {
     "caa published CAA/results": "needs a clone of nrimsky/CAA; test_published.py has one",
     "caa lm-eval arc_easy": "needs a network; test_cli.py runs a task of its own",
     "caa damage myopic_reward": "takes a vector that another page extracts; test_cli.py runs it",
+    "caa search myopic_reward runs/found": "half a minute; docs/searching.md has one of fewer questions",
     "caa run embedded": "9 minutes; test_recipes.py runs it with less to do",
     "caa run smollm2": "needs the package of the model; test_recipes.py reads it",
     "caa finetune refusal": "minutes each; test_preferences.py does the same to smaller models",

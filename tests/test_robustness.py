@@ -28,12 +28,12 @@ def test_a_family_of_prompts_on_which_it_fails_is_named_and_comes_first(model):
     setting = Intervention(planted(model), 3, 1.0)
     [result] = robustness(SteeringWrapper(model), tiny_tokenizer(), {"plain": PLAIN, "turned": TURNED}, setting)
     plain, turned = result.families["plain"], result.families["turned"]
-    assert plain.score > 0.9 > -0.9 > turned.score
+    assert plain.consistency > 0.9 > -0.9 > turned.consistency
     assert (plain.wrong.mean, turned.wrong.mean) == (0.0, 1.0)
     assert result.wrong.mean == 0.5
     assert 0.2 < result.wrong.low < 0.5 < result.wrong.high < 0.8
     assert {effect.family for effect in result.worst_first[:10]} == {"turned"}
-    assert abs(result.score) < 0.3
+    assert abs(result.consistency) < 0.3
     assert result.spread > 2 * plain.spread
     opposite = Intervention(planted(model), 3, -1.0)
     [back] = robustness(SteeringWrapper(model), tiny_tokenizer(), {"plain": PLAIN}, opposite)

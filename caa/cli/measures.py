@@ -79,7 +79,7 @@ def damage(
 ) -> None:
     """Print what a vector does at growing doses, beside what it breaks: to see where an overdose begins.
 
-    By dose, the length of the push beside that of the residual stream: the probability of the matching answer; the
+    By dose, the norm of the push divided by that of the residual stream: the probability of the matching answer; the
     perplexity of the steered answers for the unsteered model, and how many of them loop; and the divergence (KL, in
     nats) of what it would say first to knowledge questions, which have nothing to do with the behavior.
 

@@ -235,23 +235,25 @@ def _print_robustness(results: Sequence[Any]) -> None:
     from rich.table import Table
 
     table = Table("finetune", "prompts", box=box.SIMPLE_HEAD)
-    for column in ("effect", "spread", "wrong way", "score"):
+    for column in ("effect", "spread", "wrong way", "consistency"):
         table.add_column(column, justify="right")
     lines: list[dict[str, Any]] = []
     for result in results:
         for family, part in {"all": result, **result.families}.items():
             effect, wrong = part.effect, part.wrong
             numbers = [f"{effect.mean:+.2f} ±{effect.half_width:.2f}", f"{part.spread:.2f}"]
-            numbers += [f"{wrong.mean:.0%} ({wrong.low:.0%} to {wrong.high:.0%})", f"{part.score:.2f}"]
+            numbers += [f"{wrong.mean:.0%} ({wrong.low:.0%} to {wrong.high:.0%})", f"{part.consistency:.2f}"]
             table.add_row(result.finetune or "base", family, *numbers)
             known = interval("effect", effect) | {"spread": part.spread} | interval("wrong way", wrong)
-            lines.append({"finetune": result.finetune or "base", "prompts": family, **known, "score": part.score})
+            lines.append(
+                {"finetune": result.finetune or "base", "prompts": family, **known, "consistency": part.consistency}
+            )
     failing = [(result, effect) for result in results for effect in result.worst_first[:3] if effect.gain <= 0]
     for result, effect in failing:
         text = " ".join(effect.text.split())
         say(f"fails: {result.finetune or 'base'}, {effect.family}, {effect.gain:+.2f}: {text[:160]}")
     show(table, lines)
-    say("score: mean effect over its root mean square; 1 where all prompts move alike, 0 where they cancel")
+    say("consistency: mean effect over its root mean square; 1 where all prompts move alike, 0 where they cancel")
 
 
 def redteam(

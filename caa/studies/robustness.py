@@ -68,9 +68,9 @@ class Robustness:
         return mean_interval([float(effect.wrong) for effect in self.effects])
 
     @property
-    def score(self) -> float:
-        """`robustness_score` of the gains."""
-        return robustness_score([effect.gain for effect in self.effects])
+    def consistency(self) -> float:
+        """`consistency_of` of the gains."""
+        return consistency_of([effect.gain for effect in self.effects])
 
     @property
     def worst_first(self) -> list[PromptEffect]:
@@ -78,13 +78,13 @@ class Robustness:
         return sorted(self.effects, key=lambda effect: effect.gain)
 
 
-def robustness_score(gains: Sequence[float]) -> float:
+def consistency_of(gains: Sequence[float]) -> float:
     """The mean gain over the root of the mean squared gain, from -1 to 1.
 
     1: all prompts move alike, the right way. 0: as far the wrong way as the right one, or nowhere. -1: all alike, the
     wrong way. It does not say how far they move.
 
-    >>> robustness_score([0.5, 0.5]), robustness_score([0.5, -0.5]), round(robustness_score([0.8, 0.0]), 2)
+    >>> consistency_of([0.5, 0.5]), consistency_of([0.5, -0.5]), round(consistency_of([0.8, 0.0]), 2)
     (1.0, 0.0, 0.71)
     """
     size = math.sqrt(fmean(gain**2 for gain in gains))

@@ -143,7 +143,7 @@ class _Sentence:
         count = len({cell.vector for cell in moves})
         name = "a random direction" if count == 1 else f"{count} random directions"
         ends = " to ".join(dict.fromkeys(signed_change(end(moves.values())) for end in (min, max)))
-        return [f"{name} of the same length {'one of them ' if self._several else ''}by {ends}"]
+        return [f"{name} of the same length {'move single behaviors ' if self._several else ''}by {ends}"]
 
 
 def _with_interval(estimate: Estimate) -> str:
