@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
+from adapter_kinds import IDS as KIND_IDS
 from adapter_kinds import KINDS, close, logits, quietly, trained
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
@@ -245,6 +247,26 @@ def test_behind_an_adapter_that_trains_tokens_the_order_is_told(tmp_path):
         for name, kind in (("tokens", "LoRA, trainable_token_indices"), ("plain", "LoRA")):
             with wrapper.finetune(name):
                 assert close(logits(wrapper), logits(trained(KINDS[kind], tmp_path / "c", 1)))
+
+
+def test_an_alora_begins_at_its_own_tokens_whatever_was_loaded_after_it(tmp_path):
+    """PEFT looks for them in another place than the one that says which adapters are active."""
+    kinds = {"al": "LoRA, aLoRA", "other": "LoRA, aLoRA", "plain": "LoRA"}
+    wrapper, expected = SteeringWrapper(tiny_model()), {}
+    for seed, (name, kind) in enumerate(kinds.items(), 1):
+        settings = KINDS[kind].settings | (
+            {"alora_invocation_tokens": [int(KIND_IDS[0, 5])]} if name == "other" else {}
+        )
+        with quietly():
+            expected[name] = logits(trained(replace(KINDS[kind], settings=settings), tmp_path / name, seed))
+        wrapper.load_adapter(tmp_path / name, name)
+    for name in (*kinds, "al"):
+        with wrapper.finetune(name):
+            assert close(logits(wrapper), expected[name]), name
+        assert close(logits(wrapper), expected["plain"]), f"not what was active before {name}"
+    with wrapper.finetune("al"):
+        folder = wrapper.save_pretrained(tmp_path / "steered", finetunes=["al", "plain"])
+    assert close(logits(SteeringWrapper.from_pretrained(folder, tiny_model())), expected["al"])
 
 
 # What reads see

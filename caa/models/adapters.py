@@ -475,14 +475,25 @@ def _check_switchable(model: Any) -> None:
 @contextmanager
 def _only(model: Any, names: list[str]) -> Iterator[None]:
     """These adapters act, also where all are switched off."""
-    before, acting = list(model.base_model.active_adapters), bool(active_adapters(model))
+    before, first = list(model.base_model.active_adapters), model.active_adapter
+    acting = bool(active_adapters(model))
     _let_act(model, True)
-    model.base_model.set_adapter(names, inference_mode=True)
+    wear(model, names)
     try:
         yield
     finally:
-        model.base_model.set_adapter(before, inference_mode=True)
+        wear(model, before, first)
         _let_act(model, acting)
+
+
+def wear(model: Any, names: list[str], first: Any = None) -> None:
+    """Make these adapters the active ones, where PEFT's own models take one alone; none is trained.
+
+    The model's `active_adapter`, by default the first of them, says whose invocation tokens an aLoRA begins at.
+    """
+    model.base_model.set_adapter(names, inference_mode=True)
+    if "active_adapter" in vars(model):  # a PeftMixedModel has no such place
+        model.active_adapter = first or names[0]
 
 
 def _let_act(model: Any, acting: bool) -> None:

@@ -12,7 +12,7 @@ from caa.callables import from_record, to_record
 from caa.files import only_maker, replacing_folder
 from caa.hub import CARD, STEERED, local_path
 from caa.models.adapter_state import active_adapters
-from caa.models.adapters import adapter_record, load_adapter, save_adapter
+from caa.models.adapters import adapter_record, load_adapter, save_adapter, wear
 from caa.models.fingerprint import check_base, check_tokenizer, describe, tokenizer_fingerprint
 from caa.models.loading import load_model
 from caa.models.sites import BLOCK_OUTPUT
@@ -254,7 +254,7 @@ def _wearing(folder: Path, manifest: dict[str, Any], model: Any) -> Any:
     for adapter in manifest["adapters"]:
         model = load_adapter(model, inside(folder, adapter["folder"]), adapter["name"])
     if manifest["active"]:
-        model.base_model.set_adapter(manifest["active"], inference_mode=True)
+        wear(model, manifest["active"])
     return model
 
 
