@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install lowest demo test shapes check docs bench bench-gpu format embedded families trust mutants
+.PHONY: help install lowest demo test shapes check lint docs bench bench-gpu format embedded families trust mutants
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -34,11 +34,13 @@ CHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 shapes: $(INSTALLED) ## shapes and types of tensors, as annotations say them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 "--jaxtyping-packages=caa,$(CHECKER)" $(SHAPED)
 
-check: $(INSTALLED) docs ## formatting, lint, types, imports, documentation
+check: $(INSTALLED) lint docs ## formatting, lint, types, imports, documentation
+	$(BIN)/python -m pytest -q tests/test_rooms.py tests/test_style.py
+
+lint: $(INSTALLED) ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_rooms.py tests/test_style.py
 
 # The documentation, in site/; a warning is an error.
 docs: $(INSTALLED) ## the documentation's site, in site/

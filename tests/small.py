@@ -1,4 +1,4 @@
-"""The built-in data with fewer questions and finetunes with fewer steps: commands do all they do, in less time."""
+"""The built-in data with fewer pairs and questions, finetunes with fewer steps: commands do all they do, in less time."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from caa.data import sources
 from caa.data.sources import BUILTIN
 from caa.training import config
 
-QUESTIONS = ("validation_questions", "ab_questions", "open_questions")
-FEW = 12
+KEPT = {"pairs": 64, "validation_questions": 12, "ab_questions": 12, "open_questions": 12}
 """Questions of each kind: as many as the pages that say `--limit 12` ask anyway."""
 
 
 @contextmanager
 def small_world(folder: Path) -> Iterator[None]:
-    """The built-in behaviors with a few questions, in `folder`; embedded models are finetuned in few steps."""
+    """The built-in behaviors with a few pairs and questions, in `folder`; embedded models are finetuned in few steps."""
     folder.mkdir()
     for path in Path(sources._BUILTIN_FOLDER).glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         if path.stem in BUILTIN:
-            content |= {part: content[part][:FEW] for part in QUESTIONS}
+            content |= {part: content[part][:most] for part, most in KEPT.items()}
         (folder / path.name).write_text(json.dumps(content), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "_BUILTIN_FOLDER", folder)
