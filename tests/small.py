@@ -1,4 +1,4 @@
-"""The built-in data with fewer pairs and questions, finetunes with fewer steps: commands do all they do, in less time."""
+"""The built-in data with fewer pairs and questions, finetunes with fewer steps: all that commands do, in less time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from caa.data.sources import BUILTIN
 from caa.training import config
 
 KEPT = {"pairs": 64, "validation_questions": 12, "ab_questions": 12, "open_questions": 12}
-"""Questions of each kind: as many as the pages that say `--limit 12` ask anyway."""
+"""How many of each kind; questions as many as the pages that say `--limit 12` ask anyway."""
 
 
 @contextmanager
 def small_world(folder: Path) -> Iterator[None]:
-    """The built-in behaviors with a few pairs and questions, in `folder`; embedded models are finetuned in few steps."""
+    """The built-in behaviors with few pairs and questions, in `folder`; embedded models are finetuned in few steps."""
     folder.mkdir()
     for path in Path(sources._BUILTIN_FOLDER).glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))

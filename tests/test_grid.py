@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from tiny import SHARED, needs_shared, tiny_lora, tiny_model, tiny_tokenizer
@@ -546,22 +547,10 @@ def test_an_operator_with_numbers_is_told_by_them_in_every_process(tmp_path):
             run(make_grid(operator=other, **small), tmp_path)
 
 
-OF_NUMPY = """
-import sys, numpy
-sys.path.insert(0, {tests!r})
-import test_grid
-layers, multipliers = list(numpy.arange(1, 3)), list(numpy.linspace(-1, 1, 3))
-grid = test_grid.make_grid(tasks=["ab"], finetunes=[None], layers=layers, multipliers=multipliers)
-test_grid.run(grid, {out!r})
-"""
-
-
-@pytest.mark.slow
 def test_numbers_of_numpy_are_numbers(tmp_path):
-    """In a process of its own: in this one types are checked, and a layer is an int."""
-    script = OF_NUMPY.format(tests=os.path.dirname(__file__), out=str(tmp_path))
-    subprocess.run([sys.executable, "-c", script], check=True)
-    assert len(read_rows(tmp_path / "rows.jsonl")) == 2 * 3 * 5
+    layers, multipliers = list(np.arange(1, 3)), list(np.linspace(-1, 1, 3))
+    grid = make_grid(tasks=["ab"], finetunes=[None], layers=layers, multipliers=multipliers)
+    assert run(grid, tmp_path) == len(read_rows(tmp_path / "rows.jsonl")) == 2 * 3 * 5
     assert run(make_grid(tasks=["ab"], finetunes=[None]), tmp_path) == 0
 
 

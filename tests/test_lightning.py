@@ -35,6 +35,7 @@ from caa.training.callback import SteeringCallback, prompt_lengths
 from caa.vectors.vector import Provenance
 
 ROOT = Path(__file__).parents[1]
+BUILTIN_DATA = ROOT / "caa" / "data" / "builtin"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec"),
@@ -515,10 +516,16 @@ def test_what_cannot_be_steered_is_refused():
 
 @pytest.mark.slow
 def test_the_two_node_command_of_the_page_runs(tmp_path):
-    """Its script and its command, as two nodes of one process each, on this machine's CPU."""
+    """Its script and its command, as two nodes of one process each, on this machine's CPU, with less to read."""
     page = (ROOT / "docs" / "lightning.md").read_text(encoding="utf-8")
     script, command = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL).group(1) for kind in ("python", "bash"))
     script = script.replace("devices=8, num_nodes=2", 'devices=1, num_nodes=2, accelerator="cpu", logger=False')
+    behavior, facts = (json.loads((BUILTIN_DATA / f"{name}.json").read_text()) for name in ("myopic_reward", "facts"))
+    few = {"name": "myopic_reward", "pairs": behavior["pairs"][:7], "ab_questions": behavior["ab_questions"][:5]}
+    for name, content in (("myopic_reward", few), ("facts", facts[:3])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        assert f'"{name}"' in script
+        script = script.replace(f'"{name}"', f'"{name}.json"')
     (tmp_path / "sweep.py").write_text(script)
     launch = next(line for line in command.splitlines() if "torchrun" in line and "node-rank 0" in line)
     launch = launch.replace("--nproc-per-node 8", "--nproc-per-node 1").replace("FIRST_MACHINE", "127.0.0.1")
@@ -536,5 +543,6 @@ def test_the_two_node_command_of_the_page_runs(tmp_path):
         for node in nodes:
             node.kill()
     assert [node.returncode for node in nodes] == [0, 0], errors[0][-3000:]
-    assert SteeringVector.load(tmp_path / "runs" / "sweep" / "vector.safetensors").layers
+    assert SteeringVector.load(tmp_path / "runs" / "sweep" / "vector.safetensors").source.n_pairs == 7
+    assert len(read_rows(tmp_path / "runs" / "sweep" / "rows.jsonl")) == (5 + 3) * 3 * 3
     assert (tmp_path / "runs" / "sweep" / "tables.md").exists()

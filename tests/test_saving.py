@@ -39,15 +39,19 @@ from caa.vectors.vector import Provenance
 IDS = random_ids(2, 7)
 
 
-@pytest.fixture
-def base(tmp_path):
+def saved_base(folder):
     """A tiny base model in a folder, as a user would have it."""
     from tiny import tiny_tokenizer
 
     model = tiny_model()
-    model.save_pretrained(tmp_path / "base")
-    tiny_tokenizer().save_pretrained(tmp_path / "base")
-    return load_model(str(tmp_path / "base"))[0]
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return load_model(str(folder))[0]
+
+
+@pytest.fixture
+def base(tmp_path):
+    return saved_base(tmp_path / "base")
 
 
 def some_vector() -> SteeringVector:
@@ -63,20 +67,35 @@ def steered(model) -> SteeringWrapper:
     )
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_the_same_logits_in_a_fresh_process(base, tmp_path, lora):
-    wrapper = steered(tiny_lora(base) if lora else base)
-    expected = wrapper(IDS).logits
-    folder = wrapper.save_pretrained(tmp_path / "steered")
-    torch.save(IDS, tmp_path / "ids.pt")
-    script = (
-        "import sys, torch; from caa import SteeringWrapper; folder, ids, out = sys.argv[1:]\n"
-        "wrapper = SteeringWrapper.from_pretrained(folder)\n"
-        "torch.save(wrapper(torch.load(ids)).logits.detach(), out)"
-    )
-    arguments = [str(folder), str(tmp_path / "ids.pt"), str(tmp_path / "logits.pt")]
-    subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True)
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected.detach())
+FRESH = """
+import sys, torch
+from caa import SteeringWrapper
+ids, *folders = sys.argv[1:]
+for folder in folders:
+    wrapper = SteeringWrapper.from_pretrained(folder)
+    torch.save(wrapper(torch.load(ids)).logits.detach(), folder + ".logits.pt")
+    wrapper.save_pretrained(folder + ".again", finetunes=wrapper.adapters)
+"""
+WORN = {"none": [], "one": ["sft"], "two": ["positive", "negative"]}
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """Where each wrapper of `WORN` was saved, with its logits; one fresh process has loaded and saved each again."""
+    root = tmp_path_factory.mktemp("fresh")
+    base, one, two = (saved_base(root / f"base-{name}") for name in WORN)
+    wrappers = dict(zip(WORN, (steered(base), steered(tiny_lora(one)), two_finetunes(two)), strict=True))
+    expected = {name: wrapper(IDS).logits.detach() for name, wrapper in wrappers.items()}
+    folders = [str(wrapper.save_pretrained(root / name, finetunes=WORN[name])) for name, wrapper in wrappers.items()]
+    torch.save(IDS, root / "ids.pt")
+    subprocess.run([sys.executable, "-c", FRESH, str(root / "ids.pt"), *folders], check=True)
+    return root, expected
+
+
+@pytest.mark.parametrize("worn", WORN)
+def test_the_same_logits_in_a_fresh_process(fresh, worn):
+    root, expected = fresh
+    assert torch.equal(torch.load(root / f"{worn}.logits.pt"), expected[worn])
 
 
 def test_everything_about_the_interventions_comes_back(base, tmp_path):
@@ -384,18 +403,13 @@ def two_finetunes(base) -> SteeringWrapper:
     return steered(model.eval())
 
 
-def test_save_load_save_gives_the_same_bytes_also_in_a_fresh_process(base, tmp_path):
-    wrapper = two_finetunes(base)
-    first = wrapper.save_pretrained(tmp_path / "first", finetunes=["positive", "negative"])
-    script = (
-        "import sys; from caa import SteeringWrapper\n"
-        "wrapper = SteeringWrapper.from_pretrained(sys.argv[1])\n"
-        "wrapper.save_pretrained(sys.argv[2], finetunes=['positive', 'negative'])"
-    )
-    subprocess.run([sys.executable, "-c", script, str(first), str(tmp_path / "second")], check=True)
-    assert "adapters/negative/adapter_model.safetensors" in _files(first)
-    assert len([name for name in _files(first) if name.startswith("vector-")]) == 2
-    assert _files(first) == _files(tmp_path / "second")
+@pytest.mark.parametrize("worn", WORN)
+def test_save_load_save_gives_the_same_bytes_also_in_a_fresh_process(fresh, worn):
+    root, _ = fresh
+    first, again = _files(root / worn), _files(root / f"{worn}.again")
+    assert len([name for name in first if name.startswith("vector-")]) == 2
+    assert ("adapters/negative/adapter_model.safetensors" in first) == (worn == "two")
+    assert first == again
 
 
 def test_several_finetunes_come_back_each_as_it_was(base, tmp_path):
