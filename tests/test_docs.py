@@ -19,6 +19,7 @@ from pages import PAGES, ROOT, SHELL, Step, steps
 from small import small_world
 
 import caa
+from caa.reports.pages.html import write_html
 
 NOT_RUN = {
     "make demo": "the fixture `demo` runs what it runs",
@@ -131,6 +132,18 @@ def test_what_a_page_says_to_type_runs(page, clone):
         for step in steps(page):
             if not why_not(step):
                 step.run(names)
+    if page.name == "figures.md":
+        check_figures(Path("runs/demo"))
+
+
+def check_figures(run: Path) -> None:
+    """The figures of a run with finetunes are there in all formats, and on the page; which: test_recipes.py."""
+    pictures = sorted((run / "figures").glob("*.png"))
+    assert len(pictures) > 12
+    for suffix in ("svg", "csv"):
+        assert sorted(path.with_suffix(f".{suffix}") for path in pictures) == sorted(run.glob(f"figures/*.{suffix}"))
+    assert (run / "figures" / "tokens-myopic_reward.html").stat().st_size > 1000
+    assert write_html(run).read_text(encoding="utf-8").count("<figure>") == len(pictures)
 
 
 def test_what_is_not_run_is_there_and_was_not_forgotten():

@@ -10,7 +10,7 @@ from tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Intervention, SteeringVector, SteeringWrapper
 from caa.data.chat import ChatFormat
-from caa.evals.lm_eval import continuation_scores, harness_rows, steered_lm
+from caa.evals.lm_eval import _task_manager, continuation_scores, harness_rows, steered_lm
 from caa.reports.tables import finetune_tables
 from caa.runs.rows import Cell
 from caa.vectors.vector import Provenance
@@ -82,7 +82,7 @@ def test_a_task_under_every_setting(tasks):
     plain = simple_evaluate(
         HFLM(pretrained=model, tokenizer=tokenizer, batch_size=5),
         tasks=["tiny_choice"],
-        task_manager=TaskManager(include_path=str(tasks)),
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         bootstrap_iters=0,
     )["results"]["tiny_choice"]["acc,none"]
     settings = {Cell("b", "", multiplier=m, layer=2): (Intervention(STEER, 2, m),) for m in (-4.0, 0.0, 4.0)}
@@ -172,6 +172,27 @@ def test_what_the_harness_generates_is_steered_too():
             alone = wrapper.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
             assert text == tokenizer.decode(alone, skip_special_tokens=True)
     assert found != lm.generate_until(asked, disable_tqdm=True)
+
+
+@pytest.mark.parametrize(("names", "all_listed"), [(["tiny_choice"], False), (["tiny_choice", "arc_easy"], True)])
+def test_the_harness_lists_its_own_tasks_where_one_is_asked(tasks, names, all_listed, monkeypatch):
+    """A group in the reader's folder may hold some of them, so it is no task of the folder's alone."""
+    import lm_eval.tasks
+
+    asked = []
+
+    def manager(include_path=None, include_defaults=True):
+        asked.append(include_defaults)
+        return real(include_path=include_path, include_defaults=False)
+
+    real = lm_eval.tasks.TaskManager
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
+    (tasks / "both.yaml").write_text("group: both\ntask: [tiny_choice, arc_easy]\n", encoding="utf-8")
+    assert _task_manager(names, tasks).include_path == str(tasks)
+    assert asked == [False, True][: 1 + all_listed]
+    _task_manager(["both"], tasks)
+    _task_manager(names, None)
+    assert asked[-3:] == [False, True, True]
 
 
 def test_what_cannot_be_asked_is_told_so(tasks):

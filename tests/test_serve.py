@@ -492,7 +492,7 @@ def test_the_evaluation_harness_reads_the_steered_texts(world, tmp_path, monkeyp
             model="local-chat-completions",
             model_args=f"model={model},base_url={address},num_concurrent=4,max_retries=1,tokenized_requests=False",
             tasks=["said_by_hand"],
-            task_manager=TaskManager(include_path=str(tmp_path)),
+            task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
             apply_chat_template=True,
             bootstrap_iters=0,
         )

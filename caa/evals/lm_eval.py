@@ -60,7 +60,7 @@ def harness_rows(
     """
     if wrapper.interventions:
         raise ValueError("the wrapper is being steered already, so nothing would be unsteered: call unsteer() first")
-    lm, evaluate, manager = _harness(wrapper, chat_format, batch_size, task_folder)
+    lm, evaluate, manager = _harness(wrapper, chat_format, batch_size, tasks, task_folder)
     rows: list[Row] = []
     for cell, setting in settings.items():
         with wrapper.finetune(cell.finetune), wrapper.steer(*setting), evaluating(wrapper):
@@ -87,15 +87,28 @@ def _row(cell: Cell, task: str, sample: Mapping[str, Any], metric: str) -> Row:
 
 
 def _harness(
-    wrapper: SteeringWrapper, chat_format: Any, batch_size: int, task_folder: str | Path | None
+    wrapper: SteeringWrapper,
+    chat_format: Any,
+    batch_size: int,
+    tasks: Sequence[str],
+    task_folder: str | Path | None,
 ) -> tuple[Any, Any, Any]:
     try:
         from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ImportError("this needs lm-evaluation-harness: pip install 'caa[lm-eval]'") from error
-    folder = None if task_folder is None else str(task_folder)
-    return steered_lm(wrapper, chat_format, batch_size), simple_evaluate, TaskManager(include_path=folder)
+    return steered_lm(wrapper, chat_format, batch_size), simple_evaluate, _task_manager(tasks, task_folder)
+
+
+def _task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
+    """Of the folder alone if all that are wanted are there: listing the harness's own takes ten seconds and more."""
+    from lm_eval.tasks import TaskManager
+
+    if folder is not None:
+        own = TaskManager(include_path=str(folder), include_defaults=False)
+        if set(tasks) <= set(own.all_subtasks):
+            return own
+    return TaskManager(include_path=None if folder is None else str(folder))
 
 
 def steered_lm(wrapper: SteeringWrapper, chat_format: ChatFormat | Any, batch_size: int = 16) -> HFLM:
