@@ -368,6 +368,64 @@ def test_what_comes_before_the_body_is_refused_too(world):
         world.ask(model="gpt-4")
 
 
+@pytest.mark.parametrize("length", [1_000, 5_000_000])
+def test_a_body_without_a_length_is_bounded_and_who_leaves_is_seen_to(length):
+    """Of one that is too long nothing is parsed, though all that is within the limit would be JSON."""
+    from fastapi import FastAPI
+
+    from caa.serve import errors
+    from caa.serve.guard import Guard
+
+    app, seen, sent = FastAPI(), [], []
+    errors.install(app)
+
+    @app.post("/")
+    async def answer(body: dict) -> None:
+        seen.append(body)
+
+    async def answer_and_listen(scope, receive, send):
+        await app(scope, receive, send)
+        seen.append((await receive())["type"])
+
+    parts = [
+        {"type": "http.request", "body": b'{"a": 1}', "more_body": True},
+        {"type": "http.request", "body": b" " * length, "more_body": False},
+    ]
+    messages = iter([*parts, {"type": "http.disconnect"}])
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b""}
+    headers = [(b"content-type", b"application/json")]
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(Guard(answer_and_listen, None)(scope | {"headers": headers}, receive, send))
+    expected = (200, [{"a": 1}, "http.disconnect"]) if length < 2000 else (413, ["http.disconnect"])
+    assert (sent[0]["status"], seen) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": []}, "there is no prompt in the list"),
+        ({"prompt": [[]]}, "the prompt has no tokens"),
+        ({"prompt": [[5]] * 2049}, "at most 2048 prompts, and not 2049"),
+        ({"prompt": [[5]] * 6, "n": 16}, "96 texts (prompts times n), and the server takes at most 88 at once"),
+    ],
+)
+def test_prompts_are_counted_before_anything_is_prepared_for_them(world, monkeypatch, change, words):
+    from caa.serve import app
+
+    prepared, request = [], app.Request
+    monkeypatch.setattr(app, "Request", lambda **fields: (prepared.append(fields), request(**fields))[1])
+    response = post(world, {"model": "tiny-chat", "max_tokens": 1} | change, path="/v1/completions")
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert words in response.json()["error"]["message"]
+    assert len(prepared) == (change["prompt"] == [[]])
+
+
 def test_who_comes_when_all_wait_is_told_to_come_back(world):
     """Of many at once some are refused with 429, and the others are answered."""
 
@@ -400,6 +458,19 @@ def test_doses_beyond_the_limit_are_clamped_and_said(tmp_path):
     assert catalog.setting([Push("v", multiplier=0.5)])[1][0].get("clamped") is None
     (edit,), _ = catalog.setting([Push("v", multiplier=1.0, operator={"name": "clamp", "value": 40.0})])
     assert abs(catalog.dose(edit)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("bounds", [{"above": 0.5, "below": 9.5}, {"above": 10.5}, {"below": -10.5}])
+def test_no_bound_of_a_targeted_edit_hides_its_dose(bounds):
+    """Real residuals lie everywhere, and not only where the dose is measured."""
+    from caa.serve.catalog import Catalog, Push, Served
+
+    catalog = Catalog([Served("m")], {"v": SteeringVector({2: torch.tensor([3.0, 4.0])})}, {2: 10.0})
+    inner = {"name": "targeted"} | bounds
+    for operator in (inner, {"name": "targeted", "above": -1.0, "operator": inner}):
+        with pytest.raises(ValueError, match="a dose of 5e"):
+            catalog.setting([Push("v", multiplier=1e4, operator=operator)])
+        assert catalog.setting([Push("v", multiplier=1.0, operator=operator)])[1][0]["dose"] == pytest.approx(0.5)
 
 
 def test_stopping_ends_streams_and_frees_the_model(tmp_path):

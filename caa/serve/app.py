@@ -100,6 +100,7 @@ def _listed(service: Service, name: str) -> dict[str, Any]:
 
 
 def _chat_call(service: Service, body: ChatBody) -> Call:
+    _check_count(service, body.n or 1)
     roles = {"developer": "system"}
     messages: list[Message] = [
         {"role": roles.get(message.role, message.role), "content": message.text} for message in body.messages
@@ -108,8 +109,19 @@ def _chat_call(service: Service, body: ChatBody) -> Call:
 
 
 def _text_call(service: Service, body: TextBody) -> Call:
+    _check_count(service, len(body.prompts) * (body.n or 1))
     prompts = [service.chat.encode_text(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts]
     return _call(service, body, prompts, TextShape(service.chat.tokenizer), body.top)
+
+
+def _check_count(service: Service, texts: int) -> None:
+    """ValueError for more texts than the engine could ever take in at once, before any of them is prepared."""
+    limits = service.engine.limits
+    if texts > (most := limits.rows + limits.waiting):
+        raise ValueError(
+            f"this request asks for {texts} texts (prompts times n), and the server takes at most {most} at once: "
+            "send several requests, one after the other"
+        )
 
 
 def _call(service: Service, body: Body, prompts: Sequence[Sequence[int]], shape: Shape, top: int | None) -> Call:

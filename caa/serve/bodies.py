@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from caa.serve.catalog import Push
 
 LONGEST_STOP = 200
 MOST_CHOICES = 16
+MOST_PROMPTS = 2048
+MOST_MESSAGES = 4096
+"""Of a conversation, and parts of a message."""
 
 
 class _Strict(BaseModel):
@@ -74,7 +77,7 @@ class ChatMessage(_Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(max_length=MOST_MESSAGES)]
     name: str | None = None
     """Not read."""
 
@@ -86,7 +89,7 @@ class ChatMessage(_Strict):
 class ChatBody(Body):
     """What /v1/chat/completions takes."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -108,6 +111,16 @@ class TextBody(Body):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _check_count(cls, prompt: Any) -> Any:
+        """Before any of them is looked at. One list of ids is one prompt, whose length the engine checks."""
+        if prompt == []:
+            raise ValueError("there is no prompt in the list; give a text, several, or the ids of their tokens")
+        if isinstance(prompt, list) and not isinstance(prompt[0], int) and len(prompt) > MOST_PROMPTS:
+            raise ValueError(f"a request has at most {MOST_PROMPTS} prompts, and not {len(prompt)}; send several")
+        return prompt
 
     @property
     def top(self) -> int | None:

@@ -14,7 +14,7 @@ from caa.callables import from_record
 from caa.extraction.norms import multiplier_of
 from caa.steering.gates import Gate
 from caa.steering.intervention import Intervention, Setting
-from caa.steering.operators import OPERATORS, Operator, add
+from caa.steering.operators import OPERATORS, Operator, Targeted, add
 from caa.steering.scopes import SCOPES, Scope
 from caa.suggestions import did_you_mean
 from caa.vectors.vector import SteeringVector
@@ -194,7 +194,9 @@ def _callable(record: str | Mapping[str, Any], known: Mapping[str, Any], kind: s
 
 
 def _largest_change(operator: Operator, direction: Tensor, multiplier: float, norm: float) -> float:
-    """Of three residuals of this length: along the direction, against it and across it."""
+    """Of three residuals of this length: along the direction, against it and across it. All count as targeted."""
+    while isinstance(operator, Targeted):
+        operator = operator.operator
     unit = direction / direction.norm().clamp(min=1e-30)
     across = torch.zeros_like(unit)
     across[int(unit.abs().argmin())] = 1.0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hmac
 from typing import Any
 
+from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 
 from caa.serve.errors import refusal
 
 LONGEST_BODY = 4 * 2**20
 """Bytes."""
+TOO_LONG = f"a body has at most {LONGEST_BODY:,} bytes"
 OPEN = ("/health",)
 """Paths that need no key."""
 
@@ -38,18 +40,20 @@ class Guard:
         if scope["method"] == "POST" and not headers.get(b"content-type", b"").startswith(b"application/json"):
             return refusal(415, "send JSON, with the header Content-Type: application/json")
         if int(headers.get(b"content-length", b"0")) > LONGEST_BODY:
-            return refusal(413, f"a body has at most {LONGEST_BODY:,} bytes")
+            return refusal(413, TOO_LONG)
         return None
 
 
 def _bounded(receive: Any) -> Any:
-    """Bodies without a length are cut off where they are too long, and are no JSON then."""
+    """Who reads a body without a length gets an HTTPException of status 413 where it is too long, and nothing of it."""
     left = LONGEST_BODY
 
     async def bounded() -> Any:
         nonlocal left
         message = await receive()
         left -= len(message.get("body", b""))
-        return message if left >= 0 else {"type": "http.request", "body": b"", "more_body": False}
+        if message["type"] == "http.request" and left < 0:
+            raise HTTPException(413, TOO_LONG)
+        return message
 
     return bounded
