@@ -13,7 +13,7 @@ import torch
 from tiny import random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Intervention, SteeringVector, SteeringWrapper, load_model
-from caa.serve.engine import BusyError, ClosedError, End, Engine, Limits, Piece, Request
+from caa.serve.engine import BusyError, ClosedError, End, Engine, Job, Limits, Piece, Request
 from caa.serve.sampling import Sampler, Sampling, nucleus
 from caa.serve.transcript import Transcript
 from caa.steering.gates import Gate
@@ -224,6 +224,17 @@ def test_a_row_without_numbers_ends_alone():
     assert other.text == slow(wrapper, tokenizer, replace(fine, max_tokens=20, stops=()))
 
 
+def test_logits_that_overflow_are_an_error_and_no_token():
+    wrapper, tokenizer = SteeringWrapper(tiny_model()), tiny_tokenizer()
+    (request,) = requests(1, 0, (None,))
+    with closing(Engine(wrapper, tokenizer)) as engine:
+        wrapper.model.lm_head.register_forward_hook(
+            lambda module, arguments, logits: logits.index_fill(-1, torch.tensor([7]), torch.inf)
+        )
+        with pytest.raises(RuntimeError, match="no numbers any more"):
+            engine.answer(request)
+
+
 def test_a_pass_that_fails_ends_its_texts_and_not_the_engine(monkeypatch):
     wrapper, tokenizer = SteeringWrapper(tiny_model()), tiny_tokenizer()
     (request,) = requests(1, 0, (None,))
@@ -290,6 +301,21 @@ def test_pieces_are_the_text_whatever_its_tokens():
             pieces.append(transcript.end())
             end = min((whole.find(stop) for stop in stops if stop in whole), default=len(whole))
             assert "".join(pieces) == whole[:end]
+
+
+def test_a_stop_string_in_what_is_held_back_ends_the_text_too():
+    """One token may hold a stop string and the first byte of a character, and be the last."""
+
+    class Halves:
+        def decode(self, ids, **_):
+            return "".join(["so", " it\nQ: \ufffd"][token] for token in ids)
+
+    listener = Listener()
+    job = Job(Request([0], 2, stops=("\nQ:",)), Halves(), listener, lambda: None)
+    for token in (0, 1):
+        listener(Piece(job.transcript.add(token)))
+    job.end("length")
+    assert (listener.text, listener.end.reason) == ("so it", "stop")
 
 
 def test_draws_follow_the_distribution_inside_the_nucleus():

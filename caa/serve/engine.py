@@ -112,6 +112,8 @@ class Job(Text):
         self.ended = True
         if rest := self.transcript.end():
             self.receive(Piece(rest))
+        if reason == "length" and self.transcript.stopped:  # in what was still held back
+            reason = "stop"
         self.receive(End(reason, len(self.written), error))
 
 
@@ -316,10 +318,10 @@ class Engine:
     def _write_one_token(self, rows: Rows) -> list[int]:
         """The numbers of the rows that are done with it."""
         logits = rows.next_logits()
-        greedy, broken = logits.argmax(-1).tolist(), logits.isnan().any(-1).tolist()
+        greedy, finite = logits.argmax(-1).tolist(), logits.amax(-1).isfinite().tolist()
         ended = []
         for number, job in enumerate(rows.texts):
-            if broken[number]:
+            if not finite[number]:
                 job.end("refused", _no_numbers(job))
                 ended.append(number)
             elif self._goes_on(job, logits[number], greedy[number]):

@@ -30,10 +30,10 @@ class Transcript:
         return self._let_go(news)
 
     def end(self) -> str:
-        """What was still held back."""
-        rest = "" if self.stopped else self._let_go(self._news()) + self._held
-        self._held = ""
-        return rest
+        """What was still held back, up to a stop string in it."""
+        rest = "" if self.stopped else self._let_go(self._news())
+        held, self._held = self._held, ""
+        return rest if self.stopped else rest + held
 
     def _news(self) -> str:
         """What the tokens without text add. Decoded behind those before them: many begin with a space only there."""
