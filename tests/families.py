@@ -29,7 +29,7 @@ from tiny_configs import model_types, tiny
 from caa import ContrastPair, Intervention, SteeringVector, SteeringWrapper, extract
 from caa.models.batching import pad
 from caa.models.blocks import decoder_blocks, model_width
-from caa.models.capabilities import can_branch, can_expand, can_pad
+from caa.models.capabilities import can_branch, can_expand, can_pad, ignores_pads
 from caa.models.targets import lora_config
 from caa.steering.generation import generate_settings
 from caa.steering.intervention import Setting, sweep
@@ -134,7 +134,7 @@ def check_greedy(model: Any, prompt: list[int], answer: list[int], setting: Sett
 def check_padded_rows(model: Any, vector: SteeringVector) -> None:
     """Left- and right-padded logits of every layer."""
     layers = [0, len(vector.layers) - 1]
-    sides = ["right", "left"] if can_pad(model, warn=False) else ["right"]
+    sides = ["right", "left"] if ignores_pads(model) else ["right"]
     for layer, side in product(layers, sides):
         ids, mask = pad(PROMPTS, 0, side)
         wrapper = SteeringWrapper(model, Intervention(vector, layer, 2.0))
@@ -150,7 +150,7 @@ def check_padded_rows(model: Any, vector: SteeringVector) -> None:
 
 
 def check_pads_are_said(model: Any, vector: SteeringVector) -> None:
-    if can_pad(model, warn=False):
+    if ignores_pads(model):
         return
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -173,7 +173,7 @@ def check_multiplier_0(model: Any, vector: SteeringVector) -> None:
 def check_generated(model: Any, vector: SteeringVector) -> None:
     """With the model's own cache, padded where it can be."""
     wrapper, setting = SteeringWrapper(model), (Intervention(vector, 1, 2.0),)
-    batches = [PROMPTS] if can_pad(model, warn=False) else [[prompt] for prompt in PROMPTS]
+    batches = [PROMPTS] if ignores_pads(model) else [[prompt] for prompt in PROMPTS]
     for prompts in batches:
         ids, mask = pad(prompts, 0, "left")
         with wrapper.steer(*setting):

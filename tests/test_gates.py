@@ -98,6 +98,32 @@ def test_every_setting_of_a_question_decides_for_itself(family):
     assert 0 < opened.sum() < len(MANY)
 
 
+def test_a_decision_holds_while_hooks_come_and_go_between_two_passes():
+    model, answer = tiny_model(), [50, 51, 52, 53]
+    gate, (ids, mask) = gate_of(model), pad(MANY, 0, "left")
+    wrapper, gated = SteeringWrapper(model), Intervention(vector(), 2, 2.0, gate=gate, where=everywhere)
+    expected = torch.stack([expected_logits(model, gate, prompt, [*prompt, *answer], 2.0) for prompt in MANY])
+    steps, cache, steering = [], None, wrapper.steer(gated)
+    for n, token in enumerate(answer):
+        output = wrapper(ids, mask, use_cache=True, past_key_values=cache)  # looks for pads, too
+        steps, cache, ids = [*steps, output.logits[:, -1]], output.past_key_values, torch.full((len(MANY), 1), token)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        if n == 0:
+            wrapper.steer(Intervention(vector(1), 3, 1.0)).close()
+        elif n == 1:
+            with wrapper.paused():
+                model(random_ids(2, 3))
+        else:
+            steering.close()
+            steering = wrapper.steer(gated)
+    close(torch.stack(steps, dim=1), expected)
+    some, real = pad(MANY[:4], 0, "left")
+    with wrapper.paused():  # fewer texts, whose prompts end behind what was read unsteered
+        cache = wrapper(some[:, :-2], real[:, :-2], use_cache=True).past_key_values
+    behind = wrapper(some[:, -2:], real, prompt_lengths=real.sum(1), past_key_values=cache).logits[:, -1]
+    close(behind, expected[:4, 0])
+
+
 def test_a_gated_adapter_comes_back(tmp_path):
     model = tiny_model()
     ids, mask = pad(MANY, 0, "left")

@@ -18,7 +18,7 @@ from caa.exports.interventions import check_interventions
 from caa.extraction.extract import extract
 from caa.models.batching import pad
 from caa.models.blocks import decoder_blocks
-from caa.models.capabilities import can_pad
+from caa.models.capabilities import ignores_pads
 from caa.models.sites import site_modules, site_width
 from caa.steering.operators import ablate
 from caa.steering.scopes import after_prompt, everywhere
@@ -90,7 +90,7 @@ def hooked(model, layer: int, path: str, inputs: bool, edited):
 
 def check_against_plain_hook(model, site: str, path: str, vector: SteeringVector, operator=None) -> None:
     """A left-padded batch, generated from the cache: each row is what the plain hook makes of its text alone."""
-    prompts = PROMPTS if can_pad(model, warn=False) else PROMPTS[:1]
+    prompts = PROMPTS if ignores_pads(model) else PROMPTS[:1]
     ids, mask = pad(prompts, 0, "left")
     edit = Intervention(vector, 1, 2.0) if operator is None else Intervention(vector, 1, 1.0, operator)
     wrapper = SteeringWrapper(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,10 +51,17 @@ def can_branch(model: Any, longest: int) -> bool:
     return _passes(model, _keeps_branches_apart, "row by row, not by branches", reason)
 
 
-def can_pad(model: Any, *, warn: bool = True) -> bool:
+Apart = Callable[[], AbstractContextManager[None]]
+"""A context for a trial, entered only where its outcome is not known yet."""
+
+
+def ignores_pads(model: Any, apart: Apart = nullcontext) -> bool:
     """Whether a text padded on the left is what it is alone, read and continued; recurrent families read their pads."""
-    if not warn:
-        return _stands(model, _ignores_pads)
+    return _stands(model, _ignores_pads, apart)
+
+
+def can_pad(model: Any) -> bool:
+    """The same, and said once where it is not so."""
     return _passes(model, _ignores_pads, "one prompt at a time", "padding on the left changes what it computes")
 
 
@@ -158,13 +165,13 @@ def _passes(model: Any, trial: Callable[[Any], bool], manner: str, reason: str) 
     return passed
 
 
-def _stands(model: Any, trial: Callable[[Any], bool]) -> bool:
+def _stands(model: Any, trial: Callable[[Any], bool], apart: Apart = nullcontext) -> bool:
     """Does the model, with the attention kernel that it has now, stand the trial? A pass it cannot run is a no."""
     known = _KNOWN.setdefault(decoder(model), {})
     key = trial, getattr(model.config, "_attn_implementation", None)
     if key not in known:
         try:
-            with trying_out(model):
+            with apart(), trying_out(model):
                 known[key] = trial(model)
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
             known[key] = False

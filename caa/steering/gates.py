@@ -68,14 +68,21 @@ class Decisions:
         last_prompt: Int[Tensor, "prompt 1"],
         begins: bool,
     ) -> None:
-        """Decide at each place where a prompt ends; a row of branches has several. `begins`: these are new texts."""
+        """Decide at each place where a prompt ends; a row of branches has several. `begins`: these are new texts.
+
+        Where a prompt ended in a pass before, what was decided there holds on; a gate that did not read it is closed.
+        """
         rows, columns, _ = resid.shape
         self._direction = self._direction.to(resid.device)
         ends = repeat_rows(positions == last_prompt, rows)
         latest = torch.where(ends, torch.arange(columns, device=resid.device), -1).cummax(1).values
         passed = lies_between(projection(resid, self._direction), self.gate.above, self.gate.below)
-        known = passed.new_zeros(rows) if begins or self._last is None else repeat_rows(self._last, rows)
-        self._open = torch.where(latest >= 0, passed.gather(1, latest.clamp(min=0)), known[:, None])
+        known = repeat_rows(positions[:, :1] > last_prompt, rows)
+        if begins or self._last is None or rows % len(self._last):
+            known = torch.zeros_like(known)
+        else:
+            known = known & repeat_rows(self._last, rows)[:, None]
+        self._open = torch.where(latest >= 0, passed.gather(1, latest.clamp(min=0)), known)
         self._last = self._open[:, -1]
 
     def for_rows(self, rows: int, device: torch.device) -> Bool[Tensor, "row position"]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from caa.models.blocks import base_model, first_position
 from caa.models.copies import STEERING
 from caa.models.positions import TokenClock
+from caa.steering.gates import Decisions, Gate
 from caa.steering.intervention import Intervention
 
 
@@ -31,6 +32,8 @@ class ModelSteering:
         self.clock = clock
         self.groups: dict[Steering, tuple[Intervention, ...]] = {}
         self.hooks = ExitStack()
+        self.decisions: dict[Gate, Decisions] = {}
+        """What gates have decided about the running texts: hooks come and go between two passes, and these stay."""
         self.pauses = 0
         self.lock = threading.RLock()
         """Held by a pass, and by whoever changes the hooks: one thread at a time."""
@@ -53,6 +56,17 @@ class ModelSteering:
     def interventions(self) -> tuple[Intervention, ...]:
         """In the order in which they were asked for."""
         return tuple(intervention for group in self.groups.values() for intervention in group)
+
+    def gates(self, interventions: Sequence[Intervention]) -> dict[Gate, Decisions]:
+        """The gates of these interventions, with what they have decided about the running texts."""
+        gates = [edit.gate for edit in interventions if edit.gate]
+        return {gate: self.decisions.setdefault(gate, Decisions(gate)) for gate in gates}
+
+    def tick(self, gates: dict[Gate, Decisions], inputs: Mapping[str, Any]) -> None:
+        """A pass begins, in which these gates read; where it begins new texts, all others forget the last ones."""
+        self.clock.tick(inputs)
+        if self.clock.begins:
+            self.decisions = gates
 
     def of_a_copy(self) -> ModelSteering:
         """That of a copy of the model, which is not steered."""

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from caa.models.blocks import (
     keeps_place,
     position_inputs,
 )
-from caa.models.capabilities import can_pad
+from caa.models.capabilities import ignores_pads
 from caa.models.checkpoints import Checkpoint, aside, load_alike, read_checkpoint
 from caa.models.hooks import Edit, listening, writing
 from caa.models.names import ADAPTER_CONFIG, model_name
@@ -139,9 +140,9 @@ class SteeringWrapper(nn.Module):
         active = [intervention for intervention in self.interventions if intervention.strengths.any()]
         if not active:
             return
-        gates = {edit.gate: Decisions(edit.gate) for edit in active if edit.gate}
+        gates = self._state.gates(active)
         with ExitStack() as stack:
-            stack.callback(listening(decoder(self.model), self._clock.tick).remove)
+            stack.callback(listening(decoder(self.model), partial(self._state.tick, gates)).remove)
             for site in sorted({edit.place for edit in active} | ({BLOCK_OUTPUT} if gates else set())):
                 read = list(gates.values()) if site == BLOCK_OUTPUT else []
                 edits = self._edits([edit for edit in active if edit.place == site], read, gates)
@@ -272,9 +273,7 @@ class SteeringWrapper(nn.Module):
         """Said once: a family in which pads on the left show, also without steering."""
         if mask[:, 0].all():
             return
-        with self.paused():
-            exact = can_pad(self.model, warn=False)
-        if not exact:
+        if not ignores_pads(self.model, self.paused):
             name = type(base_model(self.model)).__name__
             warnings.warn(
                 f"{name} reads pads on the left, steered or not, so a row of this batch is not what it is alone. "
