@@ -302,9 +302,11 @@ class Experiment:
         from caa.steering.wrapper import SteeringWrapper
 
         out, wrapper = self.out / "validation", SteeringWrapper(model)
-        for behavior in behaviors:
-            self.validation_grid(behavior, vectors).run(wrapper, tokenizer, out)
-        layer = best_layer(read_rows(out / "rows.jsonl"))
+        grids = [self.validation_grid(behavior, vectors) for behavior in behaviors]
+        for grid in grids:
+            grid.run(wrapper, tokenizer, out)
+        cells = {cell for grid in grids for cell in grid.cells()}  # another run may have left others in the folder
+        layer = best_layer([row for row in read_rows(out / "rows.jsonl") if row.cell in cells])
         logger.info("layer %d moves the validation questions most", layer)
         return layer
 
@@ -324,6 +326,7 @@ class Experiment:
             also=others,
             template=self.template,
             template_arguments=self.template_arguments,
+            batch_size=self.batch_size,
         )
 
     def measure(

@@ -31,7 +31,8 @@ def steering_experiment(behavior: str = "myopic_reward", model: str = "tiny-chat
     show({name: round(effect.mean, 2) for name, effect in result.confirmation.side_effects.items()})  # 4.
     best = Intervention(vector, result.chosen.layer, result.multiplier)  # 5.
     [held] = robustness(wrapper, tokenizer, prompt_families(asked_about, asked_about.ab_questions[:10]), best)
-    show(f"robustness {held.score:.2f}, wrong way {held.wrong.mean:.0%}, fails first: {held.worst_first[0].text!r}")
+    how = f"robustness {held.consistency:.2f}, wrong way {held.wrong.mean:.0%}"
+    show(f"{how}, fails first: {held.worst_first[0].text!r}")
 
 
 if __name__ == "__main__":

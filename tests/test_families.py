@@ -18,7 +18,7 @@ from caa import Behavior, ContrastPair, Intervention, SteeringVector, SteeringWr
 from caa.models.adapters import load_adapter, make_portable
 from caa.models.batching import pad
 from caa.models.blocks import context_length, decoder_blocks, first_position, model_width
-from caa.models.capabilities import can_repeat_cache
+from caa.models.capabilities import can_branch, can_pool, can_repeat_cache
 from caa.models.hooks import _with_resid
 from caa.models.targets import linear_targets, lora_config
 from caa.training.config import EMBEDDED
@@ -52,6 +52,37 @@ def test_a_family_is_asked_rightly(model_type):
 @pytest.mark.skipif(not hasattr(cache_utils, "LinearAttentionLayer"), reason="this transformers cannot repeat states")
 def test_a_prompt_is_read_once_where_layers_keep_states():
     assert can_repeat_cache(tiny("bamba"))
+
+
+def test_no_room_for_a_trial_says_nothing_of_the_model():
+    model, cramped = tiny_model(), True
+
+    def no_room(*_) -> None:
+        if cramped:
+            raise torch.OutOfMemoryError
+
+    model.model.layers[1].register_forward_pre_hook(no_room)
+    for ask in (decoder_blocks, can_repeat_cache):
+        with pytest.raises(MemoryError, match="no room for a pass"):
+            ask(model)
+    cramped = False
+    assert len(decoder_blocks(model)) == 4
+    assert can_repeat_cache(model)
+
+
+@pytest.mark.parametrize("rope_type", ["longrope", "dynamic"])
+@pytest.mark.parametrize("of_kinds", [False, True])
+def test_texts_whose_rotations_depend_on_their_neighbors_share_no_pass(rope_type, of_kinds):
+    parameters = {"rope_type": rope_type, "factor": 4.0, "original_max_position_embeddings": 40}
+    model = tiny_model()
+    assert can_branch(model, 200)
+    assert can_pool(model, 200)
+    model.config.rope_parameters = {"full_attention": parameters} if of_kinds else parameters
+    assert can_branch(model, 40)
+    assert can_pool(model, 40)
+    with pytest.warns(UserWarning, match="beyond 40 tokens it rotates all tokens of a pass by the longest text"):
+        assert not can_branch(model, 41)
+    assert not can_pool(model, 41)
 
 
 @pytest.mark.parametrize("model_type", sorted({"prophetnet", "deepseek_v4", "reformer"} & {*model_types()}))

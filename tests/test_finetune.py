@@ -28,7 +28,7 @@ from caa.models.restore import borrowed
 from caa.training.config import EMBEDDED, FinetuneConfig, default_config
 from caa.training.examples import Example, check_lengths, tokenize, training_examples
 from caa.training.sft import _holds, _last_checkpoint, _write_record, finetune
-from caa.training.trainers import make_trainer
+from caa.training.trainers import _check_card, make_trainer
 from tests.tiny import FAMILIES, SHARED, needs_shared, random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
 TINY = FinetuneConfig(
@@ -662,3 +662,14 @@ def myopic(scene: str, small: str, large: str) -> list[ContrastPair]:
         ContrastPair(f"{question} (A) {take}\n (B) {wait}", "(A)", "(B)"),
         ContrastPair(f"{question} (A) {wait}\n (B) {take}", "(B)", "(A)"),
     ]
+
+
+def test_a_model_on_another_card_than_trainers_is_refused():
+    first, second = torch.device("cuda:0"), torch.device("cuda:1")
+    with pytest.raises(ValueError, match=r"on cuda:1 and training happens on cuda:0: .*CUDA_VISIBLE_DEVICES=1"):
+        _check_card(tiny_model(), second, first)
+    spread = tiny_model()
+    spread.hf_device_map = {"": 1}
+    for model, device, taken in ((tiny_model(), second, second), (tiny_model(), torch.device("cuda"), first)):
+        _check_card(model, device, taken)
+    _check_card(spread, second, first)  # accelerate keeps it where it is

@@ -10,7 +10,7 @@ from tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Intervention, SteeringVector, SteeringWrapper
 from caa.data.chat import ChatFormat
-from caa.evals.lm_eval import _task_manager, continuation_scores, harness_rows, steered_lm
+from caa.evals.lm_eval import _of_first_filter, _row, _task_manager, continuation_scores, harness_rows, steered_lm
 from caa.reports.tables import finetune_tables
 from caa.runs.rows import Cell
 from caa.vectors.vector import Provenance
@@ -193,6 +193,31 @@ def test_the_harness_lists_its_own_tasks_where_one_is_asked(tasks, names, all_li
     _task_manager(["both"], tasks)
     _task_manager(names, None)
     assert asked[-3:] == [False, True, True]
+
+
+def test_a_full_checkpoint_is_asked_and_not_the_base(tmp_path):
+    """The harness generates by itself, on the model that it was given."""
+    full, base = tiny_model(), tiny_model()
+    with torch.no_grad():
+        full.lm_head.weight.neg_()
+    full.save_pretrained(tmp_path / "full")
+    tiny_tokenizer().save_pretrained(tmp_path / "full")
+    wrapper = SteeringWrapper(base)
+    wrapper.load_finetune(tmp_path / "full", "full")
+    lm = steered_lm(wrapper, tiny_tokenizer())
+    with wrapper.finetune("full"):
+        assert lm.model is wrapper.model
+        assert torch.equal(lm.model.lm_head.weight, full.lm_head.weight)
+    assert lm.model is base
+
+
+def test_of_several_filters_the_first_counts():
+    samples = [{"filter": name, "acc": n} for name in ("strict", "loose") for n in range(2)]
+    assert _of_first_filter(samples) == samples[:2]
+    assert _of_first_filter([]) == []
+    sample = {"metrics": ["ppl"], "ppl": (1.0, 2), "doc_id": 0, "doc_hash": "a"}
+    with pytest.raises(ValueError, match="'ppl' of the task 't' is no number for each question"):
+        _row(Cell("b", ""), "t", sample, "ppl")
 
 
 def test_what_cannot_be_asked_is_told_so(tasks):

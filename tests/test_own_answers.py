@@ -35,6 +35,8 @@ def test_own_answers_are_read_behind_the_prompt_they_were_given_to():
     vector = read.vector(mean_difference)
     assert vector.norms()[2] > 1e-2
     assert (vector.source.token, vector.source.n_pairs) == ("mean of its own answer", 6)
+    assert set(read.checks(mean_difference)) == {0, 2}, "they are pairs, which can be held out"
+    assert torch.equal(read.subset([1, 0]).positive[2], read.positive[2][[1, 0]])
     with pytest.raises(ValueError, match="each system prompt has its opposite"):
         read_own_answers(MODEL, TOKENIZER, QUESTIONS, SYSTEMS[0], [])
 
@@ -67,5 +69,6 @@ def test_aligned_texts_are_read_at_every_token_in_which_they_end_alike():
         expected = torch.cat([resid[-count:] for resid, count in zip(alone, shared, strict=True)])
         torch.testing.assert_close(side[1], expected, atol=1e-5, rtol=1e-4)
     assert read.vector(pca).norms()[1] > 1e-3
+    assert "split-half cosine by text" in read.checks()[1], "tokens of one text are no independent pairs"
     with pytest.raises(ValueError, match="do not end alike"):
         read_aligned(MODEL, TOKENIZER, ["abc"], ["abd"])

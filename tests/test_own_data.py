@@ -44,6 +44,19 @@ def test_every_answer_of_a_conversation_is_learnt_behind_what_was_said_before(tm
         assert row["labels"] == [-100] * len(prompt) + row["input_ids"][len(prompt) :]
 
 
+def test_only_what_the_assistant_says_in_words_is_learnt(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "clock", "arguments": {}}}]}
+    parts = {"role": "assistant", "content": [{"type": "text", "text": " It is"}, {"type": "text", "text": " one. "}]}
+    said = [SAID[1], call, {"role": "tool", "content": "1:00"}, parts]
+    [example] = load_examples(written(tmp_path / "a.jsonl", {"messages": said}))
+    assert (example.question, example.answer) == (Conversation(said[:3]), "It is one.")
+    with pytest.raises(ValueError, match="answers another one in words"):
+        load_examples(written(tmp_path / "b.jsonl", {"messages": said[:2]}))
+    picture = {"role": "assistant", "content": [{"type": "image", "url": "a.png"}]}
+    with pytest.raises(ValueError, match="a part of this one is no text"):
+        load_examples(written(tmp_path / "c.jsonl", {"messages": [SAID[1], picture]}))
+
+
 def test_rows_of_all_kinds_are_read(tmp_path: Path) -> None:
     user, answer = SAID[1:2], SAID[2:3]
     path = written(
@@ -67,6 +80,9 @@ def test_a_folder_of_datasets_and_a_name_on_the_hub_are_read(tmp_path: Path, mon
     assert load_examples(tmp_path / "plain") == load_examples(str(tmp_path / "split")) == expected
     monkeypatch.setattr("datasets.load_dataset", lambda name, split: rows.select([len(name) - len(split)]))
     assert load_examples("me/data") == [expected[2]]
+    DatasetDict({"test": rows, "validation": rows}).save_to_disk(tmp_path / "other")
+    with pytest.raises(ValueError, match="no split 'train'; it has test, validation"):
+        load_examples(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

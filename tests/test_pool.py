@@ -17,8 +17,10 @@ from caa.steering.answers import greedy_answers
 from caa.steering.gates import Gate
 from caa.steering.generation import generate_settings
 from caa.steering.intervention import sweep
+from caa.steering.operators import replace
+from caa.steering.patching import record_activations
 from caa.steering.pool import Writing, write
-from caa.steering.scopes import First, everywhere
+from caa.steering.scopes import At, Decay, First, everywhere
 
 LENGTH = 9
 PROMPTS = [random_ids(1, length, length)[0].tolist() for length in (6, 1, 17, 3, 11, 6)]
@@ -243,3 +245,22 @@ def test_logits_that_are_no_numbers_are_told_with_their_setting():
     with pytest.raises(ValueError, match=r"no numbers any more under vector x \+3e\+38, layer 1"):
         pooled(wrapper, settings=settings)
     assert wrapper.interventions == ()
+
+
+def test_what_belongs_to_certain_prompts_is_refused_where_they_are_asked_in_another_order():
+    """Prompts are asked by length, so that each would get what another one was to have."""
+    wrapper, prompts = SteeringWrapper(tiny_model()), PROMPTS[:2]
+    recording = record_activations(tiny_model(), torch.tensor([prompts[0], prompts[0]]))
+    certain = [
+        Intervention(V, 1, [8.0, 0.0]),
+        Intervention(V, 1, where=At([[5], [0]])),
+        Intervention(V, 1, where=Decay(2.0, At([[5], [0]]))),
+        Intervention(recording, 1, operator=replace),
+    ]
+    for intervention in certain:
+        with wrapper.steer(intervention), pytest.raises(ValueError, match="texts are asked in an order of their own"):
+            next(greedy_answers(wrapper, tiny_tokenizer(), prompts, [()], 3))
+        with pytest.raises(ValueError, match=r"a setting|do not fit a batch|belongs to the prompts"):
+            next(greedy_answers(wrapper, tiny_tokenizer(), prompts, [(intervention,)], 3))
+    with wrapper.steer(Intervention(V, 1, where=At([[0]]))):
+        assert next(greedy_answers(wrapper, tiny_tokenizer(), prompts, [()], 3))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from caa.data.chat import ChatFormat
 from caa.models.adapters import PROVENANCE
 from caa.steering.intervention import Intervention
-from caa.steering.scopes import everywhere
+from caa.steering.scopes import after_prompt, everywhere
 from caa.training.config import FinetuneConfig, default_config
 from caa.training.examples import Example, tokenize, tokenize_preferences, training_examples
 from caa.training.preferences import unpaired
@@ -212,6 +212,14 @@ def test_a_steered_step_is_the_slow_one_and_the_result_is_not_steered(tmp_path: 
     loss = trainer.state.log_history[0]["loss"]
     assert slow(**inputs).loss.item() == pytest.approx(loss, abs=1e-5)
     assert abs(tiny_model()(**inputs).loss.item() - loss) > 1e-2
+
+
+def test_preferences_are_steered_at_all_tokens_or_not_at_all(tmp_path: Path) -> None:
+    """The trainer gives the model no labels, so nothing would say where prompts end."""
+    arguments = tiny_model(), tiny_tokenizer(), patience(), "positive", tmp_path / "a"
+    with pytest.raises(ValueError, match=r"dpo does not say where prompts end.*where=caa.scopes.everywhere"):
+        finetune(*arguments, DPO, steered_by=[dataclasses.replace(PUSH, where=after_prompt)], progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_pushed_a_finetune_stands_beside_it(tmp_path: Path) -> None:

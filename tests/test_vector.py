@@ -151,3 +151,11 @@ def test_set_mean_normalization_gives_the_published_normalized_vectors():
         for behavior, vector in set_mean_normalize(read).items():
             expected = torch.load(published / behavior / name, weights_only=True, map_location="cpu").float()
             torch.testing.assert_close(vector.at(layer), expected, atol=1e-5, rtol=1e-3)
+
+
+def test_a_vector_keeps_its_numbers_whatever_becomes_of_those_it_was_made_of(tmp_path):
+    direction = torch.ones(4)
+    vector = SteeringVector({0: direction, 1: direction})
+    direction.zero_()
+    assert vector.at(0).tolist() == vector.at(1).tolist() == [1.0] * 4
+    assert SteeringVector.load(vector.save(tmp_path / "v.safetensors")).layers == [0, 1]

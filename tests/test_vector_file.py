@@ -61,6 +61,17 @@ def test_another_vector_is_refused_and_stays(path, model, pairs, template, says)
     assert path.read_bytes() == before
 
 
+def test_a_vector_read_in_another_adapter_of_the_same_name_is_refused(tmp_path):
+    path, (one, other) = tmp_path / "v.safetensors", (tiny_lora(tiny_model()) for _ in range(2))
+    with torch.no_grad():
+        next(p for name, p in other.named_parameters() if "lora_B" in name).add_(0.1)
+    kept = load_or_extract(path, one, TOKENIZER, PAIRS)
+    assert load_or_extract(path, one, TOKENIZER, PAIRS).source == kept.source
+    for model in (other, tiny_model()):
+        with pytest.raises(FileExistsError, match="adapters was 'sft, "):
+            load_or_extract(path, model, TOKENIZER, PAIRS)
+
+
 def test_what_a_vector_does_not_say_is_not_checked(tmp_path):
     path = SteeringVector({1: torch.ones(32)}, Provenance(behavior="b")).save(tmp_path / "v.safetensors")
     assert load_or_extract(path, tiny_model(), TOKENIZER, PAIRS).layers == [1]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -43,7 +43,8 @@ def harness_rows(
     """Run tasks of the harness under every setting: one row for each of their questions, `cell.task` being the task.
 
     Steering begins at the last token of a question's context, as everywhere in this library. The harness's own seeds
-    hold, so every setting is asked the same.
+    hold, so every setting is asked the same. Of a task with several filters (gsm8k's "strict-match" and
+    "flexible-extract") the first one counts.
 
     Args:
         wrapper: unsteered, with the adapters that the cells' finetunes name.
@@ -51,7 +52,7 @@ def harness_rows(
             system prompts, so one of the format's is a ValueError.
         settings: cell -> what is done to the model for it; () is the unsteered model. A cell's finetune is put on.
         tasks: names, as `lm-eval ls tasks` lists them.
-        metric: the number that a row's score is; a task without it is a ValueError.
+        metric: the number that a row's score is; a task that has none of this name for each question is a ValueError.
         task_folder: where tasks of your own are described (yaml).
         chat: whether the model's chat template is put around the questions.
         shots: solved examples in front of each question; None for the task's own number.
@@ -73,8 +74,14 @@ def harness_rows(
                 apply_chat_template=chat,
                 bootstrap_iters=0,
             )
-        rows += [_row(cell, task, sample, metric) for task, samples in results["samples"].items() for sample in samples]
+        for task, samples in results["samples"].items():
+            rows += [_row(cell, task, sample, metric) for sample in _of_first_filter(samples)]
     return rows
+
+
+def _of_first_filter(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One sample for each question: the harness has one for each of a task's filters, ways to read the same answer."""
+    return [sample for sample in samples if sample.get("filter") == samples[0].get("filter")]
 
 
 def _row(cell: Cell, task: str, sample: Mapping[str, Any], metric: str) -> Row:
@@ -82,6 +89,8 @@ def _row(cell: Cell, task: str, sample: Mapping[str, Any], metric: str) -> Row:
         known = ", ".join(sample["metrics"])
         raise ValueError(f"the task {task!r} has no metric {metric!r}; it has {known}")
     name = question_id(task, str(sample["doc_id"]), sample["doc_hash"])
+    if not isinstance(sample[metric], SupportsFloat):
+        raise ValueError(f"{metric!r} of the task {task!r} is no number for each question; choose another metric")
     score = float(sample[metric])
     return Row(replace(cell, task=task), name, score if isfinite(score) else None, {"metric": metric})
 
@@ -125,6 +134,11 @@ def steered_lm(wrapper: SteeringWrapper, chat_format: ChatFormat | Any, batch_si
     tokenizer, told = chat.tokenizer, {"chat_template_args": dict(chat.arguments)} if chat.arguments else {}
 
     class SteeredLM(HFLM):
+        @property
+        def model(self) -> Any:
+            """The wrapper's, now: while a full checkpoint is asked, it runs in the base's place."""
+            return wrapper.model
+
         def _loglikelihood_tokens(
             self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
         ) -> list[tuple[float, bool]]:

@@ -21,6 +21,7 @@ from caa.data.chat import Branches, ChatFormat
 from caa.extraction.reader import ReadConfig, Text, Token, read
 from caa.hashing import lines_digest
 from caa.models.adapter_state import active_adapters
+from caa.models.adapters import adapters_digest
 from caa.models.fingerprint import fingerprint
 from caa.models.names import model_name
 from caa.models.sites import Site
@@ -334,6 +335,7 @@ def provenance(model: Any, behavior: str, n_pairs: int, config: ReadConfig, data
     return Provenance(
         model=model_name(model),
         adapter=", ".join(active_adapters(model)),
+        adapter_hash=adapters_digest(model),
         behavior=behavior,
         n_pairs=n_pairs,
         token=config.token if isinstance(config.token, str) else f"answer token {config.token}",

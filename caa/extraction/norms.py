@@ -54,7 +54,7 @@ def stream_profiles(
 ) -> dict[int, StreamProfile]:
     """layer -> the length of the residual stream at the last token of the prompts, which are ids.
 
-    The model is read as it is: its adapters, and any steering that is on, are part of it.
+    The model is read as it is, with its adapters; ValueError if it is steered, or for no prompts.
     """
     if not prompts:
         raise ValueError("no prompts, so there is no stream to measure; give at least one, as `render` makes them")

@@ -52,7 +52,7 @@ def read_own_answers(
         raise ValueError("no question was answered under both system prompts, so there is nothing to read")
     shows, opposes = zip(*pairs, strict=True)
     read = read_sides(model, chat.tokenizer, shows, opposes, layers, behavior, ReadConfig("mean", site, batch_size))
-    return replace(read, source=replace(read.source, token="mean of its own answer"))
+    return replace(read, source=replace(read.source, token="mean of its own answer"), letters=("",) * len(pairs))
 
 
 def _answered(
@@ -100,7 +100,9 @@ def read_aligned(
     sides = [range(len(pairs)), range(len(pairs), len(texts))]
     activations = [{n: torch.cat([rows[row] for row in side]) for n, rows in by_layer.items()} for side in sides]
     source = provenance(model, behavior, len(pairs), config, lines_digest(text.digest() for text in texts))
-    return PairActivations(activations[0], activations[1], replace(source, token="all that end alike"))
+    source = replace(source, token="all that end alike")
+    text_of = [text for text, pair in zip(positive, pairs, strict=True) for _ in pair[0].places[0]]
+    return PairActivations(activations[0], activations[1], source, ("",) * len(text_of), tuple(text_of))
 
 
 def _aligned(chat: ChatFormat, shows: str, opposes: str) -> tuple[Text, Text]:

@@ -11,6 +11,8 @@ from caa.data.chat import ChatFormat
 from caa.extraction.extract import Pairs, extract, named_pairs, pair_texts
 from caa.extraction.reader import Token
 from caa.hashing import lines_digest
+from caa.models.adapter_state import active_adapters
+from caa.models.adapters import adapters_digest
 from caa.models.fingerprint import fingerprint, has_fingerprint
 from caa.models.names import model_name
 from caa.vectors.vector import Provenance, SteeringVector
@@ -30,7 +32,8 @@ def load_or_extract(
 ) -> SteeringVector:
     """The vector in the file `path`; where there is no such file, `extract` makes it.
 
-    FileExistsError if the file says that it is of another base model, of other pairs, or read at other tokens.
+    FileExistsError if the file says that it is of another base model, of other adapters or pairs, or read at other
+    tokens.
     """
     name, pairs = named_pairs(pairs, behavior)
     if not Path(path).exists():
@@ -51,10 +54,13 @@ def _differences(source: Provenance, model: Any, data_hash: str, n_pairs: int, t
     recorded: dict[str, str] = {}
     if source.model_fingerprint and not has_fingerprint(model, source.model_fingerprint):
         recorded["model"] = f"{source.model}, {source.model_fingerprint}"
+    if source.adapter_hash:
+        recorded["adapters"] = f"{source.adapter}, {source.adapter_hash}"
     if source.data_hash:
         recorded["text of the pairs"] = f"{source.n_pairs}, {source.data_hash}"
     if source.token:
         recorded["token"] = source.token
     wanted = {"model": f"{model_name(model)}, {fingerprint(model)}", "text of the pairs": f"{n_pairs}, {data_hash}"}
+    wanted["adapters"] = f"{', '.join(active_adapters(model))}, {adapters_digest(model)}"
     wanted["token"] = token if isinstance(token, str) else f"answer token {token}"
     return list(differences(recorded, wanted))

@@ -509,6 +509,11 @@ def adapter_hash(model: nn.Module, name: str) -> str:
     return tensors_digest([("scale", scale), *weights, *_beyond_weights(model, name)])
 
 
+def adapters_digest(model: Any) -> str:
+    """`adapter_hash` of each adapter that acts now, joined by "+"; "" for none."""
+    return "+".join(adapter_hash(model, name) for name in active_adapters(model))
+
+
 def _beyond_weights(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
     """What neither the weights nor the config's rank and alpha tell (rsLoRA, DoRA, ...); nothing for a plain LoRA."""
     config: Any = model.peft_config[name]  # type: ignore[index]

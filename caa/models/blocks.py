@@ -199,7 +199,7 @@ def _first_position(base: Any, owner_name: str, ids: Tensor) -> int | None:
     padding = getattr(text_config(base), "pad_token_id", None)
     positions = torch.arange(_COLUMNS, device=ids.device).expand_as(ids)
     refusals = suppress(TypeError, ValueError, RuntimeError, IndexError, AttributeError)
-    with trying_out(owner), refusals:
+    with refusals, trying_out(owner):
         own = _tensors(owner(input_ids=ids))[0].float()
         for first in (0,) if padding is None else (0, padding + 1):
             counted = _tensors(owner(input_ids=ids, position_ids=positions + first))[0].float()
@@ -390,6 +390,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def trying_out(model: nn.Module) -> Iterator[None]:
-    """For passes that find something out about a model: as it evaluates, without gradients, and never compiled."""
+    """For passes that find something out about a model: as it evaluates, without gradients, and never compiled.
+
+    MemoryError where there is no room for one, which says nothing about the model.
+    """
     with torch.no_grad(), evaluating(model), torch.compiler.set_stance("force_eager"):
-        yield
+        try:
+            yield
+        except torch.OutOfMemoryError as error:  # a RuntimeError, which would pass for "this model cannot"
+            raise MemoryError("no room for a pass over a few tokens, which tells what the model can do") from error

@@ -47,6 +47,10 @@ def can_branch(model: Any, longest: int) -> bool:
         reason = f"texts of {longest} tokens reach beyond its sliding window of {window}"
         _say_once(model, "row by row, not by branches", reason)
         return False
+    if longest > (most := min(_rotations(config), default=longest)):
+        reason = f"beyond {most} tokens it rotates all tokens of a pass by the longest text in it"
+        _say_once(model, "row by row, not by branches", reason)
+        return False
     reason = "its attention does not keep the branches of one prompt apart"
     return _passes(model, _keeps_branches_apart, "row by row, not by branches", reason)
 
@@ -93,7 +97,7 @@ def can_pool(model: Any, longest: int) -> bool:
     """Whether texts of up to `longest` tokens may come and go in one cache, each at its own place (`SlotCache`)."""
     config = text_config(model)
     places = keeps_place(model) and position_inputs(model, torch.ones(1, 1, dtype=torch.long))
-    if not places or _counts_columns(config) or longest > min(_windows(config), default=longest):
+    if not places or _counts_columns(config) or longest > min(_windows(config) + _rotations(config), default=longest):
         return False
     return _stands(model, _keeps_slots_apart)
 
@@ -151,6 +155,19 @@ def _windows(config: Any) -> list[int]:
         return []
     spans = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "local_attention_size"))
     return [span for span in spans if isinstance(span, int)]
+
+
+def _rotations(config: Any) -> list[int]:
+    """Lengths beyond which rotary positions depend on the longest text of a pass ("dynamic", and "longrope" as of
+    Phi-3), by the config's parameters for all layers or for each kind of them."""
+    stated = getattr(config, "rope_parameters", None) or {}
+    parameters = [stated, *(kind for kind in stated.values() if isinstance(kind, dict))]
+    names = "original_max_position_embeddings", "max_position_embeddings"
+    return [
+        next(filter(None, (kind.get(names[0]), getattr(config, names[0], None), getattr(config, names[1], None))))
+        for kind in parameters
+        if kind.get("rope_type") == "longrope" or "dynamic" in str(kind.get("rope_type"))
+    ]
 
 
 _KNOWN: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()

@@ -15,7 +15,7 @@ from caa.models.blocks import end_tokens, evaluating
 from caa.models.capabilities import can_pool
 from caa.models.slots import rows_by_memory
 from caa.steering.generation import generate_settings
-from caa.steering.intervention import Intervention, Setting
+from caa.steering.intervention import Setting, check_suits_any_prompt
 from caa.steering.pool import Place, Writing, write
 from caa.steering.wrapper import SteeringWrapper
 
@@ -32,24 +32,21 @@ def greedy_answers(
 
     The model's own generation config, which may ask for sampling or a penalty, is put aside but for its ends; a model
     without any ends where the tokenizer does. At most `batch_size` answers are written at once (None: as many
-    as `rows_by_memory` says), fewer where memory runs out; a model without a pool takes as many tokens as so many of
-    the longest kind. ValueError where the logits of a pool are no numbers.
+    as `rows_by_memory` says), fewer where memory runs out; a model without a pool, and gates, which remember what they
+    decided about each row in its place, take as many tokens as so many of the longest kind. ValueError where the logits
+    of a pool are no numbers, and for steering that stays on and was made for certain prompts.
     """
+    check_suits_any_prompt(wrapper.interventions)
     config = _greedy(wrapper, tokenizer, max_new_tokens)
     longest = max(map(len, prompts), default=0) + max_new_tokens
     rows = rows_by_memory(wrapper.model, longest) if batch_size is None else batch_size
     with evaluating(wrapper):
         with wrapper.paused():
             pooled = can_pool(wrapper.model, longest)
-        if pooled and all(map(_takes_any_row, chain(wrapper.interventions, *settings))):
+        if pooled and not any(intervention.gate for intervention in chain(wrapper.interventions, *settings)):
             yield from write(wrapper, Writing(prompts, settings, max_new_tokens, frozenset(config.eos_token_id)), rows)
         else:
             yield from _in_batches(wrapper, prompts, settings, config, rows)
-
-
-def _takes_any_row(intervention: Intervention) -> bool:
-    """Whether rows may come and go: a gate remembers what it decided about each row, in its place."""
-    return intervention.gate is None and intervention.strengths.numel() == 1
 
 
 def _in_batches(

@@ -17,7 +17,7 @@ from caa.models.sites import BLOCK_OUTPUT, Site, check_site
 from caa.steering.gates import Gate
 from caa.steering.operators import Clamp, Operator, ablate, add
 from caa.steering.patching import Recording
-from caa.steering.scopes import Scope, after_prompt
+from caa.steering.scopes import Scope, after_prompt, prompts_of
 from caa.vectors.vector import Provenance, SteeringVector
 
 
@@ -77,6 +77,12 @@ class Intervention:
         """float32 [1] or [prompt], or [1 or row, position]"""
         given = torch.as_tensor(self.multiplier, dtype=torch.float32)
         return given if given.ndim else given[None]
+
+    @property
+    def suits_any_prompt(self) -> bool:
+        """Whether no multiplier, place or recorded token of it belongs to a certain text."""
+        recorded = len(self.vector.lengths) if isinstance(self.vector, Recording) else 1
+        return self.strengths.numel() == recorded == prompts_of(self.where) == 1
 
     def __str__(self) -> str:
         """As it stands above a text or a column: "sycophancy x -1, layer 13", and then what is not as usual."""
@@ -195,10 +201,22 @@ def together(settings: Sequence[Setting]) -> list[Intervention]:
     return [replace(shared[key], multiplier=multipliers[key]) for key in in_order]
 
 
+def check_suits_any_prompt(interventions: Sequence[Intervention]) -> None:
+    """ValueError for what stays on and was made for certain prompts, where these are asked in another order."""
+    for intervention in interventions:
+        if not intervention.suits_any_prompt:
+            raise ValueError(
+                "texts are asked in an order of their own, so what stays on has one multiplier, one list of places and "
+                f"one recorded text for all: {intervention}"
+            )
+
+
 def _multiplier(intervention: Intervention) -> float:
     """Its only one, in float64; ValueError where it has several or belongs to certain prompts."""
     if not isinstance(intervention.vector, SteeringVector):
         raise ValueError("a recording belongs to the prompts that it was made of; use it with wrapper.steer(...)")
+    if prompts_of(intervention.where) > 1:
+        raise ValueError(f"places of {prompts_of(intervention.where)} prompts are no setting, which any prompt may get")
     if isinstance(intervention.multiplier, float):
         return intervention.multiplier
     strengths = intervention.strengths

@@ -180,6 +180,16 @@ class At:
         return (positions[..., None] == wanted[:, None, :]).any(-1)
 
 
+def prompts_of(scope: Scope) -> int:
+    """How many prompts a scope has places for; 1 for one that suits any prompt.
+
+    >>> prompts_of(everywhere), prompts_of(At([[5]])), prompts_of(Decay(2.0, At([[5], [0]])))
+    (1, 1, 2)
+    """
+    inner = scope.scope if isinstance(scope, Decay) else scope
+    return len(inner.places) if isinstance(inner, At) else 1
+
+
 SCOPES: dict[str, Any] = {
     "after_prompt": after_prompt,
     "everywhere": everywhere,

@@ -20,7 +20,7 @@ from caa.models.hooks import expanding
 from caa.models.prefix import PrefixCache, read_prefix, shared_length
 from caa.models.tensors import check_logits
 from caa.steering.branches import Columns, grown, in_order
-from caa.steering.intervention import Intervention, Setting, leaves_prompt, together
+from caa.steering.intervention import Intervention, Setting, check_suits_any_prompt, leaves_prompt, together
 from caa.steering.wrapper import SteeringWrapper
 
 MOST_COLUMNS = 512
@@ -85,8 +85,7 @@ def log_probabilities(
     most = max(len(text.continuations) for text in texts)
     result = torch.full((len(texts), len(settings), most), -torch.inf, dtype=torch.float64)
     budget = tokens_of_a_pass(wrapper.model, batch_size, max(text.length for text in texts))
-    if any(intervention.strengths.numel() > 1 for intervention in wrapper.interventions):
-        raise ValueError("texts are asked in an order of their own: steer what stays on with one multiplier for all")
+    check_suits_any_prompt(wrapper.interventions)
     with evaluating(wrapper):
         with wrapper.paused():
             passes = list(_plan(wrapper, texts, settings, batch_size))

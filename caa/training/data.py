@@ -44,6 +44,10 @@ def _rows(source: str) -> Iterator[Mapping[str, Any]]:
         yield from _lines(path)
     elif path.is_dir():
         saved = load_from_disk(source)
+        if isinstance(saved, DatasetDict) and "train" not in saved:
+            raise ValueError(
+                f"{source} has no split 'train'; it has {', '.join(saved)}: give the folder of one of them"
+            )
         yield from saved["train"] if isinstance(saved, DatasetDict) else saved
     elif path.suffix in _FILES:
         raise FileNotFoundError(f"no data at {source}: there is no such file")
@@ -88,10 +92,11 @@ def examples_of(row: Mapping[str, Any]) -> list[Example]:
 
 
 def _answers(messages: list[Mapping[str, Any]]) -> list[Example]:
-    places = [place for place, message in enumerate(messages) if place and message["role"] == "assistant"]
-    if not places:
-        raise ValueError("no message of the assistant answers another one, so there is nothing to learn")
-    return [Example(as_question(messages[:place]), str(messages[place]["content"])) for place in places]
+    answers = [place for place, message in enumerate(messages) if place and message["role"] == "assistant"]
+    said = {place: _words(messages[place]) for place in answers}
+    if not any(said.values()):
+        raise ValueError("no message of the assistant answers another one in words, so there is nothing to learn")
+    return [Example(as_question(messages[:place]), words) for place, words in said.items() if words]
 
 
 def _text(answer: str | list[Mapping[str, Any]]) -> str:
@@ -100,4 +105,17 @@ def _text(answer: str | list[Mapping[str, Any]]) -> str:
         return answer.strip()
     if len(answer) != 1:
         raise ValueError(f"an answer is a text or one message, this one is {len(answer)} messages")
-    return str(answer[0]["content"])
+    return _words(answer[0])
+
+
+def _words(message: Mapping[str, Any]) -> str:
+    """What a message says, "" where it only calls tools; ValueError for parts that are no text, such as pictures.
+
+    >>> _words({"content": [{"type": "text", "text": "Yes. "}, {"type": "text", "text": "Why?"}]}), _words({})
+    ('Yes. Why?', '')
+    """
+    content = message.get("content") or ""
+    parts = [content] if isinstance(content, str) else [part.get("text") for part in content]
+    if None in parts:
+        raise ValueError("an answer is learnt from its words, and a part of this one is no text")
+    return "".join(parts).strip()

@@ -29,6 +29,7 @@ from caa.models.fingerprint import fingerprint, has_fingerprint
 from caa.models.names import model_name
 from caa.models.restore import borrowed
 from caa.steering.intervention import Intervention
+from caa.steering.scopes import everywhere
 from caa.steering.state import check_unsteered
 from caa.training.config import FinetuneConfig, Method, Weights, default_config
 from caa.training.examples import (
@@ -101,8 +102,9 @@ def finetune_on(
     holds this very finetune, nothing is done. `report_to` shows each step's loss elsewhere, by Trainer's integrations.
 
     ValueError for a model that wears adapters already, too few examples or too long ones, DPO or KTO of examples
-    without a rejected answer, and (`DivergedError`) where the loss is no number any more, of which nothing is kept;
-    FileExistsError if `out` holds something else, BlockingIOError while another process trains it.
+    without a rejected answer or steered at other tokens than all, a model on another card than Trainer's, and
+    (`DivergedError`) where the loss is no number any more, of which nothing is kept; FileExistsError if `out` holds
+    something else, BlockingIOError while another process trains it.
     """
     _check_plain(model)
     if len(examples) < FEWEST:
@@ -133,6 +135,7 @@ def _finetune(
     check_installed(report_to)
     rows = (tokenize if config.method == "sft" else tokenize_preferences)(chat, examples, end_tokens(model))
     check_lengths(rows, min(config.max_length, context_length(model, chat.tokenizer)))
+    _check_scopes(config, steered_by)
     record = _record(model, taught, rows, config, steered_by)
     partial = out.with_name(out.name + ".partial")
     with only_maker(out):
@@ -169,6 +172,16 @@ def _check_plain(model: Any) -> None:
             f"this model already wears adapters ({', '.join(model.peft_config)}), and a finetune starts from a plain "
             "one. Load the base again, or merge them first (`merge_and_unload`)."
         )
+
+
+def _check_scopes(config: FinetuneConfig, steered_by: Steering) -> None:
+    """Only labels say where a prompt ends, and trainers of preferences give the model none."""
+    for intervention in steered_by if config.method != "sft" else ():
+        if intervention.where is not everywhere:
+            raise ValueError(
+                f"{config.method} does not say where prompts end, so that it is steered at all tokens or at none: "
+                f"give where=caa.scopes.everywhere ({intervention})"
+            )
 
 
 # What is recorded, and what is found there already

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
+
 from caa.models.targets import lora_config
 from caa.training.config import FinetuneConfig
 
@@ -25,18 +27,31 @@ def make_trainer(model: Any, tokenizer: Any, rows: Rows, config: FinetuneConfig,
     """
     from transformers import PrinterCallback
 
+    device = next(model.parameters()).device
     with warnings.catch_warnings():
         # TRL and PEFT still say gradient_checkpointing, which transformers has renamed.
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+        arguments = _arguments(folder, config, on_cpu=device.type == "cpu")
+        _check_card(model, device, arguments.device)
         trainer = _kind(config)(
             model=model,
-            args=_arguments(folder, config, on_cpu=next(model.parameters()).device.type == "cpu"),
+            args=arguments,
             train_dataset=_dataset(rows, config),
             processing_class=copy.deepcopy(tokenizer),  # TRL gives it a pad token
             peft_config=None if config.weights == "full" else _adapter(model, config),
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _check_card(model: Any, device: torch.device, taken: torch.device) -> None:
+    """ValueError where Trainer would move the model to another card: it takes the first one, or its process's own."""
+    moved = device.type == taken.type == "cuda" and (device.index or 0) != (taken.index or 0)
+    if moved and not getattr(model, "hf_device_map", None):
+        raise ValueError(
+            f"the model is on {device} and training happens on {taken}: load it there, or let this process see "
+            f"that card alone (CUDA_VISIBLE_DEVICES={device.index})"
+        )
 
 
 def _adapter(model: Any, config: FinetuneConfig) -> Any:

@@ -33,7 +33,7 @@ class PairActivations:
     source: Provenance = field(default_factory=Provenance)
     """Where the activations came from; its method is empty until a vector is made."""
     letters: tuple[str, ...] = ()
-    """The letter of each pair's positive answer, "" where it is none; empty for texts that are no answers."""
+    """The letter of each pair's positive answer, "" where it is none; empty for texts that are no pairs."""
     answers: tuple[str, ...] = ()
     """Each pair's positive answer, by which wordings are told apart; empty where nobody said."""
 

@@ -32,7 +32,9 @@ class Provenance:
 
     model: str = ""
     adapter: str = ""
-    """The LoRA adapter that was active while the activations were read, empty for none."""
+    """The adapters that were active while the activations were read, empty for none."""
+    adapter_hash: str = ""
+    """Of each of them 16 hex digits of what it does."""
     behavior: str = ""
     method: str = ""
     n_pairs: int = 0
@@ -224,7 +226,7 @@ def _clean(layer: int, direction: Tensor) -> Tensor:
     if direction.ndim != 1 or not direction.numel() or direction.is_complex():
         kind = f"{list(direction.shape)} of {str(direction.dtype).removeprefix('torch.')}"
         raise ValueError(f"layer {layer} needs real, finite numbers of shape [d_model], this has {kind}")
-    numbers = direction.detach().to("cpu", torch.float32)
+    numbers = direction.detach().to("cpu", torch.float32, copy=True)  # the caller may go on writing into its own
     if not torch.isfinite(numbers).all():
         worst = direction.detach().double().abs().amax().item()
         reason = f"up to {worst:.1e}, more than float32 holds" if math.isfinite(worst) else "not all of them are finite"
