@@ -13,6 +13,7 @@ import torch
 from tiny import random_ids, tiny_lora, tiny_model, tiny_tokenizer
 
 from caa import Intervention, SteeringVector, SteeringWrapper, load_model
+from caa.models import slots
 from caa.serve.engine import BusyError, ClosedError, End, Engine, Job, Limits, Piece, Request
 from caa.serve.sampling import Sampler, Sampling, nucleus
 from caa.serve.transcript import Transcript
@@ -246,6 +247,50 @@ def test_a_pass_that_fails_ends_its_texts_and_not_the_engine(monkeypatch):
     text = engine.answer(request).text
     engine.close()
     assert text == slow(wrapper, tokenizer, request)
+
+
+@pytest.mark.parametrize("place", ["pass", "room"])
+def test_who_arrives_where_memory_runs_out_ends_alone(monkeypatch, place):
+    """In the pass over its prompt, or where half of the layers have new room; what is written goes on in the old."""
+    wrapper, tokenizer = SteeringWrapper(tiny_model()), tiny_tokenizer()
+    first, large, last = (Request(random_ids(1, n, n)[0].tolist(), 20, sampling=GREEDY) for n in (5, 30, 9))
+    expected = [slow(wrapper, tokenizer, request) for request in (first, last)]
+    run_pass, room, rooms = SteeringWrapper.run_pass, slots._room, []
+
+    def scarce_pass(wrapper, **inputs):
+        if inputs["input_ids"].shape[1] > 1:
+            raise torch.OutOfMemoryError
+        return run_pass(wrapper, **inputs)
+
+    def scarce_room(states, rows, columns):
+        rooms.extend([rows] * (rows > 1))
+        if len(rooms) > 4:
+            raise torch.OutOfMemoryError
+        return room(states, rows, columns)
+
+    one, two, three, rooms_then = Listener(), Listener(), Listener(), []
+    with closing(Engine(wrapper, tokenizer)) as engine:
+
+        def receive(event):
+            one(event)
+            if len(one.pieces) == 3 and not rooms_then:
+                rooms_then.append(0)
+                scarce = {"pass": (SteeringWrapper, "run_pass", scarce_pass), "room": (slots, "_room", scarce_room)}
+                monkeypatch.setattr(*scarce[place])
+                engine.submit(large, receive_error)
+
+        def receive_error(event):
+            monkeypatch.undo()
+            rooms_then.extend(layer.keys.shape[0] for rows in engine._groups.values() for layer in rows.cache.layers)
+            two(event)
+            engine.submit(last, three)
+
+        engine.submit(first, receive)
+        assert all(listener.ended.wait(60) for listener in (one, two, three))
+    assert "no memory for this prompt" in two.end.error
+    assert rooms_then == [0, 1, 1, 1, 1], "each layer has the room that it had"
+    assert [one.text, three.text] == expected
+    assert not rooms or len(rooms) == 5
 
 
 def test_what_is_too_long_or_too_much_is_refused_in_words():

@@ -75,14 +75,21 @@ class SlotCache(Cache):
             "use_cache": True,
         }
 
-    def reserve(self, rows: int, columns: int) -> None:
-        """Make room for at least so many rows and columns, where there is less."""
+    def reserve(self, rows: int, columns: int, *, beside: bool = False) -> None:
+        """Make room for at least so many rows and columns, where there is less.
+
+        Layer by layer, which takes least memory; `beside` makes all of the new room first, so that nothing has changed
+        where there is no memory for it.
+        """
         if rows <= self.rows and columns <= self.columns:
             return
-        self.rows, self.columns = max(rows, self.rows), max(columns, self.columns)
-        layers: list[Any] = self.layers
-        for layer in layers:
-            layer.enlarge()
+        rows, columns = max(rows, self.rows), max(columns, self.columns)
+        own: list[Any] = self.layers
+        layers = [layer for layer in own if layer.is_initialized]
+        rooms = (layer.enlarged(rows, columns) for layer in layers)
+        for layer, room in zip(layers, list(rooms) if beside else rooms, strict=True):
+            layer.keys, layer.values = room
+        self.rows, self.columns = rows, columns
 
     def advance(self) -> None:
         """Every row in use has read one token more."""
@@ -91,10 +98,10 @@ class SlotCache(Cache):
     def add(self, stem: Any, row: int, length: int, times: int) -> None:
         """Put the first `length` tokens of one row of another cache into as many new rows as `times` says."""
         new = slice(len(self.lengths), len(self.lengths) + times)
-        self.lengths += [length] * times
         for layer, source in zip(self._layers_as_in(stem), stem.layers, strict=True):
             layer.keys[new, :, :length] = source.keys[row, :, :length]
             layer.values[new, :, :length] = source.values[row, :, :length]
+        self.lengths += [length] * times
 
     def add_empty(self, times: int) -> None:
         """As many new rows of no tokens."""
@@ -132,23 +139,17 @@ class _SlotLayer(CacheLayerMixin):
         self.slots = slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys, self.values = self._room(key_states), self._room(value_states)
+        rows, columns = self.slots.rows, self.slots.columns
+        self.keys, self.values = _room(key_states, rows, columns), _room(value_states, rows, columns)
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
-    def _room(self, states: Tensor) -> Tensor:
-        """Zeros: what is hidden weighs nothing, and nothing times no number would be none."""
-        return states.new_zeros(self.slots.rows, states.shape[1], self.slots.columns, states.shape[3])
-
-    def enlarge(self) -> None:
-        """Move what there is into as much room as the cache has now."""
-        if self.is_initialized:
-            self.keys, self.values = self._moved(self.keys), self._moved(self.values)
-
-    def _moved(self, states: Tensor) -> Tensor:
-        room = self._room(states)
-        room[: states.shape[0], :, : states.shape[2]] = states
-        return room
+    def enlarged(self, rows: int, columns: int) -> list[Tensor]:
+        """Copies of the keys and the values with so much room."""
+        rooms = [_room(states, rows, columns) for states in (self.keys, self.values)]
+        for room, states in zip(rooms, (self.keys, self.values), strict=True):
+            room[: states.shape[0], :, : states.shape[2]] = states
+        return rooms
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -168,3 +169,8 @@ class _SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self.slots.columns
+
+
+def _room(states: Tensor, rows: int, columns: int) -> Tensor:
+    """Zeros: what is hidden weighs nothing, and nothing times no number would be none."""
+    return states.new_zeros(rows, states.shape[1], columns, states.shape[3])

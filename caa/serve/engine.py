@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from threading import Condition, Event, Thread
 from typing import Any
@@ -28,6 +29,10 @@ from caa.steering.wrapper import SteeringWrapper
 _LOG = logging.getLogger(__name__)
 _TURN = 8
 """Tokens that one group writes before another has its turn: switching finetunes costs about as much as one token."""
+_NO_MEMORY = (
+    "there is no memory for this prompt beside the texts that are being written: come back later, or ask with a "
+    "shorter one; fewer --rows leave more"
+)
 _MIXED = ""
 """In place of a finetune's name: rows that each wear their own."""
 
@@ -274,7 +279,17 @@ class Engine:
         for key, jobs in groupby(arriving, self._key):
             rows = self._groups.get(key) or self._new_group(*key)
             self._groups[key] = rows
-            self._guarded(rows, rows.add, list(jobs))
+            self._guarded(rows, partial(self._take_in, rows), list(jobs))
+
+    def _take_in(self, rows: Rows, arriving: list[Job]) -> None:
+        """Where memory runs out, those end for whom there is none, and the texts that are being written go on."""
+        try:
+            rows.add(arriving)
+        except torch.OutOfMemoryError:
+            _LOG.warning("caa serve: no memory for %d more texts beside %d", len(arriving), len(rows.texts))
+            for job in arriving:
+                if job not in rows.texts:
+                    job.end("error", _NO_MEMORY)
 
     def _key(self, job: Job) -> tuple[str | None, bool]:
         """Whose rows it joins: of the finetune that all of a group wear, or of mixed ones; and whether they pool."""

@@ -44,7 +44,10 @@ class Rows(Protocol):
     texts: list[Any]
 
     def add(self, texts: Sequence[Text]) -> None:
-        """Take in texts, whose prompts are read but for the last token."""
+        """Take in texts, whose prompts are read but for the last token.
+
+        Where memory runs out, those that were in stay as they are, and some of the new ones may be in too.
+        """
 
     def remove(self, number: int) -> None:
         """Let a text go; the last one takes its place."""
@@ -69,13 +72,13 @@ class PooledRows:
 
     def add(self, texts: Sequence[Text]) -> None:
         for batch in _batches(texts):
-            self.cache.reserve(_power(len(self.texts) + len(batch)), _power(len(batch[0].prompt)))
-            if len(batch[0].prompt) == 1:
+            stem = self._read(batch) if len(batch[0].prompt) > 1 else None
+            self.cache.reserve(_power(len(self.texts) + len(batch)), _power(len(batch[0].prompt)), beside=True)
+            if stem is None:
                 self.cache.add_empty(len(batch))
             else:
-                cache = self._read(batch)
                 for row, text in enumerate(batch):
-                    self.cache.add(cache, row, len(text.prompt) - 1, 1)
+                    self.cache.add(stem, row, len(text.prompt) - 1, 1)
             self.texts += batch
 
     def _read(self, batch: Sequence[Text]) -> Any:
