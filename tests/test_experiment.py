@@ -324,3 +324,18 @@ def test_a_vector_read_again_is_rescaled_as_the_first_one_was(tmp_path, set_mean
             norms = [v.norms()[layer] for v in (own, again, vectors[behavior.name], plain)]
             assert norms[0] / norms[1] == pytest.approx(norms[2] / norms[3], rel=1e-4)
             assert (abs(norms[0] / norms[1] - 1) > 1e-3) == (set_mean_norm or multipliers is None)
+
+
+def test_a_layer_is_chosen_of_those_that_this_run_asks_whatever_another_run_left(tmp_path):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    behavior = load_behavior("refusal").first_questions(2)
+    vectors = {"refusal": SteeringVector({layer: 20.0 * torch.ones(32) for layer in range(4)})}
+    chosen = [
+        Experiment(tmp_path, ["refusal"], layers=layers, multipliers=(-1, 1), batch_size=3).choose_layer(
+            model, tokenizer, [behavior], vectors
+        )
+        for layers in ([0, 1, 2], [3])
+    ]
+    assert chosen[0] in (0, 1, 2)
+    assert chosen[1] == 3
+    assert {row.cell.layer for row in read_rows(tmp_path / "validation" / "rows.jsonl")} == {0, 1, 2, 3}
