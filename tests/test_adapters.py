@@ -186,11 +186,24 @@ def test_parameters_that_the_file_does_not_fill_are_refused(wrapper, tmp_path, m
     refuse(wrapper, folder, "holds nothing for|does not fit")
 
 
-def test_an_empty_file_is_refused_and_an_adapter_may_be_called_like_a_module(wrapper, tmp_path):
+@pytest.mark.parametrize("name", ["0", "model", "norm", "weight", "lora_A", "base_layer", "base_model"])
+def test_an_adapter_called_as_a_module_would_lose_tensors_of_others_and_is_refused(wrapper, tmp_path, name):
+    before = snapshot(wrapper.model)
+    with quietly(), pytest.raises(AdapterError, match=rf"called '{name}' on this model.*such as '{name}-adapter'"):
+        wrapper.load_adapter(adapter(tmp_path / "new"), name)
+    same(before, snapshot(wrapper.model))
+
+
+@pytest.mark.parametrize("name", ["0", "lora_A"])
+def test_nothing_is_saved_beside_an_adapter_that_plain_peft_called_as_a_module(tmp_path, name):
+    wrapper = SteeringWrapper(tiny_lora(tiny_model(), name))
+    wrapper.load_adapter(adapter(tmp_path / "b"), "b")
+    with pytest.raises(AdapterError, match=f"no adapter can be called '{name}'"):
+        saved(wrapper, "b", tmp_path / "saved")
+
+
+def test_an_empty_file_is_refused(wrapper, tmp_path):
     folder = adapter(tmp_path / "new")
-    wrapper.load_adapter(folder, "norm")
-    with wrapper.finetune("norm"), quietly():
-        assert close(wrapper(IDS).logits, trained(KINDS["LoRA"], tmp_path / "again", 1)(IDS).logits)
     write(folder, {})
     refuse(wrapper, folder, "holds nothing for 16 of the tensors")
 

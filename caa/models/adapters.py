@@ -82,6 +82,7 @@ def load_adapter(model: nn.Module, path: str | Path, name: str) -> nn.Module:
         with same_randomness(), undone_on_error(model) as guard:
             with _landing(model) as landed, _reading_unwatched(guard):
                 worn: nn.Module = _put_on(model, folder, name)
+            _check_no_module(worn, name)  # now those of PEFT's own layers too
             _check_base_kept(folder, guard)
             _check_filled(folder, worn, name, guard, landed[-1])
             _check_finite(folder, worn, name)
@@ -114,6 +115,26 @@ def _check_name(model: nn.Module, name: str) -> None:
             f"no adapter can be called {name!r}: names are not empty, have no dot, and are no word of torch's "
             "dictionaries, such as 'keys'. Give it another name"
         )
+    _check_no_module(model, name)
+
+
+def _check_no_module(model: nn.Module, name: str) -> None:
+    """PEFT takes every tensor whose path has the name in it for the adapter's, and leaves it out of other saves."""
+    if name in _path_parts(model):
+        raise AdapterError(
+            f"no adapter can be called {name!r} on this model, where a module or a tensor is called so: PEFT would take "
+            f"it for the adapter's. Give it another name, such as '{name}-adapter'"
+        )
+
+
+def _path_parts(model: nn.Module) -> set[str]:
+    """What stands in the names of the model's tensors, apart from the names of adapters in their dictionaries."""
+    held, parts = set(held_adapters(model)), set()
+    for module in model.modules():
+        names = {*module._modules, *module._parameters, *module._buffers}
+        if not (hasattr(module, "keys") and names <= held):
+            parts |= names
+    return parts
 
 
 # What a folder says, before anything is put on
@@ -364,9 +385,12 @@ def adapter_record(model: Any, name: str) -> dict[str, Any]:
 def save_adapter(model: Any, name: str, folder: Path) -> None:
     """Write one of the model's adapters as PEFT does, the same bytes each time, with what is known of it beside it.
 
-    ValueError for a merged one, and for one that was scaled on the model, which PEFT's files cannot say.
+    ValueError for a merged one, for one that was scaled on the model, which PEFT's files cannot say, and beside an
+    adapter that is called as a module is.
     """
     check_unmerged(model)
+    for held in held_adapters(model):
+        _check_no_module(model, held)
     _check_unscaled(model, name)
     scratch = folder / "peft"
     # "auto" would look on the Hub whether the embeddings were resized.

@@ -118,8 +118,13 @@ def adapter_base(name: str) -> str | None:
 
 
 def adapter_name(folder: str | Path) -> str:
-    """What an adapter that is loaded as a model is called: as its folder is, in characters that PEFT takes."""
-    return Path(folder).resolve().name.replace(".", "-")
+    """What an adapter that is loaded as a model is called: as its folder is, in characters that PEFT takes.
+
+    >>> adapter_name("runs/sft.v1"), adapter_name("runs/model"), adapter_name("runs/0")
+    ('sft-v1', 'adapter-model', 'adapter-0')
+    """
+    name = Path(folder).resolve().name.replace(".", "-")
+    return f"adapter-{name}" if name == "model" or name.isdigit() else name  # as modules are called
 
 
 def model_name(model: Any) -> str:
