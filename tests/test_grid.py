@@ -25,7 +25,7 @@ from caa.evals.grid import EvalGrid
 from caa.evals.tasks import answer_open, score_choices, stream_open
 from caa.judges.base import Verdict
 from caa.judges.exemplar import ExemplarJudge
-from caa.models.adapters import adapter_hash
+from caa.models.adapters import adapter_hash, load_adapter
 from caa.reports.tables import finetune_tables
 from caa.runs.rows import OWN, Cell, Row, VectorRef, append_rows, read_rows
 from caa.steering.intervention import Intervention, sweep
@@ -533,6 +533,34 @@ def test_adapters_that_do_not_do_the_same_have_other_hashes():
     ]
     assert len({hashed(**kind) for kind in kinds}) == len(kinds)
     assert hashed() == hashed() == "0632a39beec6d3e0", "the hash of a plain LoRA is in the records of older runs"
+
+
+def test_adapters_of_other_kinds_are_told_apart_by_all_that_acts_whatever_else_is_loaded(tmp_path):
+    import peft
+
+    kinds = {
+        "loha": (peft.LoHaConfig, {}, {"alpha": 64}),
+        "fourier": (peft.FourierFTConfig, {"n_frequency": 9}, {"random_loc_seed": 5}),
+        "lily": (peft.LilyConfig, {}, {"scaling": 3.0}),
+        "vera": (peft.VeraConfig, {}, {"projection_prng_key": 5}),
+    }
+    for name, (config, settings, other) in kinds.items():
+        folders = [tmp_path / name / version for version in ("one", "two")]
+        for folder, more in zip(folders, ({}, other), strict=True):
+            torch.manual_seed(0)
+            model = peft.get_peft_model(tiny_model(), config(target_modules=["q_proj"], **settings, **more))
+            for parameter in model.parameters():
+                parameter.data.fill_(0.5) if parameter.requires_grad else None
+            model.save_pretrained(folder)
+        alone = [load_adapter(tiny_model(), folder, "a") for folder in folders]
+        first, second = (adapter_hash(model, "a") for model in alone)
+        assert first != second, name
+        if name != "vera":  # those of one model share their projections
+            behind = load_adapter(alone[1], folders[0], "b")
+            assert adapter_hash(behind, "a") == second, name
+            assert (
+                adapter_hash(load_adapter(load_adapter(tiny_model(), folders[1], "b"), folders[0], "a"), "a") == first
+            )
 
 
 def test_an_operator_with_numbers_is_told_by_them_in_every_process(tmp_path):

@@ -32,18 +32,19 @@ def active_adapters(model: Any) -> list[str]:
 
 
 def _enabled(model: Any) -> bool:
-    layers = list(_adapter_layers(model))
+    layers = [layer for _, layer in adapter_layers(model)]
     if not layers:  # virtual tokens, which are no layers
         return not getattr(model, "_adapters_disabled", False)
     return any(not layer.disable_adapters for layer in layers)
 
 
-def _adapter_layers(model: Any) -> Iterator[Any]:
+def adapter_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """The path and the layer of each of PEFT's layers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for module in model.modules():
+    for path, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
-            yield module
+            yield path, module
 
 
 def adapter_parameters(model: Any) -> Iterator[Any]:
@@ -52,7 +53,7 @@ def adapter_parameters(model: Any) -> Iterator[Any]:
         return
     from peft.tuners.tuners_utils import BaseTuner
 
-    for layer in _adapter_layers(model):
+    for _, layer in adapter_layers(model):
         for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
             value = getattr(layer, attribute, None)
             yield from value.parameters() if isinstance(value, nn.Module) else [value]
@@ -67,7 +68,7 @@ def merged_adapters(model: Any) -> list[str]:
     """The names of the adapters whose weights PEFT's `merge_adapter()` has added to the base's."""
     if not held_adapters(model):
         return []
-    return list(dict.fromkeys(name for layer in _adapter_layers(model) for name in layer.merged_adapters))
+    return list(dict.fromkeys(name for _, layer in adapter_layers(model) for name in layer.merged_adapters))
 
 
 def check_unmerged(model: Any) -> None:

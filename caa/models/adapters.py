@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from caa.hashing import tensors_digest
 from caa.hub import ADAPTER, local_path
-from caa.models.adapter_state import LAYERWISE, active_adapters, check_unmerged, held_adapters
+from caa.models.adapter_state import LAYERWISE, active_adapters, adapter_layers, check_unmerged, held_adapters
 from caa.models.fingerprint import fingerprint, float16_hint, has_fingerprint
 from caa.models.names import ADAPTER_CONFIG as CONFIG
 from caa.models.names import model_name
@@ -122,8 +122,8 @@ def _check_no_module(model: nn.Module, name: str) -> None:
     """PEFT takes every tensor whose path has the name in it for the adapter's, and leaves it out of other saves."""
     if name in _path_parts(model):
         raise AdapterError(
-            f"no adapter can be called {name!r} on this model, where a module or a tensor is called so: PEFT would take "
-            f"it for the adapter's. Give it another name, such as '{name}-adapter'"
+            f"no adapter can be called {name!r} on this model, where a module or a tensor is called so: PEFT would "
+            f"take it for the adapter's. Give it another name, such as '{name}-adapter'"
         )
 
 
@@ -439,8 +439,7 @@ def make_portable(folder: Path, model: Any) -> None:
     path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     for key, value in config.items():
-        if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-            config[key] = sorted(value)
+        config[key] = _in_order(value)
     config["base_model_name_or_path"] = model_name(model)
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
@@ -526,10 +525,12 @@ def _let_act(model: Any, acting: bool) -> None:
 
 
 def adapter_hash(model: nn.Module, name: str) -> str:
-    """16 hex digits of what a LoRA adapter does: its weights, their scale in each layer, its variant."""
+    """16 hex digits of what an adapter does: its weights, their scale in each layer, its variant or its config."""
     config = model.peft_config[name]  # type: ignore[index]
-    scale = torch.tensor([getattr(config, "r", 0), getattr(config, "lora_alpha", 0)])
-    weights = ((key, p) for key, p in model.named_parameters() if f".{name}." in f"{key}.")
+    scale = torch.tensor([getattr(config, field, None) or 0 for field in ("r", "lora_alpha")])
+    once = config.peft_type == "LORA"  # what layers of another kind share depends on what else is loaded
+    parameters = model.named_parameters(remove_duplicate=once)
+    weights = ((key, p) for key, p in parameters if f".{name}." in f"{key}.")
     return tensors_digest([("scale", scale), *weights, *_beyond_weights(model, name)])
 
 
@@ -548,3 +549,37 @@ def _beyond_weights(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]
     tokens = [getattr(config, field, None) for field in ("alora_invocation_tokens", "trainable_token_indices")]
     if any(tokens):
         yield f"tokens {tokens}", torch.tensor(0)
+    if config.peft_type != "LORA":
+        fields = {key: _in_order(value) for key, value in config.to_dict().items() if key not in _IDLE_FIELDS}
+        yield f"config {json.dumps(fields, sort_keys=True, default=str)}", torch.tensor(0)
+        yield from _layer_settings(model, name)
+        yield from _saved_buffers(model, name)
+
+
+_IDLE_FIELDS = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
+)
+"""Of PEFT's configs: nothing that an adapter does depends on them."""
+
+
+def _in_order(value: Any) -> Any:
+    """Sets of names, which PEFT writes as lists in any order, as sorted lists; all else as it is."""
+    if isinstance(value, (set, list)) and all(isinstance(entry, str) for entry in value):
+        return sorted(value)
+    return value
+
+
+def _layer_settings(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The numbers that each layer holds for an adapter beside its weights: scales, and indices that were drawn."""
+    for path, layer in adapter_layers(model):
+        for attribute, by_adapter in sorted(vars(layer).items()):
+            value = by_adapter.get(name) if isinstance(by_adapter, dict) else None
+            if isinstance(value, (int, float, Tensor)):
+                yield f"{path}.{attribute}", torch.as_tensor(value)
+
+
+def _saved_buffers(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The adapter's tensors in files that are no parameters, each once; adapters of a kind may share them."""
+    buffers = {key for key, _ in model.named_buffers(remove_duplicate=False) if f".{name}." in f"{key}."}
+    shared = {id(tensor): (key, tensor) for key, tensor in model.state_dict(keep_vars=True).items() if key in buffers}
+    yield from shared.values()
