@@ -150,6 +150,28 @@ def beam_hook(model, path: str, inputs: bool, push: torch.Tensor, start: int):
     )
 
 
+@pytest.mark.parametrize(("family", "site"), [("Llama", "attention heads"), ("OPT", "MLP output")])
+def test_an_edit_at_a_linear_layer_acts_on_when_a_lora_comes_and_goes(family, site, tmp_path):
+    """PEFT puts a layer of its own in the place of the one that is edited."""
+    tiny_lora(tiny_model(family)).save_pretrained(tmp_path, save_embedding_layers=False)
+    push, ids = Intervention(drawn(site), 1, 1.0, ablate, everywhere), torch.tensor(PROMPTS[:1])
+    worn_first = SteeringWrapper(tiny_lora(tiny_model(family)), push)
+    model = tiny_model(family)
+    wrapper = SteeringWrapper(model, push)
+    alone = wrapper(ids).logits
+    with pytest.raises(ValueError, match="no adapter"):
+        wrapper.load_adapter(tmp_path / "nowhere", "sft")
+    assert torch.equal(wrapper(ids).logits, alone)
+    wrapper.load_adapter(tmp_path / "sft", "sft")
+    assert not torch.allclose(wrapper(ids).logits, alone, atol=1e-2)
+    close(wrapper(ids).logits, worn_first(ids).logits)
+    for steered in (wrapper, worn_first):
+        steered.unload_adapters()
+        assert torch.equal(steered(ids).logits, alone)
+    wrapper.unsteer()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
 def test_under_a_lora_and_with_other_operators_too():
     for site, path in USUAL.items():
         check_against_plain_hook(tiny_lora(tiny_model()), site, path, drawn(site))

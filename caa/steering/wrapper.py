@@ -312,7 +312,8 @@ class SteeringWrapper(nn.Module):
 
         ValueError if it was made for another base.
         """
-        self.model = load_adapter(self.model, path, name)
+        with self.paused():  # PEFT puts its layers in place of those that hooks may be on
+            self.model = load_adapter(self.model, path, name)
 
     def load_finetune(self, path: str | Path, name: str) -> None:
         """Add a finetune of any kind: an adapter, or a full checkpoint of the same base, by its folder or its name on
@@ -330,9 +331,10 @@ class SteeringWrapper(nn.Module):
 
     def unload_adapters(self) -> None:
         """Take every finetune off: the base is left as it was before the first one was put on."""
+        with self.paused():
+            self.model = unload(self.model)
         self._checkpoints.clear()
         self.keep_checkpoints(self._kept is not None)
-        self.model = unload(self.model)
 
     def keep_checkpoints(self, keep: bool = True) -> None:
         """From now on a full checkpoint stays loaded once it was, beside the model, where it is asked again and again:
