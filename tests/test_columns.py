@@ -200,6 +200,24 @@ def test_a_checkpoint_that_is_kept_is_loaded_once_and_answers_alike(
     assert len(loads) == 1
 
 
+def test_adapters_come_and_go_under_names_of_their_own_and_only_on_the_base(finetunes: dict[str, Path]) -> None:
+    wrapper = wrapper_of({name: finetunes[name] for name in ("helpful", "full")})
+    home, ids = wrapper.model, torch.tensor([[1, 20, 21, 22]])
+    worn = wrapper(ids).logits
+    with pytest.raises(ValueError, match="already holds a finetune 'full'"):
+        wrapper.load_adapter(finetunes["positive"], "full")
+    with wrapper.finetune("full"), wrapper.finetune(None):
+        for act in (wrapper.unload_adapters, lambda: wrapper.load_adapter(finetunes["positive"], "positive")):
+            with pytest.raises(RuntimeError, match="a full checkpoint runs in the base's place"):
+                act()
+    assert wrapper.model is home
+    assert wrapper.finetunes == ["helpful", "full"]
+    assert torch.equal(wrapper(ids).logits, worn)
+    wrapper.unload_adapters()
+    assert wrapper.finetunes == []
+    assert torch.equal(wrapper(ids).logits, tiny_model()(ids).logits)
+
+
 def add_from_last(resid: torch.Tensor) -> torch.Tensor:
     return torch.cat([resid[:, :-1], resid[:, -1:] + 2 * OWN.at(1)], dim=1)
 

@@ -58,7 +58,8 @@ class SteeringWrapper(nn.Module):
     def __init__(self, model: Any, *interventions: Intervention) -> None:
         super().__init__()
         self.model = model
-        self._waiting: list[Any] = []  # in a list, so that torch does not take it for a part of this module
+        self._waiting: list[Any] = []
+        """The model, while a checkpoint runs in its place; in a list, so that torch does not take it for a part."""
         self._checkpoints: dict[str, Checkpoint] = {}
         self._kept: dict[str, Any] | None = None
         decoder_blocks(model)
@@ -310,8 +311,12 @@ class SteeringWrapper(nn.Module):
     def load_adapter(self, path: str | Path, name: str) -> None:
         """Add a LoRA adapter that PEFT saved, by its folder or name on the Hub; it becomes the active one.
 
-        ValueError if it was made for another base.
+        ValueError if it was made for another base or the name is taken, RuntimeError while a checkpoint runs in the
+        base's place.
         """
+        self._check_base_runs()
+        if name in self._checkpoints:
+            raise ValueError(_taken(name))
         with self.paused():  # PEFT puts its layers in place of those that hooks may be on
             self.model = load_adapter(self.model, path, name)
 
@@ -323,18 +328,29 @@ class SteeringWrapper(nn.Module):
         ValueError for one of another base or under a name that is taken.
         """
         if name in self.finetunes:
-            raise ValueError(f"the model already holds a finetune {name!r}; give this one another name")
+            raise ValueError(_taken(name))
         if holds(path, ADAPTER_CONFIG):
             self.load_adapter(path, name)
         else:
             self._checkpoints[name] = read_checkpoint(path, self._worn)
 
     def unload_adapters(self) -> None:
-        """Take every finetune off: the base is left as it was before the first one was put on."""
+        """Take every finetune off: the base is left as it was before the first one was put on.
+
+        RuntimeError while a checkpoint runs in the base's place.
+        """
+        self._check_base_runs()
         with self.paused():
             self.model = unload(self.model)
         self._checkpoints.clear()
         self.keep_checkpoints(self._kept is not None)
+
+    def _check_base_runs(self) -> None:
+        if self._waiting:
+            raise RuntimeError(
+                "a full checkpoint runs in the base's place, which comes back as it was: put adapters on, and take "
+                "finetunes off, behind the end of its `with wrapper.finetune(...)` block"
+            )
 
     def keep_checkpoints(self, keep: bool = True) -> None:
         """From now on a full checkpoint stays loaded once it was, beside the model, where it is asked again and again:
@@ -366,10 +382,10 @@ class SteeringWrapper(nn.Module):
         """
         worn = self._worn
         if name in self._checkpoints:
-            with self._loaded(name) as checkpoint, self._exchanged(checkpoint, [worn]):
+            with self._loaded(name) as checkpoint, self._exchanged(checkpoint):
                 yield
         else:
-            with self._exchanged(worn, []), active_adapter(worn, name):
+            with self._exchanged(worn), active_adapter(worn, name):
                 yield
 
     @contextmanager
@@ -385,13 +401,13 @@ class SteeringWrapper(nn.Module):
         yield self._kept[name]
 
     @contextmanager
-    def _exchanged(self, model: Any, waiting: list[Any]) -> Iterator[None]:
+    def _exchanged(self, model: Any) -> Iterator[None]:
         """Another model in the wrapper, steered as the one was; nothing to do where it is that one."""
         if model is self.model:
             yield
             return
         before = self.model, self._waiting
-        self._put_in(model, waiting)
+        self._put_in(model, [self._worn])
         try:
             yield
         finally:
@@ -444,6 +460,10 @@ class SteeringWrapper(nn.Module):
         model is then as it was."""
         with as_it_was_on_error(model) if model is not None else nullcontext():
             return cls(*load_steered(folder, model, tokenizer, **kwargs))
+
+
+def _taken(name: str) -> str:
+    return f"the model already holds a finetune {name!r}; give this one another name"
 
 
 def _not_an_intervention(given: Any) -> str:
