@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -216,6 +219,30 @@ def test_adapters_come_and_go_under_names_of_their_own_and_only_on_the_base(fine
     wrapper.unload_adapters()
     assert wrapper.finetunes == []
     assert torch.equal(wrapper(ids).logits, tiny_model()(ids).logits)
+
+
+def test_a_checkpoint_is_gone_when_the_base_comes_back(finetunes: dict[str, Path], monkeypatch: Any) -> None:
+    """An accelerator has room for one of them."""
+    alive: list[bool] = []
+
+    @contextmanager
+    def watched(base: Any) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            alive.append(checkpoint() is not None)
+
+    monkeypatch.setattr("caa.steering.wrapper.aside", watched)
+    wrapper = wrapper_of({"full": finetunes["full"]})
+    wrapper.steer(Intervention(OWN, 1, 2.0))
+    with wrapper.finetune("full"):
+        checkpoint = weakref.ref(wrapper.model)
+        wrapper.generate(torch.tensor([[1, 20, 21, 22]]), max_new_tokens=2)
+        assert checkpoint() is not wrapper._worn
+    with pytest.raises(KeyError), wrapper.finetune("full"):
+        checkpoint = weakref.ref(wrapper.model)
+        raise KeyError
+    assert alive == [False, False]
 
 
 def add_from_last(resid: torch.Tensor) -> torch.Tensor:

@@ -382,23 +382,24 @@ class SteeringWrapper(nn.Module):
         """
         worn = self._worn
         if name in self._checkpoints:
-            with self._loaded(name) as checkpoint, self._exchanged(checkpoint):
+            with self._running(name):
                 yield
         else:
             with self._exchanged(worn), active_adapter(worn, name):
                 yield
 
     @contextmanager
-    def _loaded(self, name: str) -> Iterator[Any]:
-        """The model of a checkpoint; the base waits in main memory, but where both are kept."""
+    def _running(self, name: str) -> Iterator[None]:
+        """A checkpoint runs in the base's place, which waits in main memory, but where both are kept."""
         worn, path = self._worn, self._checkpoints[name].path
         if self._kept is None:
-            with aside(worn):
-                yield load_alike(path, worn)
+            with aside(worn), self._exchanged(load_alike(path, worn)):  # no name holds it when the base comes back
+                yield
             return
         if name not in self._kept:
             self._kept[name] = load_alike(path, worn)
-        yield self._kept[name]
+        with self._exchanged(self._kept[name]):
+            yield
 
     @contextmanager
     def _exchanged(self, model: Any) -> Iterator[None]:
@@ -408,6 +409,7 @@ class SteeringWrapper(nn.Module):
             return
         before = self.model, self._waiting
         self._put_in(model, [self._worn])
+        del model  # the wrapper alone holds it now, also where an error holds this frame
         try:
             yield
         finally:
