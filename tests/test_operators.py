@@ -116,6 +116,18 @@ def test_a_subspace_is_erased_or_set_as_one_projection_does_it(values):
         clamp_subspace(span, 1, [0.0, 0.0])
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_directions_that_follow_from_others_erase_nothing_more(scale):
+    first, second = drawn(2, 32, seed=4).float()
+    given = torch.stack([first, 3 * first, scale * second, first - 0.3 * second])
+    basis = torch.stack([edit.direction.double() for edit in erase_subspace(given, 1)])
+    both = torch.linalg.qr(torch.stack([first, second]).double().T).Q
+    assert len(basis) == 2
+    torch.testing.assert_close(basis.T @ basis, both @ both.T, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="2 directions of zeros span nothing"):
+        erase_subspace(torch.zeros(2, 32), 1)
+
+
 def test_numbers_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="Clamp needs finite numbers"):
         Clamp(float("nan"))

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from caa.callables import name_of
 from caa.models.sites import BLOCK_OUTPUT, Site, check_site
@@ -128,11 +129,16 @@ def erase_subspace(
 
         wrapper.steer(*erase_subspace(subspace(*activations.at(13), k=3), layer=13))
 
+    Directions that follow from the others, to float32 rounding, add nothing. ValueError if all are zero.
+
     >>> span = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
     >>> [str(intervention) for intervention in erase_subspace(span, 13)]
     ['direction 1 of 2 x +1, layer 13, ablate', 'direction 2 of 2 x +1, layer 13, ablate']
     """
-    basis = torch.linalg.qr(directions.double().T).Q.T.float()
+    _, sizes, axes = torch.linalg.svd(functional.normalize(directions.double(), dim=1), full_matrices=False)
+    basis = axes[sizes > sizes[0] * len(directions) * torch.finfo(torch.float32).eps].float()
+    if not len(basis):
+        raise ValueError(f"{len(directions)} directions of zeros span nothing that could be erased")
     return _along(basis, layer, share, [ablate] * len(basis), where)
 
 
