@@ -487,6 +487,18 @@ def saved(wrapper: SteeringWrapper, name: str, folder) -> torch.Tensor:
         return PeftModel.from_pretrained(tiny_model(), folder).eval()(IDS).logits
 
 
+@pytest.mark.parametrize("frozen_part", ["", "model.layers.1."])
+def test_the_base_is_trained_after_unloading_as_it_was_before(worn, tmp_path, frozen_part):
+    wrapper = SteeringWrapper(tiny_model())
+    for key, parameter in wrapper.model.named_parameters():
+        parameter.requires_grad = not (frozen_part and key.startswith(frozen_part))
+    before = {key: parameter.requires_grad for key, parameter in wrapper.model.named_parameters()}
+    for name in "ab":
+        wrapper.load_adapter(tmp_path / name, name)
+    wrapper.unload_adapters()
+    assert {key: parameter.requires_grad for key, parameter in wrapper.model.named_parameters()} == before
+
+
 def unloaded_is_base(wrapper: SteeringWrapper) -> None:
     assert fingerprint(wrapper.model) == fingerprint(tiny_model())
     wrapper.unsteer()

@@ -436,12 +436,36 @@ def test_several_finetunes_come_back_each_as_it_was(base, tmp_path):
 
 @pytest.mark.parametrize(
     ("finetunes", "reason"),
-    [(["neutral"], "no finetune 'neutral' to save; it holds"), (["negative"], "wears a finetune that it holds")],
+    [
+        (["neutral"], "no finetune 'neutral' to save; it holds"),
+        (["negative"], "wears a finetune that it holds"),
+        ([], r"active are \['positive'\], to be kept none.*finetune\(None\)"),
+    ],
 )
 def test_finetunes_that_cannot_be_kept_are_refused(base, tmp_path, finetunes, reason):
     with pytest.raises(ValueError, match=reason):
         two_finetunes(base).save_pretrained(tmp_path / "steered", finetunes=finetunes)
     assert not (tmp_path / "steered").exists()
+
+
+def test_what_was_saved_without_a_finetune_is_worn_without_one(base, tmp_path):
+    wrapper = two_finetunes(base)
+    with wrapper.finetune(None):
+        expected = wrapper(IDS).logits
+        folder = wrapper.save_pretrained(tmp_path / "steered", finetunes=[])
+    wrapper.save_pretrained(tmp_path / "worn")
+    model = wrapper.model
+    wrapper.unsteer()
+    for _ in range(2):
+        loaded = SteeringWrapper.from_pretrained(folder, model)
+        with loaded.finetune(None), loaded.finetune("negative"):
+            pass
+        assert torch.equal(loaded(IDS).logits, expected), "a finetune acts that was not saved"
+        loaded.unsteer()
+    loaded.load_adapter(tmp_path / "worn", "again")
+    with loaded.finetune("positive"):
+        worn = loaded(IDS).logits
+    assert torch.equal(loaded(IDS).logits, worn), "what is loaded acts, also where all were switched off"
 
 
 @pytest.mark.parametrize("file", ["vector-0.safetensors", "adapter_model.safetensors", "adapter_config.json"])
@@ -578,9 +602,12 @@ def test_a_wrong_tokenizer_is_refused(base, tmp_path):
     other.chat_template += " "
     with pytest.raises(ValueError, match="another tokenizer or chat template"):
         SteeringWrapper.from_pretrained(folder, base, other)
+    with pytest.raises(ValueError, match="another tokenizer or chat template"):
+        SteeringWrapper.from_pretrained(folder, tokenizer=other)
     other.save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="another tokenizer or chat template"):
         SteeringWrapper.from_pretrained(folder)
+    SteeringWrapper.from_pretrained(folder, tokenizer=tokenizer)
 
 
 def test_an_adapter_of_the_embedded_model_holds_its_name_and_no_path(tmp_path):

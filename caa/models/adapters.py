@@ -27,6 +27,8 @@ from caa.untrusted import check_fields, read_object
 
 PROVENANCE = "caa.json"
 """Beside an adapter that this project trained: what it was taught, on which base, with which data."""
+TRAINABLE = "_caa_trainable"
+"""The attribute of a model that wears adapters: which of the base's parameters were trained without them."""
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 MOST_RANK = 2**14
 """Of an adapter whose weights are no safetensors, and so do not say their shapes."""
@@ -260,9 +262,11 @@ def _put_on(model: Any, folder: Path, name: str) -> Any:
         warnings.filterwarnings("ignore", ".*(missing adapter keys|lora_bias=True)")
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), adapter_name=name)
-            model.set_adapter(name, inference_mode=True)
+            switch(model, [name])
         else:
+            trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            setattr(model, TRAINABLE, trainable)
     if record := read_record(folder):
         model.peft_config[name]._caa_record = (record, adapter_hash(model, name))
     return model
@@ -359,7 +363,10 @@ def _some(names: list[str]) -> str:
 
 
 def unload(model: Any) -> nn.Module:
-    """The base without its adapters, as it was; a plain model is its own base. ValueError for a merged one."""
+    """The base without its adapters, as it was before `load_adapter`, which freezes it; a plain model is its own base.
+
+    ValueError for a merged one.
+    """
     from peft.utils import ModulesToSaveWrapper
 
     if not held_adapters(model):
@@ -370,6 +377,8 @@ def unload(model: Any) -> nn.Module:
         if isinstance(module, ModulesToSaveWrapper):
             module.set_adapter([])  # of an active one PEFT would leave the trained copy in place of the original
     base: nn.Module = model.unload()
+    for parameter, requires_grad in getattr(model, TRAINABLE, []):
+        parameter.requires_grad = requires_grad
     return base
 
 
@@ -500,23 +509,31 @@ def _only(model: Any, names: list[str]) -> Iterator[None]:
     """These adapters act, also where all are switched off."""
     before, first = list(model.base_model.active_adapters), model.active_adapter
     acting = bool(active_adapters(model))
-    _let_act(model, True)
-    wear(model, names)
+    switch(model, names)
     try:
         yield
     finally:
-        wear(model, before, first)
+        _set_active(model, before, first)
         _let_act(model, acting)
 
 
-def wear(model: Any, names: list[str], first: Any = None) -> None:
-    """Make these adapters the active ones, where PEFT's own models take one alone; none is trained.
+def switch(model: Any, names: list[str]) -> None:
+    """From now on these adapters act and no others, untrained; with none the model is its base.
 
-    The model's `active_adapter`, by default the first of them, says whose invocation tokens an aLoRA begins at.
+    ValueError as for `active_adapter`.
     """
+    if held_adapters(model):
+        _check_switchable(model)
+        _let_act(model, bool(names))
+    if names:
+        _set_active(model, names, names[0])
+
+
+def _set_active(model: Any, names: list[str], first: Any) -> None:
+    """Also several, where PEFT's own models take one: an aLoRA begins at the tokens of their `active_adapter`."""
     model.base_model.set_adapter(names, inference_mode=True)
     if "active_adapter" in vars(model):  # a PeftMixedModel has no such place
-        model.active_adapter = first or names[0]
+        model.active_adapter = first
 
 
 def _let_act(model: Any, acting: bool) -> None:
@@ -526,7 +543,7 @@ def _let_act(model: Any, acting: bool) -> None:
 
 def adapter_hash(model: nn.Module, name: str) -> str:
     """16 hex digits of what an adapter does: its weights, their scale in each layer, its variant or its config."""
-    config = model.peft_config[name]  # type: ignore[index]
+    config: Any = model.peft_config[name]  # type: ignore[index]
     scale = torch.tensor([getattr(config, field, None) or 0 for field in ("r", "lora_alpha")])
     once = config.peft_type == "LORA"  # what layers of another kind share depends on what else is loaded
     parameters = model.named_parameters(remove_duplicate=once)

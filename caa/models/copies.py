@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from caa.models.adapters import unload
+from caa.models.adapters import TRAINABLE, unload
 from caa.models.blocks import base_model
 
 STEERING = "_caa_steering"
@@ -26,6 +26,7 @@ def shell(model: Any) -> Any:
     if (state := vars(base_model(model)).get(STEERING)) is not None:
         memo[id(state)] = state.of_a_copy()
     copied = copy.deepcopy(model, memo)
+    vars(copied).pop(TRAINABLE, None)  # quantized parameters are the model's own
     for module in copied.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()

@@ -12,7 +12,7 @@ from caa.callables import from_record, to_record
 from caa.files import only_maker, replacing_folder
 from caa.hub import CARD, STEERED, local_path
 from caa.models.adapter_state import active_adapters
-from caa.models.adapters import adapter_record, load_adapter, save_adapter, wear
+from caa.models.adapters import adapter_record, load_adapter, save_adapter, switch
 from caa.models.fingerprint import check_base, check_tokenizer, describe, tokenizer_fingerprint
 from caa.models.loading import load_model
 from caa.models.sites import BLOCK_OUTPUT
@@ -85,10 +85,10 @@ def _to_keep(model: Any, finetunes: Sequence[str] | None) -> list[str]:
     chosen = active if finetunes is None else list(finetunes)
     if unknown := [name for name in chosen if name not in held]:
         raise ValueError(f"the model holds no finetune {unknown[0]!r} to save; it holds {held or 'none'}")
-    if chosen and (not active or not set(active) <= set(chosen)):
+    if (chosen and not active) or not set(active) <= set(chosen):
         raise ValueError(
-            f"a steered adapter wears a finetune that it holds: active are {active or 'none'}, to be kept {chosen}. "
-            "Choose one of them with `finetune(name)`."
+            f"a steered adapter wears a finetune that it holds: active are {active or 'none'}, to be kept "
+            f"{chosen or 'none'}. Save within `finetune(name)` of one that is kept, or, to keep none, `finetune(None)`"
         )
     if bad := [name for name in chosen if Path(name).name != name]:
         raise ValueError(f"a finetune's name becomes a folder's name, which {bad[0]!r} cannot be; load it as another")
@@ -145,14 +145,16 @@ def _to_json(number: int, intervention: Intervention) -> dict[str, Any]:
 def load_steered(
     folder: str | Path, model: nn.Module | None = None, tokenizer: Any = None, **kwargs: Any
 ) -> tuple[nn.Module | Any, *tuple[Intervention, ...]]:
-    """The model of a steered adapter, wearing its LoRA, and its interventions. `folder` may be a name on the Hub.
+    """The model of a steered adapter, wearing its LoRA and no other, and its interventions. `folder` may be a name on
+    the Hub.
 
     ValueError, with the reason, for a damaged folder, another base, another tokenizer.
     """
     folder = _here(folder)
     manifest = read_steered(folder)
     if model is None:
-        model, tokenizer = load_model(manifest["base"]["name"], **kwargs)
+        model, own = load_model(manifest["base"]["name"], **kwargs)
+        tokenizer = own if tokenizer is None else tokenizer
     check_base(folder, manifest["base"], model)
     check_tokenizer(folder, manifest["tokenizer"], tokenizer)
     interventions = [_from_json(folder, record) for record in manifest["interventions"]]
@@ -253,8 +255,7 @@ def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
 def _wearing(folder: Path, manifest: dict[str, Any], model: Any) -> Any:
     for adapter in manifest["adapters"]:
         model = load_adapter(model, inside(folder, adapter["folder"]), adapter["name"])
-    if manifest["active"]:
-        wear(model, manifest["active"])
+    switch(model, manifest["active"])
     return model
 
 
