@@ -88,16 +88,21 @@ def _download(name: str, address: Address, kind: Kind) -> Path:
 
 def holds(name: str | Path, file: str) -> bool:
     """Whether a folder holds a file, or the repository of that name on the Hub, of which this file alone is loaded."""
+    return local_file(name, file) is not None
+
+
+def local_file(name: str | Path, file: str) -> Path | None:
+    """A file of a folder, or of the repository of that name on the Hub, of which it alone is loaded; None if it holds
+    no such file."""
     address = address_of(name)
     if address is None:
-        return (Path(name) / file).is_file()
+        return Path(name) / file if (Path(name) / file).is_file() else None
     from huggingface_hub import hf_hub_download
 
     try:
-        hf_hub_download(address.repository, file, revision=address.revision)
+        return Path(hf_hub_download(address.repository, file, revision=address.revision))
     except Exception:  # whatever is wrong is said when it is loaded
-        return False
-    return True
+        return None
 
 
 def upload(

@@ -458,6 +458,11 @@ def test_a_quantized_base_of_torchao_is_known_steered_read_and_wears_adapters(tm
     refuse(wrapper, refuse_pissa, "changes the base")
     with pytest.raises(ValueError, match="quantized"):
         to_merged(steered(wrapper), TOKENIZER, tmp_path / "merged")
+    tiny_model().save_pretrained(tmp_path / "full")
+    with pytest.raises(
+        ValueError, match="is no adapter, and a full checkpoint cannot take the place of this quantized"
+    ):
+        wrapper.load_finetune(tmp_path / "full", "full")
     wrapper.unsteer()
     wrapper.unload_adapters()
     assert torch.equal(wrapper(IDS).logits, plain)

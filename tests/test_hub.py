@@ -9,6 +9,7 @@ from tiny import random_ids, tiny_lora, tiny_model
 
 from caa import Intervention, SteeringVector, SteeringWrapper
 from caa.cli import main
+from caa.hub import upload
 from caa.preflight import adapter_problems
 from caa.vectors.vector import Provenance
 
@@ -91,6 +92,15 @@ def test_adapters_and_steered_adapters_are_found_by_name(hub, tmp_path, capsys):
     for name, kind in (("you/steered", "steered adapter"), ("you/finetune", "PEFT adapter")):
         assert main(["inspect", name]) == 0
         assert f"{name}: {kind}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_base_on_the_hub_is_known_before_its_weights_come_down(hub, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "caa.json").write_text('{"base": "theirs", "base_fingerprint": "0123456789abcdef"}')
+    upload(tmp_path / "full", "you/full")
+    for name in ("you/full", "you/full@main", tmp_path / "full"):
+        with pytest.raises(ValueError, match=r"was trained on 'theirs'.*load that base"):
+            SteeringWrapper(tiny_model()).load_finetune(name, "full")
 
 
 def test_only_safetensors_and_json_come_down(hub, tmp_path):

@@ -17,10 +17,9 @@ from caa.exports.llama import as_llama
 from caa.exports.parity import Parity, check_parity, probe
 from caa.models.adapter_state import active_adapters, check_unmerged
 from caa.models.adapters import unload
-from caa.models.blocks import text_config
+from caa.models.blocks import is_quantized
 from caa.models.copies import shell
 from caa.models.loading import auto_class
-from caa.models.tensors import plain_parts
 from caa.steering.scopes import everywhere
 from caa.steering.wrapper import SteeringWrapper
 
@@ -64,7 +63,7 @@ def _merge(model: Any) -> Any:
 
     PEFT's own merge stops half way where it fails, so it works on a shell, whose weights it replaces (`safe_merge`).
     """
-    if _is_quantized(model):
+    if is_quantized(model):
         raise ValueError("a quantized base cannot hold a merged finetune; load the base in full, or export `--to peft`")
     check_unmerged(model)
     copied = shell(model)
@@ -80,13 +79,6 @@ def _merge(model: Any) -> Any:
     except Exception as error:  # PEFT's tuners each have their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"PEFT cannot merge this finetune ({reason}). Nearest: `--to peft`") from error
-
-
-def _is_quantized(model: Any) -> bool:
-    """As its loader or its config says, or its weights, which torchao quantizes in place without a word."""
-    if getattr(model, "quantization_method", None) or getattr(text_config(model), "quantization_config", None):
-        return True
-    return any(len(plain_parts(parameter.data)) > 1 for parameter in model.parameters())
 
 
 def _own_weights(layer: nn.Module) -> None:

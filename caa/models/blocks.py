@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from caa.models.hooks import Call, RepeatedBlocks, stream_of, tracing
 from caa.models.positions import CACHES, cache_in, position_ids
+from caa.models.tensors import plain_parts
 
 
 def base_model(model: Any) -> Any:
@@ -318,6 +319,13 @@ def _parameters(module: nn.Module) -> frozenset[str]:
 def text_config(model: Any) -> Any:
     """The config of the language model itself, also where it is one part of several (Gemma 3, Llama 4)."""
     return model.config.get_text_config()
+
+
+def is_quantized(model: Any) -> bool:
+    """As its loader or its config says, or its weights, which torchao quantizes in place without a word."""
+    if getattr(model, "quantization_method", None) or getattr(text_config(model), "quantization_config", None):
+        return True
+    return any(len(plain_parts(parameter.data)) > 1 for parameter in model.parameters())
 
 
 def model_width(model: Any) -> int:

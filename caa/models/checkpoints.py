@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from caa.models.adapters import read_record
+from caa.hub import local_file
+from caa.models.adapters import PROVENANCE, read_record
+from caa.models.blocks import is_quantized
 from caa.models.fingerprint import fingerprint, has_fingerprint, sample_parameters
 from caa.models.loading import load_model
 
@@ -27,9 +29,16 @@ class Checkpoint:
 def read_checkpoint(path: str | Path, base: Any) -> Checkpoint:
     """Load a checkpoint once, to prove that it is a finetune of this base; only what is known of it is kept.
 
-    ValueError, with the reason, for one of another family or size, and for one that was trained on another base.
+    ValueError, with the reason, for one of another family or size, for one that was trained on another base, and for a
+    quantized base, whose weights no checkpoint can be held against.
     """
-    record = read_record(Path(path))
+    if is_quantized(base):
+        raise ValueError(
+            f"{path} is no adapter, and a full checkpoint cannot take the place of this quantized base, whose weights "
+            "are others than those that it was trained on: load the base in full, or finetune it with adapters"
+        )
+    file = local_file(path, PROVENANCE)
+    record = read_record(file.parent) if file else {}
     if record and not has_fingerprint(base, record["base_fingerprint"]):
         raise ValueError(
             f"{path} was trained on {record['base']!r} ({record['base_fingerprint']}), and this model is another one "
