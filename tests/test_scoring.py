@@ -96,7 +96,7 @@ def test_who_cannot_be_padded_or_expanded_is_found_out_in_any_precision(trial, c
 
 def test_what_stays_on_has_one_multiplier_for_all_texts():
     wrapper = SteeringWrapper(tiny_model(), Intervention(W, 1, [1.0, -1.0]))
-    with pytest.raises(ValueError, match="with one multiplier for all"):
+    with pytest.raises(ValueError, match="texts are asked in an order of their own"):
         log_probabilities(wrapper, LETTERS[:2], LATE)
 
 

@@ -71,7 +71,7 @@ def test_a_missing_harness_is_told_with_what_to_install(monkeypatch):
 
 
 def test_the_warning_of_pads_names_the_line_that_called(monkeypatch):
-    monkeypatch.setattr("caa.steering.wrapper.can_pad", lambda model, warn: False)
+    monkeypatch.setattr("caa.steering.wrapper.ignores_pads", lambda model, apart: False)
     wrapper, padded = SteeringWrapper(tiny_model()), pad([[5, 6, 7], [8]], 0, "left")
     for call in (wrapper, partial(wrapper.generate, max_new_tokens=1, pad_token_id=0)):
         with pytest.warns(UserWarning, match="reads pads on the left") as warned:

@@ -33,8 +33,6 @@ class Provenance:
     model: str = ""
     adapter: str = ""
     """The adapters that were active while the activations were read, empty for none."""
-    adapter_hash: str = ""
-    """Of each of them 16 hex digits of what it does."""
     behavior: str = ""
     method: str = ""
     n_pairs: int = 0
@@ -49,6 +47,8 @@ class Provenance:
     """What was done to the vector afterwards, oldest first."""
     checks: Mapping[str, float] = field(default_factory=dict)
     """Whether it is the right direction, in numbers: "layer 13: held-out accuracy" -> 0.97 (`caa.vectors.checks`)."""
+    adapter_hash: str = ""
+    """16 hex digits of what each adapter did that was active."""
 
     @classmethod
     def from_json(cls, stated: str) -> Provenance:
