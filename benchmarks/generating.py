@@ -59,7 +59,8 @@ def compiled(subject: Subject, size: Size, backend: str = "inductor") -> Report:
         return lambda: texts(SteeringWrapper(model), subject.tokenizer, subject.questions, settings, size.new_tokens)
 
     fast = torch.compile(subject.model, dynamic=True, backend=backend)
-    timings, answers = alternate([Contender(EAGER, writer(subject.model)), Contender(COMPILED, writer(fast))], TURNS)
+    work = [Contender(EAGER, writer(subject.model)), Contender(COMPILED, writer(fast))]
+    timings, answers = alternate(work, size.repeats)
     what = f"{len(subject.questions)} questions x 3 settings, at most {size.new_tokens} new tokens each"
     report = Report("Open answers of a compiled model", f"{subject.name}, {what}", timings)
     report.ratio("as it is / compiled", EAGER, COMPILED)

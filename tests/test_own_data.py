@@ -52,6 +52,8 @@ def test_only_what_the_assistant_says_in_words_is_learnt(tmp_path: Path) -> None
     assert (example.question, example.answer) == (Conversation(said[:3]), "It is one.")
     with pytest.raises(ValueError, match="answers another one in words"):
         load_examples(written(tmp_path / "b.jsonl", {"messages": said[:2]}))
+    with pytest.raises(ValueError, match="this message has none: leave the row out"):
+        load_examples(written(tmp_path / "d.jsonl", {"prompt": "Wait?", "completion": [call]}))
     picture = {"role": "assistant", "content": [{"type": "image", "url": "a.png"}]}
     with pytest.raises(ValueError, match="a part of this one is no text"):
         load_examples(written(tmp_path / "c.jsonl", {"messages": [SAID[1], picture]}))

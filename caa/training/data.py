@@ -105,7 +105,9 @@ def _text(answer: str | list[Mapping[str, Any]]) -> str:
         return answer.strip()
     if len(answer) != 1:
         raise ValueError(f"an answer is a text or one message, this one is {len(answer)} messages")
-    return _words(answer[0])
+    if words := _words(answer[0]):
+        return words
+    raise ValueError("an answer is learnt from its words, and this message has none: leave the row out")
 
 
 def _words(message: Mapping[str, Any]) -> str:

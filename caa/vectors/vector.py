@@ -48,7 +48,7 @@ class Provenance:
     checks: Mapping[str, float] = field(default_factory=dict)
     """Whether it is the right direction, in numbers: "layer 13: held-out accuracy" -> 0.97 (`caa.vectors.checks`)."""
     adapter_hash: str = ""
-    """16 hex digits of what each adapter did that was active."""
+    """16 hex digits of what each active adapter does, joined by "+"."""
 
     @classmethod
     def from_json(cls, stated: str) -> Provenance:

@@ -141,9 +141,9 @@ class _Sentence:
         if not moves:
             return ["no random direction was asked to compare with"] if sizes else []
         count = len({cell.vector for cell in moves})
-        name = "a random direction" if count == 1 else f"{count} random directions"
+        name, verb = ("a random direction", "moves") if count == 1 else (f"{count} random directions", "move")
         ends = " to ".join(dict.fromkeys(signed_change(end(moves.values())) for end in (min, max)))
-        return [f"{name} of the same length {'move single behaviors ' if self._several else ''}by {ends}"]
+        return [f"{name} of the same length {f'{verb} single behaviors ' if self._several else ''}by {ends}"]
 
 
 def _with_interval(estimate: Estimate) -> str:
